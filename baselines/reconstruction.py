@@ -1,0 +1,88 @@
+"""The reconstruction method of P1: an invariant half under VICReg, an equivariant half that must redraw view 2.
+
+Wang, Krajsek, Scharr, arXiv 2412.03314, section 2: L = L_SSL(invariant halves) + λ_recon * MSE(decoder, view 2).
+"""
+
+from __future__ import annotations
+
+import torch
+from equibench.baselines.vicreg import vicreg_loss
+from torch import Tensor, nn
+
+from equibench.encoders.vit import ViTEncoder
+from equibench.pretrain.baseline import Baseline, TokenPair, Views, register_baseline
+from equibench.pretrain.decoder import CrossAttentionDecoder
+from equibench.pretrain.heads import projector
+from equibench.pretrain.losses import masked_pixel_mse
+from equibench.profiles import Profile
+
+
+def patches_of(images: Tensor, patch: int) -> Tensor:
+    """Images (N, 3, S, S) -> the pixels of each patch, row-major, channels first (N, L, 3 * patch²)."""
+    n, channels, side, _ = images.shape
+    grid = side // patch
+    blocks = images.reshape(n, channels, grid, patch, grid, patch)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(n, grid * grid, -1)
+
+
+@register_baseline("reconstruction", title="Ours")
+class Reconstruction(Baseline):
+    """VICReg on the invariant half, cross-attention reconstruction of view 2 from the equivariant half."""
+
+    splits_features = True
+    visible: Tensor
+
+    def __init__(self, profile: Profile, encoder: ViTEncoder, query_residual: bool = False) -> None:
+        super().__init__(profile, encoder)
+        decoder = profile.decoder
+        self.patch = encoder.patch
+        self.projector = projector(self.half, profile.pretraining.projector)
+        self.equivariant_head = nn.Sequential(
+            nn.Linear(self.features - self.half, decoder.width), nn.LayerNorm(decoder.width)
+        )
+        self.decoder = CrossAttentionDecoder(
+            decoder,
+            grid=profile.image_size // encoder.patch,
+            visible=encoder.visible,
+            pixels=3 * encoder.patch**2,
+            query_residual=query_residual,
+        )
+        self.register_buffer("visible", encoder.visible.clone(), persistent=False)
+
+    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+        x, y = (self.projector(t.mean[:, : self.half]) for t in (tokens.v1, tokens.v2))
+        ssl = vicreg_loss(x, y)
+        reconstruction = self.reconstruction_error(views, self.equivariant(tokens.v1), self.equivariant(tokens.v2))
+        total = ssl.pop("loss") + self.profile.pretraining.lambda_recon * reconstruction
+        return {"loss": total, "reconstruction": reconstruction, **ssl}
+
+    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+        """How much the reconstruction of view 2 needs view 1, and how much view 2 (PROTOCOL 2.4 #6).
+
+        Each gap is the error with that view's tokens taken from another image, minus the error as it is: near 0 for
+        view 1 means that the decoder does without it and the method is an autoencoder of view 2.
+        """
+        z1, z2 = self.equivariant(tokens.v1), self.equivariant(tokens.v2)
+        error = self.reconstruction_error(views, z1, z2)
+        return {
+            "reconstruction": error,
+            "view1_swap_gap": self.reconstruction_error(views, z1.roll(1, dims=0), z2) - error,
+            "view2_swap_gap": self.reconstruction_error(views, z1, z2.roll(1, dims=0)) - error,
+        }
+
+    def equivariant(self, tokens: object) -> Tensor:
+        """Equivariant halves of the patch tokens, through their head: (N, L, decoder width)."""
+        return self.equivariant_head(tokens.patches[..., self.half :])  # type: ignore[attr-defined]
+
+    def reconstruction_error(self, views: Views, z1: Tensor, z2: Tensor) -> Tensor:
+        """Pixel MSE of the decoder's view 2 over the visible pixels, normalised RGB."""
+        prediction = self.decoder(z2, z1)
+        return masked_pixel_mse(prediction, self.to_patches(views.v2), self.to_patches(self._channels(views.mask))[0])
+
+    def to_patches(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) -> pixels of the visible patches (N, L, 3 * patch²)."""
+        return patches_of(images, self.patch)[:, self.visible]
+
+    @staticmethod
+    def _channels(mask: Tensor) -> Tensor:
+        return torch.as_tensor(mask).expand(1, 3, *mask.shape)

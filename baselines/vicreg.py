@@ -1,0 +1,49 @@
+"""VICReg: both views' embeddings agree, every dimension varies, no two dimensions correlate.
+
+Bardes, Ponce, LeCun, "VICReg", ICLR 2022. All 512 channels are trained to be invariant, so there is no split.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from equibench.encoders.vit import ViTEncoder
+from equibench.pretrain.baseline import Baseline, TokenPair, Views, gather, register_baseline
+from equibench.pretrain.heads import projector
+from equibench.pretrain.losses import both, covariance, invariance, variance
+from equibench.profiles import Profile
+
+SIE_WEIGHTS = (10.0, 10.0, 1.0)
+"""Invariance, variance and covariance as SIE weights them (PROTOCOL 2.4 #9); VICReg's own are (25, 25, 1)."""
+
+
+def vicreg_loss(x: Tensor, y: Tensor, weights: tuple[float, float, float] = SIE_WEIGHTS) -> dict[str, Tensor]:
+    """VICReg's three terms and their weighted sum "loss" for the embeddings (N, D) of two views.
+
+    The variance term is the mean over the views and the covariance term their sum (VICReg eq. 6).
+    """
+    on_invariance, on_variance, on_covariance = weights
+    all_x, all_y = gather(x), gather(y)
+    terms = {
+        "invariance": invariance(x, y),
+        "variance": both(variance(all_x), variance(all_y)),
+        "covariance": covariance(all_x) + covariance(all_y),
+    }
+    total = on_invariance * terms["invariance"] + on_variance * terms["variance"] + on_covariance * terms["covariance"]
+    return {"loss": total, **terms}
+
+
+@register_baseline("vicreg", title="VICReg")
+class VICReg(Baseline):
+    """Joint embedding with variance, invariance and covariance terms on all channels."""
+
+    def __init__(
+        self, profile: Profile, encoder: ViTEncoder, weights: tuple[float, float, float] = SIE_WEIGHTS
+    ) -> None:
+        super().__init__(profile, encoder)
+        self.weights = weights
+        self.projector = projector(self.features, profile.pretraining.projector)
+
+    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+        x, y = self.projector(tokens.v1.mean), self.projector(tokens.v2.mean)
+        return vicreg_loss(x, y, self.weights)

@@ -1,0 +1,179 @@
+"""The command line: `equibench list | table | pretrain | certify`. Each command is a function of `equibench.api`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# before torch starts its threads: idle ones must sleep, since spinning slows a busy machine many times over
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from equibench.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Train a method, score an encoder, believe the number.\n\n"
+    "Smallest table: [bold]equibench table table2 --profile tiny[/bold]",
+)
+
+ProfileOption = Annotated[str, typer.Option(help="How large: tiny, demo, cifar10 (`equibench list profiles`).")]
+BaselineFiles = Annotated[
+    list[Path],
+    typer.Option("--baseline", help="A Python file that registers further baselines; may be repeated."),
+]
+Variant = Annotated[str, typer.Option(help="Views: headline (mirrored fill, disc) or paper_like (black fill).")]
+DataRoot = Annotated[
+    Path | None, typer.Option(help="Folder that holds the data; else $EQUIBENCH_DATA, the cache, a download.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Devices = Annotated[int, typer.Option(help="How many devices (on each node, under torchrun or SLURM).")]
+Runs = Annotated[Path, typer.Option(help="Folder for work in progress: checkpoints, features, the journal.")]
+
+
+@app.command("list", epilog="Example: equibench list tasks")
+def list_command(
+    kind: Annotated[str, typer.Argument(help="tasks, baselines, tables or profiles; everything if left out.")] = "",
+) -> None:
+    """Show what there is: tasks, baselines, tables, profiles."""
+    from equibench.api import list_names
+
+    console = Console()
+    for one in [kind] if kind else ["tasks", "baselines", "tables", "profiles"]:
+        shown = Table(title=None if kind else one, show_header=False, box=None, title_justify="left")
+        shown.add_column(no_wrap=True, style="bold")
+        for name, description in list_names(one):
+            shown.add_row(name, escape(description))
+        console.print(shown)
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "equibench table table2\n\n"
+    "equibench table table2 --profile tiny --dry-run\n\n"
+    "equibench table table2 --rows vicreg,reconstruction --columns rotation --seeds 0,1,2\n\n"
+    "equibench table table2 --baseline my_method.py"
+)
+def table(
+    name: Annotated[str, typer.Argument(help="A table's name, or a CSV that defines one.")] = "table2",
+    profile: ProfileOption = "demo",
+    rows: Annotated[str | None, typer.Option(help="Only these rows, separated by commas.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Only these columns, separated by commas.")] = None,
+    seeds: Annotated[str, typer.Option(help="Pretraining seeds, separated by commas.")] = "0",
+    baseline: BaselineFiles = [],  # noqa: B006
+    variant: Variant = "headline",
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    runs: Runs = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROFILE.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the units and their time; run nothing.")] = False,
+) -> None:
+    """Bring a table up to date: pretrain and score what is missing, print it, write it."""
+    from equibench import api
+    from equibench.report.terminal import print_plan, print_table
+
+    selection = {
+        "profile": profile,
+        "rows": _names(rows),
+        "columns": _names(columns),
+        "seeds": _numbers(seeds),
+        "baseline_files": baseline,
+        "variant": variant,
+        "data_root": data_root,
+        "device": device,
+        "runs": runs,
+    }
+    console = Console()
+    if dry_run:
+        print_plan(api.plan_table(name, **selection), console)  # type: ignore[arg-type]
+        return
+    result = api.table(name, **selection, devices=devices, out=out)  # type: ignore[arg-type]
+    if result.place.fabric.is_global_zero:
+        setting = result.place.setting
+        print_table(result.definition, result.rows, result.tasks, result.records, setting, result.seeds, console)
+        console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples:\n\nequibench pretrain vicreg\n\n"
+    "equibench pretrain reconstruction --profile cifar10 --seed 1 --device cuda"
+)
+def pretrain(
+    baseline_name: Annotated[str, typer.Argument(metavar="BASELINE", help="See `equibench list baselines`.")],
+    profile: ProfileOption = "demo",
+    seed: Annotated[int, typer.Option(help="Pretraining seed.")] = 0,
+    baseline: BaselineFiles = [],  # noqa: B006
+    variant: Variant = "headline",
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    devices: Devices = 1,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Pretrain one baseline; interrupted, it goes on where it was."""
+    from equibench import api
+
+    run = api.pretrain(
+        baseline_name,
+        profile=profile,
+        seed=seed,
+        baseline_files=baseline,
+        variant=variant,
+        data_root=data_root,
+        device=device,
+        devices=devices,
+        runs=runs,
+    )
+    Console().print(f"{run.folder / 'encoder.safetensors'}  (log: {run.folder / 'log.jsonl'})", soft_wrap=True)
+
+
+@app.command(epilog="Examples:\n\nequibench certify translation\n\nequibench certify")
+def certify(
+    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks; all if left out.")] = None,
+    data_root: DataRoot = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; by default the one kept with the tasks.")] = None,
+) -> None:
+    """Measure what pixels hold and what view 2 alone gives away, with a small CNN."""
+    from equibench.certificate import certify as run_certify
+
+    written = run_certify(tasks or None, data_root=data_root, out=out)
+    Console().print(f"written: {written}", soft_wrap=True)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [part.strip() for part in text.split(",") if part.strip()] if text is not None else None
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds takes numbers separated by commas, not {text!r}", "--seeds 0,1,2") from None
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one message and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        console = Console(stderr=True)
+        console.print(f"[bold red]error:[/] {escape(error.problem)}", soft_wrap=True, highlight=False)
+        if error.fix:
+            console.print(escape(error.fix), soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; the same command goes on where it was")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

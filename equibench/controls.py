@@ -1,0 +1,102 @@
+"""Control rows: what a table's numbers must be held against (PROTOCOL 2.4 #32).
+
+constant: always the training mean; its R² is 0, its pooled R² the floor of the published version.
+pixels: principal components of each view's visible pixels, through the same probe.
+image_statistics: mean, standard deviation and gradient energy of each channel, through the same probe.
+random_init: the table's encoder before any training.
+oracle: the parameters themselves with a little noise; it shows that the pipeline can reach 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from equibench.data.pairs import Pairs
+from equibench.encoders.vit import ViewSpec
+from equibench.probes.mlp import Split
+from equibench.transforms import visible_disc
+
+Array = NDArray[np.floating]
+
+COMPONENTS = 512
+ORACLE_NOISE = 0.05
+
+
+@dataclass(frozen=True)
+class Control:
+    """A row that no pretraining stands behind."""
+
+    name: str
+    title: str
+    has_encoder: bool
+    description: str
+
+
+CONTROLS = {
+    c.name: c
+    for c in [
+        Control("random_init", "random init", True, "the same encoder, untrained"),
+        Control("pixels", "pixels (512 PCs)", False, "principal components of each view through the same probe"),
+        Control("image_statistics", "image statistics", False, "mean, std, gradient energy through the same probe"),
+        Control("constant", "constant", False, "the training mean, whatever the image"),
+        Control("oracle", "oracle", False, "the parameters with 5 % noise through the same probe"),
+    ]
+}
+RIVALS = ("random_init", "pixels", "image_statistics")
+"""The controls that a row must beat before its score says anything about its training."""
+
+
+def pixel_features(
+    first: NDArray[np.uint8], second: NDArray[np.uint8], train: slice, spec: ViewSpec
+) -> tuple[Array, Array]:
+    """Principal components (N, <= 512) of both views' visible pixels, fitted on the training pairs' views."""
+    flat_first, flat_second = _visible_pixels(first, spec), _visible_pixels(second, spec)
+    fit = np.concatenate([flat_first[train], flat_second[train]])
+    pca = PCA(min(COMPONENTS, *fit.shape), svd_solver="covariance_eigh").fit(fit)
+    return pca.transform(flat_first), pca.transform(flat_second)
+
+
+def statistics_features(first: NDArray[np.uint8], second: NDArray[np.uint8], spec: ViewSpec) -> tuple[Array, Array]:
+    """Per channel: mean, standard deviation and mean squared gradient inside the mask; (N, 9) each."""
+    return _statistics(first, spec), _statistics(second, spec)
+
+
+def oracle_features(pairs: Pairs, coded: NDArray[np.float64]) -> tuple[Array, Array]:
+    """Nothing for the first view; standardised coded parameters plus noise for the second."""
+    train = coded[pairs.rows("train")]
+    standard = (coded - train.mean(axis=0)) / train.std(axis=0)
+    noise = np.random.default_rng(int(pairs.sha256[:8], 16)).normal(0, ORACLE_NOISE, coded.shape)
+    return np.zeros_like(coded), standard + noise
+
+
+def constant_prediction(splits: dict[str, Split], split: str = "test") -> NDArray[np.float64]:
+    """The training mean for every pair of a split: (N, K)."""
+    return np.broadcast_to(splits["train"].targets.mean(axis=0), splits[split].targets.shape).copy()
+
+
+def _visible_pixels(images: NDArray[np.uint8], spec: ViewSpec) -> NDArray[np.float32]:
+    visible = _mask(images.shape[-1], spec).astype(bool)
+    return images[:, :, visible].reshape(len(images), -1).astype(np.float32) / 255
+
+
+def _statistics(images: NDArray[np.uint8], spec: ViewSpec) -> Array:
+    mask = _mask(images.shape[-1], spec)
+    inside = mask.astype(bool)
+    pixels = images[:, :, inside].astype(np.float32) / 255
+    columns = [pixels.mean(axis=2), pixels.std(axis=2)]
+    energy = 0.0
+    for axis in (2, 3):  # differences between neighbours of which both are visible
+        step = np.diff(images.astype(np.float32) / 255, axis=axis)
+        both = np.minimum(np.delete(mask, 0, axis - 2), np.delete(mask, -1, axis - 2))
+        energy = energy + (np.square(step) * both).sum(axis=(2, 3)) / both.sum()
+    return np.concatenate([*columns, np.asarray(energy)], axis=1)
+
+
+def _mask(size: int, spec: ViewSpec) -> NDArray[np.float32]:
+    mask = torch.ones(size, size) if spec.radius is None else visible_disc(size, spec.radius)
+    return mask.numpy()

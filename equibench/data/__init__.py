@@ -1,0 +1,1 @@
+"""Datasets as memory-mapped arrays, their splits, and the stored pairs that every encoder is scored on."""

@@ -1,0 +1,299 @@
+"""The datasets by name: found, checked and prepared once, then opened as memory-mapped arrays.
+
+A prepared dataset is a folder ``<cache>/arrays/<key>/`` of four ``.npy`` files and a ``meta.json``. It is
+written under another name and renamed when complete, so that a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from equibench.data import cifar10, solids
+from equibench.data.download import Unavailable, exclusive
+from equibench.errors import UserError
+
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+DATASETS = ("cifar10", "solids")
+# Digest of the official CIFAR-10's content: by it the prepared arrays are found when their files are gone.
+CIFAR10_SHA256 = "5e5e71ed4630d506c7721247a52e06e4d8039bf51773ffa53a56d97866d045ee"
+SOLIDS_SIZES = (20_000, 5_000)
+SOLIDS_PIXELS = 32
+GENERATOR = ("solids.py", "solid_shapes.py")  # all that decides a picture
+RENDER_CHUNK = 250  # images between two steps of the progress bar
+STALE_SECONDS = 24 * 3600  # an unfinished folder this old belongs to a process that was killed
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their labels; both arrays are memory-mapped and read-only."""
+
+    images: np.ndarray  # (N, 3, H, W) uint8
+    labels: np.ndarray  # (N,) int64, an index into the dataset's class names
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test set."""
+
+    name: str  # "cifar10" or "solids"
+    description: str  # one line for a table's header
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    sha256: str  # digest of the content: dtype, shape and bytes of the four arrays
+
+
+def cache_folder() -> Path:
+    """Where downloads and prepared arrays are kept: $EQUIBENCH_CACHE, else the system's place for caches."""
+    chosen = os.environ.get("EQUIBENCH_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("equibench")
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_root: Path | str | None = None,
+    download: bool = True,
+    sizes: tuple[int, int] | None = None,
+) -> Dataset:
+    """Opens a dataset, after preparing it where this is the first time.
+
+    Args:
+        name: "cifar10" or "solids".
+        data_root: folder with ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or one of these itself.
+            Without it CIFAR-10 is looked for in $EQUIBENCH_DATA, then in the cache, then downloaded into the
+            cache. The solids take no notice of it.
+        download: whether the network may be used.
+        sizes: how many training and test images; for the solids only (20,000 and 5,000 unless told).
+
+    Raises:
+        Unavailable: (a UserError) CIFAR-10 is nowhere on this machine and cannot be downloaded.
+        UserError: the name is unknown, ``data_root`` holds no CIFAR-10, a file is damaged or missing, a size
+            is out of range, or the cache folder cannot be written.
+    """
+    if name not in DATASETS:
+        raise UserError(f"There is no dataset named {name!r}.", f"Known datasets: {', '.join(DATASETS)}.")
+    if name == "solids":
+        return _load_solids(sizes or SOLIDS_SIZES)
+    if sizes is not None:
+        raise UserError(f"sizes={sizes} was given for cifar10.", "Only the generated solids have sizes.")
+    return _load_cifar10(None if data_root is None else Path(data_root).expanduser(), download)
+
+
+def load_or_generate(name: str, *, data_root: Path | str | None = None, download: bool = True) -> Dataset:
+    """``load_dataset``, but the generated solids where the data are neither here nor to be downloaded.
+
+    The exchange is told in one line on stderr. A damaged copy and a wrong ``data_root`` still raise.
+    """
+    try:
+        return load_dataset(name, data_root=data_root, download=download)
+    except Unavailable as error:
+        _say(f"{error.problem.rstrip('.')}. Using the generated solids instead: these are not real images.")
+        return load_dataset("solids")
+
+
+def _say(line: str) -> None:
+    print(f"equibench: {' '.join(line.split())}", file=sys.stderr)
+
+
+# CIFAR-10: where it is
+
+
+def _load_cifar10(data_root: Path | None, download: bool) -> Dataset:
+    source = _local_source(data_root)
+    if source is None:
+        stored = _open(_arrays_folder(f"cifar10-{CIFAR10_SHA256[:16]}"), "cifar10")
+        if stored is not None:
+            return stored
+        with _writing_to_cache() as cache:
+            source = cifar10.fetch(cache, network=download)
+    if source is None:
+        raise Unavailable(
+            f"CIFAR-10 is neither in $EQUIBENCH_DATA nor in the cache {cache_folder()}, and download is off.",
+            f"Allow the download, or put {cifar10.ARCHIVE} from {cifar10.URL} into {cache_folder()}",
+        )
+    return _prepare_cifar10(source)
+
+
+def _local_source(data_root: Path | None) -> cifar10.Source | None:
+    """The copy that the caller or the environment names; None where neither does."""
+    wanted = f"{cifar10.BINARY_FOLDER}/ or {cifar10.PYTHON_FOLDER}/"
+    if data_root is not None:
+        source = cifar10.find(data_root)
+        if source is None:
+            state = "holds no CIFAR-10" if data_root.is_dir() else "is not a folder"
+            raise UserError(f"data_root {data_root} {state}.", f"Expected a folder that holds {wanted}")
+        return source
+    named = os.environ.get("EQUIBENCH_DATA")
+    if not named:
+        return None
+    source = cifar10.find(Path(named).expanduser())
+    if source is None:
+        _say(f"warning: $EQUIBENCH_DATA ({named}) holds no {wanted}, looking elsewhere.")
+    return source
+
+
+def _prepare_cifar10(source: cifar10.Source) -> Dataset:
+    """Opens the arrays made from ``source``; checks and converts it first where it is new."""
+    stamp = cifar10.stamp(source)
+    place = hashlib.sha256(str(source.folder.resolve()).encode()).hexdigest()[:16]
+    record_path = cache_folder() / "checked" / f"{place}.json"
+    record = _read_json(record_path)
+    if record.get("files") == stamp:
+        stored = _open(_arrays_folder(f"cifar10-{str(record.get('sha256'))[:16]}"), "cifar10")
+        if stored is not None:
+            return stored
+    cifar10.check(source)
+    arrays = cifar10.read(source)
+    digest = _content_digest(arrays)
+    folder = _arrays_folder(f"cifar10-{digest[:16]}")
+    dataset = _open(folder, "cifar10")
+    if dataset is None:
+        dataset = _store(folder, arrays, digest, "cifar10")
+    # Without the record the next start checks again, no more: a read-only cache may hold the arrays.
+    with contextlib.suppress(OSError):
+        record_path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = record_path.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps({"folder": str(source.folder), "files": stamp, "sha256": digest}))
+        os.replace(scratch, record_path)
+    return dataset
+
+
+# The solids
+
+
+def _load_solids(sizes: tuple[int, int]) -> Dataset:
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise UserError(f"sizes={sizes} cannot be rendered.", "Give two numbers of 1 or more: (train, test).")
+    # Named by the text of the generator, so that pictures of another version are not taken for its.
+    text = b"".join(files("equibench.data").joinpath(name).read_bytes() for name in GENERATOR)
+    folder = _arrays_folder(f"solids-{hashlib.sha256(text).hexdigest()[:12]}-{sizes[0]}-{sizes[1]}")
+    dataset = _open(folder, "solids")
+    if dataset is not None:
+        return dataset
+    with _writing_to_cache(), exclusive(folder.parent / ".render.lock"):
+        dataset = _open(folder, "solids")  # another process may have rendered it while this one waited
+        if dataset is None:
+            arrays = _render_solids(sizes)
+            dataset = _store(folder, arrays, _content_digest(arrays), "solids")
+    return dataset
+
+
+def _render_solids(sizes: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Renders both sets, the training set with seed 0 and the test set with seed 1."""
+    arrays: dict[str, np.ndarray] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("rendering solids", total=sum(sizes))
+        for seed, (half, count) in enumerate(zip(("train", "test"), sizes, strict=True)):
+            images = np.empty((count, 3, SOLIDS_PIXELS, SOLIDS_PIXELS), np.uint8)
+            labels = np.empty(count, np.int64)
+            for start in range(0, count, RENDER_CHUNK):
+                rows = min(RENDER_CHUNK, count - start)
+                chunk = solids.render(rows, size=SOLIDS_PIXELS, seed=seed, start=start)
+                images[start : start + rows], labels[start : start + rows] = chunk.images, chunk.labels
+                progress.advance(task, rows)
+            arrays |= {f"{half}_images": images, f"{half}_labels": labels}
+    return arrays
+
+
+# The cache of prepared arrays
+
+
+def _arrays_folder(key: str) -> Path:
+    return cache_folder() / "arrays" / key
+
+
+def _content_digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in ARRAYS:
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of the cache; empty where there is none that can be read, as after a crash."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _open(folder: Path, name: str) -> Dataset | None:
+    """The dataset prepared in ``folder``; None where there is none, or a file was cut or removed since."""
+    meta = _read_json(folder / "meta.json")
+    try:
+        if not meta or any((folder / f"{key}.npy").stat().st_size != meta["bytes"][key] for key in ARRAYS):
+            return None
+        arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in ARRAYS}
+        digest = str(meta["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    train = ImageSet(arrays["train_images"], arrays["train_labels"])
+    test = ImageSet(arrays["test_images"], arrays["test_labels"])
+    counts = f"{len(train.labels):,} + {len(test.labels):,}"
+    description = f"Solids ({counts} images generated by equibench, not real)"
+    if name == "cifar10":
+        description = f"CIFAR-10 ({counts} real images)"
+    classes = cifar10.CLASS_NAMES if name == "cifar10" else solids.CLASS_NAMES
+    return Dataset(name, description, train, test, classes, digest)
+
+
+def _store(folder: Path, arrays: dict[str, np.ndarray], digest: str, name: str) -> Dataset:
+    """Writes arrays as ``folder``, all or nothing, and opens them."""
+    with _writing_to_cache(), exclusive(folder.parent / ".store.lock"):
+        for old in folder.parent.glob(".unfinished-*"):
+            if time.time() - old.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+        scratch = folder.parent / f".unfinished-{uuid.uuid4().hex}"
+        scratch.mkdir()
+        try:
+            for key in ARRAYS:
+                np.save(scratch / f"{key}.npy", arrays[key], allow_pickle=False)
+            sizes = {key: (scratch / f"{key}.npy").stat().st_size for key in ARRAYS}
+            (scratch / "meta.json").write_text(json.dumps({"sha256": digest, "bytes": sizes}))
+            if _open(folder, name) is None:
+                shutil.rmtree(folder, ignore_errors=True)  # what lies there is incomplete, or it would open
+            # Where another process put it there first, its copy is as good.
+            with contextlib.suppress(OSError):
+                os.rename(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    dataset = _open(folder, name)
+    if dataset is None:
+        raise UserError(f"{folder} could not be written.", "Delete it, or set EQUIBENCH_CACHE to another.")
+    return dataset
+
+
+@contextlib.contextmanager
+def _writing_to_cache() -> Iterator[Path]:
+    """Makes the cache folder, and turns what goes wrong with writing into it into a UserError."""
+    cache = cache_folder()
+    try:
+        (cache / "arrays").mkdir(parents=True, exist_ok=True)
+        yield cache
+    except OSError as error:
+        raise UserError(
+            f"The cache folder {cache} cannot be written: {error.strerror or error}",
+            "Set EQUIBENCH_CACHE to a folder that can be written and has some 500 MB free.",
+        ) from error

@@ -1,0 +1,120 @@
+"""The pair manifest: which image, which θ, which split. Drawn once, stored, hashed; no loader draws anything.
+
+Every number comes from a counter-based generator (Philox) whose key is a hash of the names of what is drawn,
+so that sample i's θ does not depend on how many samples there are, on workers, on batches or on the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+from equibench.data.datasets import Dataset, ImageSet
+from equibench.errors import UserError
+from equibench.transforms import TRANSFORMATIONS
+
+SPLITS = ("train", "val", "test")
+VALIDATION_SHARE = 0.1
+DECIMALS = 6  # θ is rounded so that a last-bit difference between maths libraries cannot change a hash
+
+
+def uniforms(shape: tuple[int, int], *key: object) -> NDArray[np.float64]:
+    """Numbers in [0, 1) that depend only on the key and on the row, not on the number of rows."""
+    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
+    philox = np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64))
+    return np.random.Generator(philox).random(shape)
+
+
+def draw_theta(name: str, count: int, size: int, *key: object) -> NDArray[np.float64]:
+    """θ of one transformation for samples 0 to count - 1: (count, P)."""
+    transformation = TRANSFORMATIONS[name]
+    theta = transformation.draw(uniforms((count, transformation.uniforms), name, *key), size)
+    return np.round(theta, DECIMALS)
+
+
+def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
+    """Indices into the official training set (train, val) and the official test set (test).
+
+    A stratified tenth of the training set is for validation and is never pretrained on (PROTOCOL 2.4 #26).
+    """
+    everything = np.arange(len(dataset.train.labels))
+    train, val = train_test_split(everything, test_size=VALIDATION_SHARE, random_state=0, stratify=dataset.train.labels)
+    return {"train": np.sort(train), "val": np.sort(val), "test": np.arange(len(dataset.test.labels))}
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs (I, g(I)) of one task, all splits in one array: train first, then val, then test.
+
+    Attributes:
+        transformation: the name of g.
+        image: (N,) int64 index into the split's own image set.
+        theta: (N, P) float64.
+        sizes: number of pairs in train, val and test.
+        sha256: digest of everything above, of the data and of the task's name and version.
+        images_sha256: digest of which images of which data: equal for tasks that share their first views.
+    """
+
+    transformation: str
+    image: NDArray[np.int64]
+    theta: NDArray[np.float64]
+    sizes: tuple[int, int, int]
+    sha256: str
+    images_sha256: str
+
+    def rows(self, split: str) -> slice:
+        start = sum(self.sizes[: SPLITS.index(split)])
+        return slice(start, start + self.sizes[SPLITS.index(split)])
+
+
+def draw_pairs(dataset: Dataset, transformation: str, sizes: tuple[int, int, int], *, task: str, version: int) -> Pairs:
+    """Draw the manifest of a task.
+
+    Raises:
+        UserError: a split has fewer images than pairs are asked for.
+    """
+    image = _choose_images(dataset, sizes)
+    side = dataset.train.images.shape[-1]
+    theta = np.concatenate(
+        [draw_theta(transformation, n, side, task, version, split) for n, split in zip(sizes, SPLITS, strict=True)]
+    )
+    images_digest = hashlib.sha256(f"{dataset.sha256}|{sizes}".encode() + image.astype("<i8").tobytes())
+    digest = images_digest.copy()
+    digest.update(f"|{transformation}|{task}|{version}|".encode() + theta.astype("<f8").tobytes())
+    return Pairs(transformation, image, theta, sizes, digest.hexdigest(), images_digest.hexdigest())
+
+
+def _choose_images(dataset: Dataset, sizes: tuple[int, int, int]) -> NDArray[np.int64]:
+    """The images of all tasks: the first of a fixed permutation of each split."""
+    chosen = []
+    splits = split_indices(dataset)
+    for split, count in zip(SPLITS, sizes, strict=True):
+        indices = splits[split]
+        if count > len(indices):
+            raise UserError(
+                f"{dataset.name} has {len(indices):,} images in its {split} split, the profile asks for {count:,}",
+                "choose a smaller profile or complete data",
+            )
+        order = np.argsort(uniforms((len(indices), 1), "images", split)[:, 0], kind="stable")
+        chosen.append(indices[order[:count]])
+    return np.concatenate(chosen)
+
+
+def image_source(dataset: Dataset, split: str) -> ImageSet:
+    """The official set that a split's indices point into."""
+    return dataset.test if split == "test" else dataset.train
+
+
+def pretraining_epoch(
+    indices: NDArray[np.int64], size: int, transformations: Iterable[str], seed: int, epoch: int
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+    """One epoch of pretraining pairs: the image indices in their order, and θ by transformation."""
+    key = ("pretraining", seed, epoch)
+    order = np.argsort(uniforms((len(indices), 1), "order", *key)[:, 0], kind="stable")
+    theta = {name: draw_theta(name, len(indices), size, *key) for name in transformations}
+    return indices[order], theta

@@ -1,0 +1,1 @@
+"""Encoders: anything that maps normalised images to features."""

@@ -1,0 +1,121 @@
+"""The encoder that the suite pretrains: a timm ViT with a linear head on every token.
+
+P2 (section 4.1) puts a linear head on the backbone's tokens; its outputs are the features, of which the first half
+is meant to be invariant and the second equivariant (PROTOCOL 2.4 #2).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from equibench.profiles import EncoderSize
+from equibench.transforms import max_shift, visible_disc
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """What every view has in common: what fills it beyond the image, and the disc outside which it is blank.
+
+    Attributes:
+        name: "headline" (mirrored fill and a disc in which no filled pixel shows) or "paper_like" (black, no disc).
+    """
+
+    name: str
+    fill: str
+    radius: float | None
+
+
+def view_spec(variant: str, size: int) -> ViewSpec:
+    """The views' fill and mask (PROTOCOL 2.4 #12); the radius leaves room for the largest shift and half a pixel."""
+    if variant == "paper_like":
+        return ViewSpec(variant, "black", None)
+    return ViewSpec("headline", "reflect", size / 2 - max_shift(size) - 0.5)
+
+
+@dataclass
+class Tokens:
+    """Features of one view: the class token (N, D) and the patch tokens (N, L, D)."""
+
+    cls: Tensor
+    patches: Tensor
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the patch tokens, (N, D) float32: the representation that probes see."""
+        return self.patches.float().mean(dim=1)
+
+
+class ViTEncoder(nn.Module):
+    """A ViT that encodes only those patches of which the mask leaves something to see.
+
+    A patch outside the disc is the same constant in every view: like the masked patches of an MAE encoder it is
+    left out, which at 32 px with patch 4 halves the tokens. `visible` holds the indices of the patches kept.
+    """
+
+    mean: Tensor
+    std: Tensor
+    mask: Tensor
+    visible: Tensor
+
+    def __init__(self, size: EncoderSize, image_size: int, views: ViewSpec) -> None:
+        super().__init__()
+        self.features, self.half, self.patch = size.features, size.half, size.patch
+        self.vit = VisionTransformer(
+            img_size=image_size, patch_size=size.patch, embed_dim=size.width, depth=size.depth,
+            num_heads=size.heads, num_classes=0, global_pool="",
+        )  # fmt: skip
+        self.head = nn.Linear(size.width, size.features)
+        mask = torch.ones(image_size, image_size)
+        if views.radius is not None:
+            mask = visible_disc(image_size, views.radius)
+        in_patch = mask.unfold(0, size.patch, size.patch).unfold(1, size.patch, size.patch)
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("visible", in_patch.amax(dim=(2, 3)).flatten().nonzero()[:, 0], persistent=False)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) in [0, 1] -> normalised, 0 outside the mask."""
+        return (images - self.mean) / self.std * self.mask
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, S, S) -> class token and visible patch tokens (N, 1 + L, D)."""
+        x = self.vit.patch_embed(images)
+        x = x[:, self.visible] + self.vit.pos_embed[:, 1 + self.visible]
+        cls = (self.vit.cls_token + self.vit.pos_embed[:, :1]).expand(len(x), -1, -1)
+        with attention_kernel(images.device):
+            x = self.vit.blocks(torch.cat([cls, x], dim=1))
+        return self.head(self.vit.norm(x))
+
+    def represent(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) in [0, 1] -> representations (N, D) float32."""
+        return self.tokens(self.normalise(images)).mean
+
+    def tokens(self, images: Tensor) -> Tokens:
+        """Normalised images (N, 3, S, S) -> features of the class token and of the visible patches."""
+        x = self(images)
+        return Tokens(x[:, 0], x[:, 1:])
+
+
+def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
+    """The quicker attention for short sequences: on a CPU plain matrix products beat the fused kernel (1.2 x a step)."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Digest of a module's parameters and persistent buffers: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        array = value.detach().cpu().contiguous()
+        digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|".encode())
+        digest.update(array.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,19 @@
+"""The one exception that a user's mistake raises."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend: a wrong name, a missing file, a folder that cannot be written.
+
+    Args:
+        problem: what happened, in one sentence that names the thing at fault.
+        fix: what was expected, or the command that mends it.
+
+    The command line prints both and ends with exit status 2; in Python both are in ``str(error)``.
+    """
+
+    def __init__(self, problem: str, fix: str = "") -> None:
+        self.problem = problem
+        self.fix = fix
+        super().__init__(f"{problem}\n{fix}" if fix else problem)

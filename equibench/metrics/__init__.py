@@ -1,0 +1,1 @@
+"""Scores, computed in float64 from stored predictions."""

@@ -1,0 +1,317 @@
+"""The training loop: Lightning Fabric for devices and precision, everything else on this page.
+
+A run is a folder: `checkpoint.pt` while it goes on, `encoder.safetensors`, `method.safetensors` and `run.json` when
+it is done, `log.jsonl` throughout. Schedules count steps, and a step's pairs depend on its number alone, so a run
+that is interrupted and resumed gives the same losses as one that is not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from equibench.data.datasets import Dataset
+from equibench.encoders.vit import Tokens, ViTEncoder, view_spec, weights_sha256
+from equibench.errors import UserError
+from equibench.files import (
+    append_line,
+    digest_of,
+    read_lines,
+    writable_folder,
+    write_atomically,
+    write_text,
+)
+from equibench.pretrain.baseline import Baseline, BaselineEntry, TokenPair, Views
+from equibench.pretrain.batches import PairStream
+from equibench.profiles import Profile
+from equibench.version import code_sha256
+
+COLLAPSE_STD = 0.02
+"""Below this mean standard deviation per dimension, relative to the features' root mean square, a run has collapsed."""
+
+Report = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished pretraining run."""
+
+    folder: Path
+    encoder: ViTEncoder
+    encoder_sha256: str
+    seconds: float
+    collapsed: bool
+
+
+class TrainingStep(nn.Module):
+    """Encoder and method as the one module that Fabric wraps, so that DDP sees every parameter."""
+
+    def __init__(self, encoder: ViTEncoder, method: Baseline) -> None:
+        super().__init__()
+        self.encoder, self.method = encoder, method
+
+    def forward(self, views: Views) -> tuple[dict[str, Tensor], TokenPair]:
+        tokens = encode_pair(self.encoder, views)
+        return self.method.loss(views, tokens), tokens
+
+
+def encode_pair(encoder: ViTEncoder, views: Views) -> TokenPair:
+    """Features of both views from one forward pass."""
+    both = encoder.tokens(torch.cat([views.v1, views.v2]))
+    n = len(views.v1)
+    return TokenPair(Tokens(both.cls[:n], both.patches[:n]), Tokens(both.cls[n:], both.patches[n:]))
+
+
+def build(entry: BaselineEntry, profile: Profile, variant: str, seed: int) -> TrainingStep:
+    """Encoder and method, initialised from the seed; every method starts from the same encoder."""
+    torch.manual_seed(seed)
+    encoder = ViTEncoder(profile.encoder, profile.image_size, view_spec(variant, profile.image_size))
+    return TrainingStep(encoder, entry.build(profile, encoder))
+
+
+def recipe(entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: str, seed: int) -> dict[str, Any]:
+    """Everything that a run's result depends on, but for the machine's rounding."""
+    return {
+        "baseline": entry.name,
+        "source": entry.source_sha256,
+        "encoder": asdict(profile.encoder),
+        "decoder": asdict(profile.decoder),
+        "pretraining": asdict(profile.pretraining),
+        "image_size": profile.image_size,
+        "data": dataset.name,
+        "data_sha256": dataset.sha256,
+        "variant": variant,
+        "seed": seed,
+        "code": code_sha256("encoders", "pretrain", "transforms", "data/pairs.py"),
+    }
+
+
+def default_precision(device: str) -> str:
+    """bf16 where the hardware multiplies it, else float32."""
+    if device == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+    # there is no public question to ask of a CPU yet
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16-mixed" if supported else "32-true"
+
+
+def start_fabric(device: str = "auto", devices: int | str = 1) -> Fabric:
+    """Fabric for this machine; under torchrun or SLURM it joins the process group that they describe.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision otherwise
+    accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(device, device)
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device was found", "use --device cpu or --device auto")
+    fabric = Fabric(accelerator=accelerator, devices=devices, precision=default_precision(accelerator))  # type: ignore[arg-type]
+    fabric.launch()
+    return fabric
+
+
+def pretrain(
+    entry: BaselineEntry,
+    profile: Profile,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    variant: str = "headline",
+    seed: int = 0,
+    fabric: Fabric | None = None,
+    report: Report | None = None,
+) -> Run:
+    """Pretrain one row, or go on where it stopped, or return it if it is done.
+
+    Args:
+        entry: the method.
+        dataset: images; the validation tenth of its training set is only looked at for diagnostics.
+        folder: where the run is kept. What lies there from another recipe is replaced.
+        variant: "headline" or "paper_like" views.
+        report: called at every log line with (steps done, steps in all, scalars).
+
+    Raises:
+        UserError: the folder cannot be written, or the loss is not finite.
+    """
+    fabric = fabric or start_fabric()
+    digest = digest_of(recipe(entry, profile, dataset, variant, seed))
+    finished = finished_run(entry, profile, folder, variant, seed, digest)
+    if finished:
+        return finished
+    writable_folder(folder)
+    step_module = build(entry, profile, variant, seed)
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
+    streams = {
+        split: PairStream(dataset, split, step_module.method, view_spec(variant, profile.image_size), seed)
+        for split in ("train", "val")
+    }
+    trainer = _Trainer(fabric, step_module, profile, streams, folder, digest, report)
+    trainer.run()
+    if fabric.is_global_zero:
+        _finish(step_module, folder, digest, trainer)
+    fabric.barrier()
+    run = finished_run(entry, profile, folder, variant, seed, digest)
+    assert run is not None
+    return run
+
+
+class _Trainer:
+    """State of a run in progress."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: TrainingStep,
+        profile: Profile,
+        streams: dict[str, PairStream],
+        folder: Path,
+        digest: str,
+        report: Report | None,
+    ) -> None:
+        self.fabric, self.bare, self.settings = fabric, module, profile.pretraining
+        self.streams, self.folder, self.digest, self.report = streams, folder, digest, report
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
+        )
+        self.module, self.optimizer = fabric.setup(module, optimizer)
+        self.step, self.seconds, self.collapsed = 0, 0.0, False
+        self._resume()
+
+    def run(self) -> None:
+        settings, share = self.settings, self.settings.batch // self.fabric.world_size
+        self.module.train()
+        since, since_step = time.perf_counter(), self.step
+        while self.step < settings.steps:
+            self.lr = learning_rate(settings.lr, self.step, settings.steps, settings.warmup)
+            first = self.step * settings.batch + self.fabric.global_rank * share
+            views = self.streams["train"].batch(first, share, self.bare.encoder)
+            losses, tokens = self.module(views)
+            self.fabric.backward(losses["loss"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.step += 1
+            if self.step % settings.log_every == 0 or self.step == settings.steps:
+                seconds = time.perf_counter() - since
+                self.seconds += seconds
+                self._log(losses, tokens, (self.step - since_step) * settings.batch / seconds)
+                since, since_step = time.perf_counter(), self.step
+            if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
+                self._save()
+
+    @torch.no_grad()
+    def _log(self, losses: dict[str, Tensor], tokens: TokenPair, pairs_per_second: float) -> None:
+        scalars = {name: float(value.detach()) for name, value in losses.items()}
+        if not math.isfinite(scalars["loss"]):
+            raise UserError(
+                f"the loss is {scalars['loss']} at step {self.step} of {self.folder.name}",
+                "lower the learning rate; the last checkpoint is kept",
+            )
+        features = tokens.v1.mean.detach().float()
+        spread = features.std(dim=0) / features.square().mean().sqrt().clamp_min(1e-12)
+        scalars |= {"feature_std": float(spread.mean()), "feature_std_min": float(spread.min())}
+        self.collapsed = scalars["feature_std"] < COLLAPSE_STD
+        self.module.eval()
+        views = self.streams["val"].batch(0, self.settings.batch, self.bare.encoder)
+        with self.fabric.autocast():
+            held_out = self.bare.method.diagnostics(views, encode_pair(self.bare.encoder, views))
+        self.module.train()
+        scalars |= {f"held_out/{name}": float(value) for name, value in held_out.items()}
+        if self.fabric.is_global_zero:
+            line = {
+                "step": self.step,
+                "lr": self.lr,
+                "pairs_per_second": round(pairs_per_second, 1),
+                **scalars,
+            }
+            append_line(self.folder / "log.jsonl", json.dumps(line))
+            if self.report:
+                self.report(self.step, self.settings.steps, scalars)
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            state = {
+                "digest": self.digest,
+                "step": self.step,
+                "seconds": self.seconds,
+                "module": self.bare.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            }
+            write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+
+    def _resume(self) -> None:
+        path, log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
+        state = _read_checkpoint(path) if path.exists() else None
+        if state and state["digest"] == self.digest:
+            self.bare.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        if self.fabric.is_global_zero:  # what was logged after the checkpoint will be logged again
+            kept = [line for line in read_lines(log) if line["step"] <= self.step]
+            write_text(log, "".join(json.dumps(line) + "\n" for line in kept))
+        self.fabric.barrier()
+
+
+def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over a fraction of all steps, then a cosine to zero."""
+    ramp = max(1, round(warmup * steps))
+    if step < ramp:
+        return peak * (step + 1) / ramp
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+
+
+def finished_run(
+    entry: BaselineEntry, profile: Profile, folder: Path, variant: str, seed: int, digest: str
+) -> Run | None:
+    """The finished run of this recipe in a folder, or None; weights that are not the recorded ones count as absent."""
+    record = folder / "run.json"
+    if not record.exists():
+        return None
+    facts = json.loads(record.read_text())
+    if facts["recipe_sha256"] != digest:
+        return None
+    encoder = build(entry, profile, variant, seed).encoder
+    encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
+    if weights_sha256(encoder) != facts["encoder_sha256"]:
+        raise UserError(
+            f"{folder / 'encoder.safetensors'} is not what the run wrote (expected digest {facts['encoder_sha256']})",
+            f"remove {folder} and run again",
+        )
+    return Run(folder, encoder.eval(), facts["encoder_sha256"], facts["seconds"], facts["collapsed"])
+
+
+def _finish(module: TrainingStep, folder: Path, digest: str, trainer: _Trainer) -> None:
+    for part, name in ((module.encoder, "encoder"), (module.method, "method")):
+        state = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+        write_atomically(folder / f"{name}.safetensors", lambda path, state=state: save_file(state, path))  # type: ignore[misc]
+    facts = {
+        "recipe_sha256": digest,
+        "encoder_sha256": weights_sha256(module.encoder),
+        "seconds": round(trainer.seconds, 3),
+        "steps": trainer.step,
+        "collapsed": trainer.collapsed,
+        "precision": trainer.fabric._precision.precision,
+    }
+    # last, since its presence says that the run is complete
+    write_text(folder / "run.json", json.dumps(facts, indent=1) + "\n")
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise UserError(f"the checkpoint {path} is damaged: {error}", f"remove {path} and run again") from error

@@ -1,0 +1,145 @@
+"""Profiles: how large a run is. A profile sets sizes and schedules, never a loss, a view or a metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from equibench.errors import UserError
+from equibench.registry import closest
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """A ViT with a linear head per token (P2 4.1): the head's outputs are the features, split in two halves."""
+
+    width: int
+    depth: int
+    heads: int
+    patch: int
+    features: int = 512
+
+    @property
+    def half(self) -> int:
+        """Channels of the invariant half, which come first; the equivariant half is the rest."""
+        return self.features // 2
+
+
+@dataclass(frozen=True)
+class DecoderSize:
+    """The reconstruction decoder: one cross-attention block and depth - 1 self-attention blocks."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Schedule and loss weights of every row of a table; all rows get the same pairs.
+
+    Attributes:
+        pairs: how many pairs a run sees in all (an image that is seen again gets a new θ).
+        batch: pairs per optimiser step over all devices.
+        lr: peak learning rate of AdamW, after warmup (a fraction of all steps) and before the cosine to zero.
+        lambda_recon: weight of the reconstruction loss against the SSL loss (P1 section 2, λ_recon with λ_SSL = 1).
+    """
+
+    pairs: int
+    batch: int
+    lr: float
+    weight_decay: float
+    warmup: float
+    lambda_recon: float
+    projector: tuple[int, ...]
+    checkpoint_every: int
+    log_every: int
+
+    @property
+    def steps(self) -> int:
+        return self.pairs // self.batch
+
+
+@dataclass(frozen=True)
+class Probing:
+    """The 3-layer MLP probe and the pairs that it is trained, selected and reported on."""
+
+    pairs: tuple[int, int, int]
+    width: int
+    epochs: int
+    batch: int
+    lr: float
+    seeds: int = 3
+
+
+@dataclass(frozen=True)
+class Profile:
+    name: str
+    title: str
+    dataset: str
+    dataset_sizes: tuple[int, int] | None
+    image_size: int
+    encoder: EncoderSize
+    decoder: DecoderSize
+    pretraining: Pretraining
+    probing: Probing
+    encode_batch: int = 512
+
+
+PROFILES = {
+    p.name: p
+    for p in [
+        Profile(
+            name="tiny",
+            title="every path in under a minute on generated images; its numbers claim nothing",
+            dataset="solids",
+            dataset_sizes=(800, 200),
+            image_size=32,
+            encoder=EncoderSize(width=32, depth=1, heads=2, patch=8, features=32),
+            decoder=DecoderSize(width=32, depth=2, heads=2),
+            pretraining=Pretraining(
+                pairs=480, batch=16, lr=1e-3, weight_decay=1e-6, warmup=0.1, lambda_recon=10,
+                projector=(32, 32), checkpoint_every=10, log_every=5,
+            ),
+            probing=Probing(pairs=(256, 64, 128), width=32, epochs=20, batch=64, lr=3e-3),
+        ),
+        Profile(
+            name="demo",
+            title="a small ViT on CIFAR-10, minutes a row on two CPU cores",
+            dataset="cifar10",
+            dataset_sizes=None,
+            image_size=32,
+            encoder=EncoderSize(width=128, depth=3, heads=4, patch=4),
+            decoder=DecoderSize(width=96, depth=3, heads=3),
+            pretraining=Pretraining(
+                pairs=30_000, batch=64, lr=1e-3, weight_decay=1e-6, warmup=0.05, lambda_recon=10,
+                projector=(512, 512, 192), checkpoint_every=50, log_every=25,
+            ),
+            probing=Probing(pairs=(4000, 1000, 3000), width=256, epochs=12, batch=256, lr=1e-3),
+        ),
+        Profile(
+            name="cifar10",
+            title="the paper's appendix: complete CIFAR-10, one GPU",
+            dataset="cifar10",
+            dataset_sizes=None,
+            image_size=32,
+            encoder=EncoderSize(width=384, depth=12, heads=6, patch=4),
+            decoder=DecoderSize(width=192, depth=6, heads=3),
+            pretraining=Pretraining(
+                pairs=45_000 * 200, batch=512, lr=4e-4, weight_decay=1e-6, warmup=0.05, lambda_recon=1,
+                projector=(1024, 1024, 192), checkpoint_every=500, log_every=100,
+            ),
+            probing=Probing(pairs=(45_000, 5_000, 10_000), width=1024, epochs=50, batch=256, lr=1e-3),
+        ),
+    ]
+}  # fmt: skip
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of that name.
+
+    Raises:
+        UserError: no such profile.
+    """
+    if name not in PROFILES:
+        raise UserError(f"unknown profile {name!r}{closest(name, PROFILES)}", f"profiles: {', '.join(PROFILES)}")
+    return PROFILES[name]

@@ -1,0 +1,145 @@
+"""Names of baselines and tasks: register, get, list, and load a user's file that registers more.
+
+`tasks/` and `baselines/` are found by listing the modules of `equibench.tasks` and `equibench.baselines`, other
+installed packages by the entry points of the same names. Nothing here names a row or a column.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import pkgutil
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from equibench.errors import UserError
+
+if TYPE_CHECKING:
+    from equibench.pretrain.baseline import BaselineEntry
+    from equibench.task import Task
+
+T = TypeVar("T")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name nearest to a wrong one, or nothing."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+class Registry(Generic[T]):
+    """Entries of one kind by name, discovered on first use."""
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind, self.group = kind, group
+        self._entries: dict[str, T] = {}
+        self._discovered = False
+
+    def add(self, name: str, entry: T) -> None:
+        """Register an entry.
+
+        Raises:
+            UserError: the name is taken.
+        """
+        if name in self._entries:
+            raise UserError(f"the {self.kind} {name!r} is registered twice", "choose another name")
+        self._entries[name] = entry
+
+    def discover(self) -> None:
+        """Import the built-in modules and the entry points of this registry's group, once."""
+        if self._discovered:
+            return
+        self._discovered = True
+        package = importlib.import_module(self.group)
+        for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+            importlib.import_module(f"{self.group}.{module}")
+        for point in importlib.metadata.entry_points(group=self.group):
+            try:
+                point.load()
+            except Exception as error:  # a broken plug-in must not take the suite down with it
+                warnings.warn(f"the plug-in {point.value!r} could not be imported: {error}", stacklevel=2)
+
+    def names(self) -> list[str]:
+        self.discover()
+        return list(self._entries)
+
+    def get(self, name: str) -> T:
+        """The entry of that name.
+
+        Raises:
+            UserError: no such entry; the message suggests the nearest name.
+        """
+        self.discover()
+        if name not in self._entries:
+            raise UserError(
+                f"unknown {self.kind} {name!r}{closest(name, self._entries)}",
+                f"`equibench list {self.kind}s` shows the known ones",
+            )
+        return self._entries[name]
+
+
+BASELINES: Registry[BaselineEntry] = Registry("baseline", "equibench.baselines")
+TASKS: Registry[Task] = Registry("task", "equibench.tasks")
+
+
+def load_baseline_file(path: str | Path) -> list[str]:
+    """Import a Python file and return the names of the baselines that it registered.
+
+    Raises:
+        UserError: the file is missing, raises on import, or registers nothing.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"baseline file not found: {path}", "give the path of a Python file")
+    BASELINES.discover()
+    source = path.resolve()
+    module_name = f"equibench_user_{source.stem}_{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
+    if module_name in sys.modules:
+        return sys.modules[module_name].__dict__["_equibench_registered"]
+    before = set(BASELINES.names())
+    spec = importlib.util.spec_from_file_location(module_name, source)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is not a Python file", "its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        for name in set(BASELINES.names()) - before:
+            del BASELINES._entries[name]
+        raise _import_failure(path, source, error) from error
+    added = [name for name in BASELINES.names() if name not in before]
+    if not added:
+        del sys.modules[module_name]
+        raise UserError(f"{path} registers no baseline", 'decorate a class with @register_baseline("name")')
+    module.__dict__["_equibench_registered"] = added
+    return added
+
+
+def _import_failure(path: Path, source: Path, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return UserError(f"{path}: {error.problem}", error.fix)
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f.lineno for f in frames if f.filename == str(source)]
+    where = f", line {lines[-1]}" if lines else ""
+    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
+    where = f", line {line}" if line else where
+    return UserError(f"{path}{where} raised {type(error).__name__}: {error}", "mend the file and run again")
+
+
+def register(registry: Registry[T], name: str) -> Callable[[T], T]:
+    """Decorator form of `registry.add`."""
+
+    def keep(entry: T) -> T:
+        registry.add(name, entry)
+        return entry
+
+    return keep

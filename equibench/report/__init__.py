@@ -1,0 +1,1 @@
+"""Tables for people: markdown for the repository, rich text for the terminal."""

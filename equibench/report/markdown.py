@@ -1,0 +1,123 @@
+"""A table as markdown, for results/<profile>/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from equibench.controls import CONTROLS
+from equibench.evaluate import Setting
+from equibench.records import Record
+from equibench.report.facts import header
+from equibench.runner import row_title
+from equibench.tables import Cell, TableDefinition, cells_of, published
+from equibench.task import CLEAN_LEAK, Task
+
+MARK = "†"
+
+
+def markdown_table(
+    definition: TableDefinition,
+    rows: Sequence[str],
+    tasks: Sequence[Task],
+    records: Sequence[Record],
+    setting: Setting,
+    seeds: Sequence[int],
+    certificates: dict[str, dict[str, object]],
+) -> str:
+    """The whole report of a table."""
+    full = cells_of(records)
+    several = any(cell.std_seeds is not None for cell in full.values())
+    lines = [f"# {definition.name}", "", *[f"- {line}" for line in header(setting, tasks, seeds)], ""]
+    lines += ["## Published | ours", ""]
+    lines += _grid(rows, tasks, lambda row, task: _headline(definition, full, row, task))
+    lines += [
+        "",
+        f"{MARK} does not beat its controls: its interval does not lie above the upper end of the best of random init, "
+        "pixels and image statistics, so the score says nothing about the training.",
+        "",
+        *_certificate_lines(tasks, certificates),
+    ]
+    if several:
+        lines += ["", "## Standard deviation over pretraining seeds", ""]
+        lines += _grid(
+            _with(full, rows, lambda c: c.std_seeds is not None),
+            tasks,
+            lambda r, t: _std(full.get((r, t.name))),
+        )
+    lines += ["", "## Pooled R², as published", "", _floors(tasks, records), ""]
+    lines += _grid(rows, tasks, lambda row, task: _pooled(definition, full, row, task))
+    lines += ["", "## The halves alone", "", "R² from the invariant | the equivariant half.", ""]
+    inv, equi = cells_of(records, "invariant"), cells_of(records, "equivariant")
+    lines += _grid(
+        _with(inv, rows, lambda c: True),
+        tasks,
+        lambda r, t: _halves(inv.get((r, t.name)), equi.get((r, t.name))),
+    )
+    return "\n".join(lines) + "\n"
+
+
+def score(cell: Cell | None) -> str:
+    """0.345 ±0.012, with a mark where the cell does not beat its controls."""
+    if cell is None:
+        return "–"
+    mark = MARK if cell.beats_controls is False else ""
+    return f"{plain(cell.r2)} ±{(cell.high - cell.low) / 2:.3f}{mark}"
+
+
+def plain(value: float) -> str:
+    """Three decimals, and no minus sign before a zero."""
+    return f"{value:.3f}".replace("-0.000", "0.000")
+
+
+def _headline(definition: TableDefinition, cells: dict[tuple[str, str], Cell], row: str, task: Task) -> str:
+    return f"{published(definition, row, task.name) or '–'} \\| {score(cells.get((row, task.name)))}"
+
+
+def _pooled(definition: TableDefinition, cells: dict[tuple[str, str], Cell], row: str, task: Task) -> str:
+    cell = cells.get((row, task.name))
+    return f"{published(definition, row, task.name) or '–'} \\| {plain(cell.pooled) if cell else '–'}"
+
+
+def _std(cell: Cell | None) -> str:
+    return f"{cell.std_seeds:.3f}" if cell and cell.std_seeds is not None else "–"
+
+
+def _halves(invariant: Cell | None, equivariant: Cell | None) -> str:
+    return " \\| ".join(plain(c.r2) if c else "–" for c in (invariant, equivariant))
+
+
+def _with(cells: dict[tuple[str, str], Cell], rows: Sequence[str], test: Callable[[Cell], bool]) -> list[str]:
+    return [row for row in rows if any(test(cell) for (name, _), cell in cells.items() if name == row)]
+
+
+def _grid(rows: Sequence[str], tasks: Sequence[Task], text: Callable[[str, Task], str]) -> list[str]:
+    lines = ["| | " + " | ".join(t.title for t in tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for row in rows:
+        title = f"*{row_title(row)}*" if row in CONTROLS else row_title(row)
+        lines.append(f"| {title} | " + " | ".join(text(row, task) for task in tasks) + " |")
+    return lines
+
+
+def _floors(tasks: Sequence[Task], records: Sequence[Record]) -> str:
+    floors = {r.task: r.r2_pooled_floor for r in records}
+    named = [f"{t.title} {plain(floors[t.name])}" for t in tasks if t.name in floors]
+    return "One scalar mean over all dimensions (SIE's formula); a constant predictor scores: " + ", ".join(named) + "."
+
+
+def _certificate_lines(tasks: Sequence[Task], certificates: dict[str, dict[str, object]]) -> list[str]:
+    """What pixels hold (a CNN on both views) and what leaks (the CNN on view 2 alone)."""
+    known = [t for t in tasks if certificates.get(t.name, {}).get("task_version") == t.version]
+    if not known:
+        return ["No certificate is on file for these tasks: run `equibench certify`."]
+    some = certificates[known[0].name]
+    lines = [
+        f"A small CNN trained from scratch on {some['pairs']:,} pairs of {some['data']}, headline views; a task that claims to "
+        f"be clean leaks at most {CLEAN_LEAK:g}:",
+        "",
+    ]
+    rows = {"both views (the pixels' ceiling)": "both_views_r2", "view 2 alone (the leak)": "view2_alone_r2"}
+    lines += ["| | " + " | ".join(t.title for t in known) + " |", "|---|" + "---|" * len(known)]
+    for title, key in rows.items():
+        lines.append(f"| {title} | " + " | ".join(plain(float(str(certificates[t.name][key]))) for t in known) + " |")
+    lines.append("| claims to be clean | " + " | ".join("yes" if t.claims_clean else "no" for t in known) + " |")
+    return lines

@@ -1,0 +1,67 @@
+"""A table for the terminal: published | ours ± interval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from equibench.controls import CONTROLS
+from equibench.evaluate import Setting
+from equibench.progress import clock
+from equibench.records import Record
+from equibench.report.facts import header
+from equibench.report.markdown import MARK, score
+from equibench.runner import Plan, row_title
+from equibench.tables import TableDefinition, cells_of, published
+from equibench.task import Task
+
+WIDE = 150
+
+
+def print_table(
+    definition: TableDefinition,
+    rows: Sequence[str],
+    tasks: Sequence[Task],
+    records: Sequence[Record],
+    setting: Setting,
+    seeds: Sequence[int],
+    console: Console,
+) -> None:
+    """Print a table; on a narrow terminal each cell takes two lines."""
+    cells = cells_of(records)
+    for line in header(setting, tasks, seeds):
+        console.print(line, style="dim", highlight=False)
+    table = Table(title=f"{definition.name}, profile {setting.profile.name}: published | ours", show_lines=False)
+    table.add_column("", no_wrap=True)
+    for task in tasks:
+        table.add_column(task.title, justify="right", no_wrap=True)
+    separator = " | " if console.width >= WIDE else "\n"
+    for number, row in enumerate(rows):
+        texts = []
+        for task in tasks:
+            cell = cells.get((row, task.name))
+            ours = score(cell)
+            style = "dim" if cell is None or cell.beats_controls is False else "bold"
+            said = published(definition, row, task.name)
+            texts.append(f"[dim]{said}{separator}[/dim][{style}]{ours}[/]" if said else f"[{style}]{ours}[/]")
+        last_method = row not in CONTROLS and number + 1 < len(rows) and rows[number + 1] in CONTROLS
+        table.add_row(row_title(row), *texts, style="italic" if row in CONTROLS else "", end_section=last_method)
+    console.print(table)
+    if any(cell.beats_controls is False for cell in cells.values()):
+        console.print(f"{MARK} does not beat random init, pixels and image statistics", style="dim")
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """The units of a table with an estimate for those still to be done."""
+    table = Table("unit", "seed", "to do", "estimate")
+    for unit in plan.units:
+        steps = (["pretrain"] if unit.pretrain else []) + [task.name for task in unit.tasks]
+        seconds = plan.estimates.get(("pretrain", unit.row), 0.0) * unit.pretrain
+        seconds += plan.estimates.get(("score", unit.row), 0.0) * bool(unit.tasks)
+        seed = "" if unit.seed is None else str(unit.seed)
+        table.add_row(unit.row, seed, ", ".join(steps) or "done", clock(seconds) if steps else "")
+    console.print(table)
+    to_do = sum(not unit.done for unit in plan.units)
+    console.print(f"{to_do} of {len(plan.units)} units to do, about {clock(plan.total)}")

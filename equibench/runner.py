@@ -1,0 +1,198 @@
+"""Bring the cells of a table up to date: pretrain what is missing, score what is missing, leave the rest alone.
+
+The journal of a profile is `runs/<profile>/<data>-<variant>/records.jsonl`, append-only: a unit whose records are
+there under the same digest is done. Whatever kills a run, the next one goes on from the journal and the last
+checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_fabric import Fabric
+
+from equibench.controls import CONTROLS
+from equibench.data.datasets import Dataset
+from equibench.encoders.vit import weights_sha256
+from equibench.evaluate import Setting, Subject, evaluate, evaluation_digest
+from equibench.files import digest_of
+from equibench.pretrain.loop import build, finished_run, pretrain, recipe
+from equibench.profiles import Profile
+from equibench.progress import Progress
+from equibench.records import Record, append_records, read_records
+from equibench.registry import BASELINES
+from equibench.task import Task
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: a row at one pretraining seed, on some tasks.
+
+    Attributes:
+        row: a baseline's or control's id.
+        seed: pretraining seed; None for controls without an encoder.
+        pretrain: whether an encoder has to be trained first.
+        tasks: columns that are not in the journal yet; empty if the unit is done.
+    """
+
+    row: str
+    seed: int | None
+    pretrain: bool
+    tasks: tuple[Task, ...]
+
+    @property
+    def done(self) -> bool:
+        return not self.pretrain and not self.tasks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The units of a table, and seconds for those still to be done."""
+
+    units: list[Unit]
+    estimates: dict[tuple[str, str], float]
+    total: float
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a profile's work on one data set and variant is kept."""
+
+    setting: Setting
+    fabric: Fabric
+
+    @property
+    def journal(self) -> Path:
+        return self.setting.work / "records.jsonl"
+
+    def run_folder(self, row: str, seed: int) -> Path:
+        return self.setting.work / "pretraining" / row / f"seed{seed}"
+
+
+def open_workplace(profile: Profile, dataset: Dataset, variant: str, runs: Path, fabric: Fabric) -> Workplace:
+    """The workplace of a profile on a data set.
+
+    Args:
+        runs: folder that holds all work in progress.
+    """
+    setting = Setting(
+        profile=profile,
+        dataset=dataset,
+        variant=variant,
+        work=runs / profile.name / f"{dataset.name}-{variant}",
+        device=fabric.device,
+        bf16=fabric._precision.precision == "bf16-mixed",
+    )
+    return Workplace(setting, fabric)
+
+
+def plan(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace) -> list[Unit]:
+    """The units that make up rows x tasks x pretraining seeds, done ones included, in the table's order."""
+    journal = {(r.evaluation_sha256, r.task) for r in read_records(place.journal)}
+    units = []
+    for row in rows:
+        has_encoder = row not in CONTROLS or CONTROLS[row].has_encoder
+        for seed in seeds if has_encoder else [None]:
+            subject = find_subject(row, seed, place)
+            missing = tuple(tasks)
+            if subject:
+                missing = tuple(
+                    task
+                    for task in tasks
+                    if (evaluation_digest(subject, task, place.setting.pairs(task), place.setting), task.name)
+                    not in journal
+                )
+            units.append(Unit(row, seed, subject is None, missing))
+    return units
+
+
+def find_subject(row: str, seed: int | None, place: Workplace) -> Subject | None:
+    """The row's encoder or control, or None if it has to be pretrained first."""
+    setting = place.setting
+    if row in CONTROLS:
+        if not CONTROLS[row].has_encoder:
+            return Subject(row)
+        assert seed is not None
+        encoder = build(BASELINES.get("vicreg"), setting.profile, setting.variant, seed).encoder.eval()
+        return Subject(row, encoder, weights_sha256(encoder), seed=seed)
+    assert seed is not None
+    entry = BASELINES.get(row)
+    digest = digest_of(recipe(entry, setting.profile, setting.dataset, setting.variant, seed))
+    run = finished_run(entry, setting.profile, place.run_folder(row, seed), setting.variant, seed, digest)
+    if run is None:
+        return None
+    return Subject(
+        row, run.encoder, run.encoder_sha256, entry.splits_features, seed, digest, run.seconds, run.collapsed
+    )
+
+
+def carry_out(units: Iterable[Unit], place: Workplace, progress: Progress) -> None:
+    """Do the units that are not done, appending their records to the journal as they come."""
+    for unit in units:
+        if unit.done:
+            continue
+        if unit.pretrain:
+            pretrain_row(unit.row, unit.seed or 0, place, progress)
+        subject = find_subject(unit.row, unit.seed, place)
+        assert subject is not None
+        if place.fabric.is_global_zero:
+            _score(unit, subject, place, progress)
+        place.fabric.barrier()
+
+
+def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> None:
+    """Pretrain one row at one seed, with progress."""
+    setting, entry = place.setting, BASELINES.get(row)
+    with progress.unit(f"pretrain {entry.title}, seed {seed}", ("pretrain", row)) as advance:
+        run = pretrain(
+            entry,
+            setting.profile,
+            setting.dataset,
+            place.run_folder(row, seed),
+            variant=setting.variant,
+            seed=seed,
+            fabric=place.fabric,
+            report=lambda step, steps, scalars: advance(step / steps, f"loss {scalars['loss']:.3f}"),
+        )
+    if run.collapsed:
+        progress.warn(
+            f"{entry.title}, seed {seed}: its features have collapsed (they hardly vary over images); see "
+            f"{run.folder / 'log.jsonl'}"
+        )
+
+
+def _score(unit: Unit, subject: Subject, place: Workplace, progress: Progress) -> None:
+    """Score a row task by task, so that a kill costs at most one task."""
+    title = row_title(unit.row)
+    with progress.unit(f"score {title}", ("score", unit.row)) as advance:
+        for number, task in enumerate(unit.tasks):
+            advance(number / len(unit.tasks), task.title)
+            append_records(place.journal, evaluate(subject, [task], place.setting))
+
+
+def current_records(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace) -> list[Record]:
+    """The journal's records of these cells, as the code and the settings stand now, in the table's order."""
+    stored: dict[tuple[str, str, str, str], Record] = {}
+    for record in read_records(place.journal):
+        stored.setdefault((record.evaluation_sha256, record.task, record.features, record.baseline), record)
+    found = []
+    for row in rows:
+        has_encoder = row not in CONTROLS or CONTROLS[row].has_encoder
+        for seed in seeds if has_encoder else [None]:
+            subject = find_subject(row, seed, place)
+            if subject is None:
+                continue
+            for task in tasks:
+                digest = evaluation_digest(subject, task, place.setting.pairs(task), place.setting)
+                for features in ("full", "invariant", "equivariant"):
+                    record = stored.get((digest, task.name, features, row))
+                    if record:
+                        found.append(record)
+    return found
+
+
+def row_title(row: str) -> str:
+    """The name of a row in print."""
+    return CONTROLS[row].title if row in CONTROLS else BASELINES.get(row).title

@@ -1,0 +1,215 @@
+"""The six transformations: how their parameters are drawn, coded as regression targets, and applied.
+
+Ranges and codings are those of PROTOCOL 2.4 (#13 to #18): P2's Table 2 for rotation, color, blur and translation,
+EquiMod's random resized crop, and a fair coin for the flip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from equibench.transforms import geometry
+from equibench.transforms.blur import gaussian_blur
+from equibench.transforms.color import adjust_color
+
+Array = NDArray[np.float64]
+
+MAX_ANGLE = 45.0
+COLOR_RANGE = (0.4, 0.4, 0.4, 0.1)
+BLUR_RANGE = (0.1, 2.0)
+CROP_SCALE, CROP_RATIO, CROP_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+
+
+def max_shift(size: int) -> float:
+    """Largest translation in pixels: the field's 4 px at 32 px, P2's 10 px at 224 px (PROTOCOL 2.4 #14)."""
+    return size / 8 if size <= 64 else 10 * size / 224
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """One family g(x, θ).
+
+    Attributes:
+        name: its id; also the id of its regression task.
+        parameters: a name for each column of θ, with the unit.
+        group: the group (or set) that θ lives in.
+        uniforms: how many uniform numbers one draw of θ uses.
+        draw: (N, uniforms) numbers in [0, 1) and the image size -> θ (N, P).
+        identity: the θ that leaves the image as it is.
+        code: image size -> (offset, scale), the regression target being (θ - offset) / scale.
+        publish: θ (N, P) and the image size -> the coding in which the field's pooled R² is taken (#31).
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    group: str
+    uniforms: int
+    draw: Callable[[Array, int], Array]
+    identity: tuple[float, ...]
+    code: Callable[[int], tuple[Array, Array]]
+    publish: Callable[[Array, int], Array]
+
+    def encode(self, theta: Array, size: int) -> Array:
+        """θ (N, P) -> regression targets (N, P)."""
+        offset, scale = self.code(size)
+        return (theta - offset) / scale
+
+    def decode(self, target: Array, size: int) -> Array:
+        """Regression targets (N, P) -> θ (N, P)."""
+        offset, scale = self.code(size)
+        return target * scale + offset
+
+
+def _draw_crop(u: Array, size: int) -> Array:
+    """Random resized crop as torchvision draws it: area and log-ratio until they fit, else the whole image."""
+    area = CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * u[:, 0:CROP_TRIES]
+    low, high = np.log(CROP_RATIO)
+    ratio = np.exp(low + (high - low) * u[:, CROP_TRIES : 2 * CROP_TRIES])
+    width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    fits = (width <= 1) & (height <= 1)
+    rows, first = np.arange(len(u)), fits.argmax(axis=1)
+    width = np.where(fits.any(axis=1), width[rows, first], 1.0)
+    height = np.where(fits.any(axis=1), height[rows, first], 1.0)
+    x = width / 2 + (1 - width) * u[:, -2]
+    y = height / 2 + (1 - height) * u[:, -1]
+    return np.stack([x, y, width, height], axis=1)
+
+
+def _corner_and_size(theta: Array, size: int) -> Array:
+    """(centre_x, centre_y, w, h) -> (top, left, h, w) over the side, the field's published crop parameters."""
+    x, y, width, height = theta.T
+    return np.stack([y - height / 2, x - width / 2, height, width], axis=1)
+
+
+def _constant_code(offset: float | Array, scale: float | Array) -> Callable[[int], tuple[Array, Array]]:
+    return lambda size: (np.atleast_1d(np.float64(offset)), np.atleast_1d(np.float64(scale)))
+
+
+_COLOR = np.array(COLOR_RANGE)
+TRANSFORMATIONS: dict[str, Transformation] = {
+    t.name: t
+    for t in [
+        Transformation(
+            name="crop",
+            parameters=("centre x / side", "centre y / side", "width / side", "height / side"),
+            group="axis-aligned affine maps",
+            uniforms=2 * CROP_TRIES + 2,
+            draw=_draw_crop,
+            identity=(0.5, 0.5, 1.0, 1.0),
+            code=_constant_code(0, 1),
+            publish=_corner_and_size,
+        ),
+        Transformation(
+            name="flip",
+            parameters=("mirrored",),
+            group="Z2",
+            uniforms=1,
+            draw=lambda u, size: (u >= 0.5).astype(np.float64),
+            identity=(0.0,),
+            code=_constant_code(0, 1),
+            publish=lambda theta, size: theta,
+        ),
+        Transformation(
+            name="rotation",
+            parameters=("degrees, counter-clockwise",),
+            group="SO(2)",
+            uniforms=1,
+            draw=lambda u, size: MAX_ANGLE * (2 * u - 1),
+            identity=(0.0,),
+            code=_constant_code(0, MAX_ANGLE),
+            publish=lambda theta, size: theta,
+        ),
+        Transformation(
+            name="translation",
+            parameters=("pixels to the right", "pixels down"),
+            group="R2",
+            uniforms=2,
+            draw=lambda u, size: max_shift(size) * (2 * u - 1),
+            identity=(0.0, 0.0),
+            code=lambda size: (np.zeros(1), np.full(1, max_shift(size))),
+            publish=lambda theta, size: theta,
+        ),
+        Transformation(
+            name="color",
+            parameters=(
+                "brightness factor - 1",
+                "contrast factor - 1",
+                "saturation factor - 1",
+                "hue in turns",
+            ),
+            group="scalings, and a circle for the hue",
+            uniforms=4,
+            draw=lambda u, size: _COLOR * (2 * u - 1),
+            identity=(0.0, 0.0, 0.0, 0.0),
+            code=_constant_code(0, 2 * _COLOR),
+            publish=lambda theta, size: theta + np.array([1.0, 1.0, 1.0, 0.0]),
+        ),
+        Transformation(
+            name="blur",
+            parameters=("sigma in pixels",),
+            group="semigroup of Gaussian blurs",
+            uniforms=1,
+            draw=lambda u, size: BLUR_RANGE[0] + (BLUR_RANGE[1] - BLUR_RANGE[0]) * u,
+            identity=(0.0,),
+            code=_constant_code(0, BLUR_RANGE[1]),
+            publish=lambda theta, size: theta,
+        ),
+    ]
+}
+"""In the one fixed order in which they are applied (PROTOCOL 2.4 #29)."""
+
+_MATRICES = {
+    "crop": geometry.crop_matrix,
+    "flip": geometry.flip_matrix,
+    "rotation": geometry.rotation_matrix,
+    "translation": geometry.translation_matrix,
+}
+
+
+def transform(images: Tensor, theta: Mapping[str, Tensor], fill: geometry.Fill = "reflect") -> Tensor:
+    """g(x, θ): crop, flip, rotation, translation in one resampling, then color, then blur.
+
+    Args:
+        images: (N, 3, S, S) float in [0, 1].
+        theta: parameters (N, P) by transformation; one that is absent is not applied.
+        fill: what stands outside the image.
+
+    Raises:
+        KeyError: a name that is no transformation.
+    """
+    unknown = set(theta) - set(TRANSFORMATIONS)
+    if unknown:
+        raise KeyError(f"unknown transformations {sorted(unknown)}; known: {list(TRANSFORMATIONS)}")
+    matrices = [make(theta[name], images.shape[-1]) for name, make in _MATRICES.items() if name in theta]
+    if matrices:
+        matrix = matrices[0]
+        for following in matrices[1:]:
+            matrix = matrix @ following
+        images = geometry.warp(images, matrix.to(images.dtype), fill)
+    if "color" in theta:
+        images = adjust_color(images, theta["color"].to(images.dtype))
+    if "blur" in theta:
+        images = gaussian_blur(images, theta["blur"].to(images.dtype))
+    return images
+
+
+@lru_cache
+def standard_moments(name: str) -> tuple[Array, Array]:
+    """Mean and standard deviation (P,) of a transformation's coded targets, which do not depend on the image size."""
+    transformation, size = TRANSFORMATIONS[name], 32
+    u = np.random.default_rng(0).random((100_000, transformation.uniforms))
+    coded = transformation.encode(transformation.draw(u, size), size)
+    return coded.mean(axis=0), coded.std(axis=0)
+
+
+def visible_disc(size: int, radius: float, device: torch.device | None = None) -> Tensor:
+    """(S, S) float mask, 1 where a pixel's centre lies within radius px of the image's centre."""
+    axis = torch.arange(size, device=device) + 0.5 - size / 2
+    return (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius**2).float()

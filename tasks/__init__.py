@@ -1,0 +1,1 @@
+"""Evaluation tasks, one file a family; every module here is imported by the registry."""

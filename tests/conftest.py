@@ -1,0 +1,26 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from equibench.data.datasets import Dataset, load_dataset
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own, and one thread, so that sums are always taken in the same order."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EQUIBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("EQUIBENCH_DATA", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def solids_dataset(own_cache: None) -> Dataset:
+    """The generated images of the tiny profile: 600 for training, 200 for testing."""
+    return load_dataset("solids", sizes=(600, 200))
