@@ -36,9 +36,9 @@ class Reconstruction(Baseline):
         super().__init__(profile, encoder)
         decoder = profile.decoder
         self.patch = encoder.patch
-        self.projector = projector(self.half, profile.pretraining.projector)
+        self.projector = projector(self.invariant, profile.pretraining.projector)
         self.equivariant_head = nn.Sequential(
-            nn.Linear(self.features - self.half, decoder.width), nn.LayerNorm(decoder.width)
+            nn.Linear(self.features - self.invariant, decoder.width), nn.LayerNorm(decoder.width)
         )
         self.decoder = CrossAttentionDecoder(
             decoder,
@@ -50,7 +50,7 @@ class Reconstruction(Baseline):
         self.register_buffer("visible", encoder.visible.clone(), persistent=False)
 
     def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
-        x, y = (self.projector(t.mean[:, : self.half]) for t in (tokens.v1, tokens.v2))
+        x, y = (self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2))
         ssl = vicreg_loss(x, y)
         reconstruction = self.reconstruction_error(views, self.equivariant(tokens.v1), self.equivariant(tokens.v2))
         total = ssl.pop("loss") + self.profile.pretraining.lambda_recon * reconstruction
@@ -72,7 +72,7 @@ class Reconstruction(Baseline):
 
     def equivariant(self, tokens: object) -> Tensor:
         """Equivariant halves of the patch tokens, through their head: (N, L, decoder width)."""
-        return self.equivariant_head(tokens.patches[..., self.half :])  # type: ignore[attr-defined]
+        return self.equivariant_head(tokens.patches[..., self.invariant :])  # type: ignore[attr-defined]
 
     def reconstruction_error(self, views: Views, z1: Tensor, z2: Tensor) -> Tensor:
         """Pixel MSE of the decoder's view 2 over the visible pixels, normalised RGB."""

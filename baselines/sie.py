@@ -99,12 +99,12 @@ class SIE(Baseline):
         super().__init__(profile, encoder)
         self.transformations, self.one_at_a_time = names, one_at_a_time
         widths = profile.pretraining.projector
-        self.invariant_projector = projector(self.half, widths)
-        self.equivariant_projector = projector(self.features - self.half, widths)
+        self.invariant_projector = projector(self.invariant, widths)
+        self.equivariant_projector = projector(self.features - self.invariant, widths)
         self.predictor = HypernetworkPredictor(code_size(names), widths[-1])
 
     def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
-        inv1, inv2 = (self.invariant_projector(t.mean[:, : self.half]) for t in (tokens.v1, tokens.v2))
+        inv1, inv2 = (self.invariant_projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2))
         equi1, equi2 = self._equivariant(tokens)
         code = transformation_code(views, self.transformations)
         return sie_loss(inv1, inv2, equi1, equi2, self.predictor(equi1, code))
@@ -118,7 +118,7 @@ class SIE(Baseline):
         return {"equivariance": error, "shuffled_code_ratio": shuffled / error.clamp_min(1e-12)}
 
     def _equivariant(self, tokens: TokenPair) -> tuple[Tensor, Tensor]:
-        halves = (t.mean[:, self.half :] for t in (tokens.v1, tokens.v2))
+        halves = (t.mean[:, self.invariant :] for t in (tokens.v1, tokens.v2))
         one, other = (self.equivariant_projector(half) for half in halves)
         return one, other
 

@@ -113,7 +113,7 @@ def _train_and_score(inputs: str, pairs: Pairs, dataset: Dataset, spec: ViewSpec
     module, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=LR, fused=True))
     rows, steps, step = np.arange(*pairs.rows("train").indices(len(targets))), 0, 0
     steps = EPOCHS * (len(rows) // BATCH)
-    best, best_error, predicted = None, float("inf"), {}
+    best, best_error = None, float("inf")
     for epoch in range(EPOCHS):
         module.train()
         order = np.random.default_rng(epoch).permutation(rows)
@@ -133,7 +133,7 @@ def _train_and_score(inputs: str, pairs: Pairs, dataset: Dataset, spec: ViewSpec
     assert best is not None
     truth = targets[pairs.rows("test")].double().numpy()
     low, high = bootstrap_r2(truth, best[None].astype(np.float64))
-    return float(r2_per_dimension(truth, best).mean()), low, high
+    return float(r2_per_dimension(truth, best.astype(np.float64)).mean()), low, high
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ oracle: the parameters themselves with a little noise; it shows that the pipelin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from equibench.encoders.vit import ViewSpec
 from equibench.probes.mlp import Split
 from equibench.transforms import visible_disc
 
-Array = NDArray[np.floating]
+Array = NDArray[Any]
 
 COMPONENTS = 512
 ORACLE_NOISE = 0.05
@@ -54,10 +55,12 @@ RIVALS = ("random_init", "pixels", "image_statistics")
 def pixel_features(
     first: NDArray[np.uint8], second: NDArray[np.uint8], train: slice, spec: ViewSpec
 ) -> tuple[Array, Array]:
-    """Principal components (N, <= 512) of both views' visible pixels, fitted on the training pairs' views."""
+    """Principal components (N, at most 512) of both views' visible pixels, fitted on the training pairs' views."""
     flat_first, flat_second = _visible_pixels(first, spec), _visible_pixels(second, spec)
     fit = np.concatenate([flat_first[train], flat_second[train]])
-    pca = PCA(min(COMPONENTS, *fit.shape), svd_solver="covariance_eigh").fit(fit)
+    # with few pairs, components beyond a quarter of them are noise that standardising would blow up
+    components = min(COMPONENTS, len(fit) // 8, fit.shape[1])
+    pca = PCA(components, svd_solver="covariance_eigh").fit(fit)
     return pca.transform(flat_first), pca.transform(flat_second)
 
 
@@ -81,20 +84,20 @@ def constant_prediction(splits: dict[str, Split], split: str = "test") -> NDArra
 
 def _visible_pixels(images: NDArray[np.uint8], spec: ViewSpec) -> NDArray[np.float32]:
     visible = _mask(images.shape[-1], spec).astype(bool)
-    return images[:, :, visible].reshape(len(images), -1).astype(np.float32) / 255
+    pixels: NDArray[np.float32] = images[:, :, visible].reshape(len(images), -1).astype(np.float32)
+    return pixels / np.float32(255)
 
 
 def _statistics(images: NDArray[np.uint8], spec: ViewSpec) -> Array:
     mask = _mask(images.shape[-1], spec)
     inside = mask.astype(bool)
     pixels = images[:, :, inside].astype(np.float32) / 255
-    columns = [pixels.mean(axis=2), pixels.std(axis=2)]
-    energy = 0.0
+    energy: Array = np.zeros(images.shape[:2])
     for axis in (2, 3):  # differences between neighbours of which both are visible
         step = np.diff(images.astype(np.float32) / 255, axis=axis)
         both = np.minimum(np.delete(mask, 0, axis - 2), np.delete(mask, -1, axis - 2))
         energy = energy + (np.square(step) * both).sum(axis=(2, 3)) / both.sum()
-    return np.concatenate([*columns, np.asarray(energy)], axis=1)
+    return np.concatenate([pixels.mean(axis=2), pixels.std(axis=2), energy], axis=1)
 
 
 def _mask(size: int, spec: ViewSpec) -> NDArray[np.float32]:

@@ -75,8 +75,8 @@ def _time_scoring(setting: Setting) -> float:
     probing = profile.probing
     columns = {
         "full": slice(None),
-        "invariant": slice(0, encoder.half),
-        "equivariant": slice(encoder.half, None),
+        "invariant": slice(0, encoder.invariant),
+        "equivariant": slice(encoder.invariant, None),
     }
     probes = FusedProbes(columns, encoder.features, 2, probing.width, setting.probe_seeds)
     inputs = torch.randn(probing.batch, 2, encoder.features)

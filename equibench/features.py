@@ -114,7 +114,7 @@ class FeatureStore:
         encoder.eval()
         parts = []
         for start in range(0, len(views), self.batch):
-            images = torch.from_numpy(np.ascontiguousarray(views[start : start + self.batch])).to(self.device)
+            images = torch.from_numpy(np.array(views[start : start + self.batch])).to(self.device)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
                 parts.append(_as_float16(encoder.represent(images.float().div_(255))))  # type: ignore[operator]
         return np.concatenate(parts)

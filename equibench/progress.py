@@ -1,4 +1,4 @@
-"""Progress of a plan: a bar with an ETA for the whole and one for the unit at work; lines where there is no terminal."""
+"""Progress of a plan: a bar with an ETA for the whole and one for the unit at work; else plain lines."""
 
 from __future__ import annotations
 

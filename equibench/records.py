@@ -1,4 +1,4 @@
-"""The record: one line of JSON for each score, with all that is needed to make it again; each key is documented here."""
+"""The record: one line of JSON for each score, and all that is needed to make it again; each key is documented."""
 
 from __future__ import annotations
 

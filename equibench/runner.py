@@ -18,7 +18,7 @@ from equibench.data.datasets import Dataset
 from equibench.encoders.vit import weights_sha256
 from equibench.evaluate import Setting, Subject, evaluate, evaluation_digest
 from equibench.files import digest_of
-from equibench.pretrain.loop import build, finished_run, pretrain, recipe
+from equibench.pretrain.loop import Run, build, finished_run, pretrain, recipe
 from equibench.profiles import Profile
 from equibench.progress import Progress
 from equibench.records import Record, append_records, read_records
@@ -142,7 +142,7 @@ def carry_out(units: Iterable[Unit], place: Workplace, progress: Progress) -> No
         place.fabric.barrier()
 
 
-def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> None:
+def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> Run:
     """Pretrain one row at one seed, with progress."""
     setting, entry = place.setting, BASELINES.get(row)
     with progress.unit(f"pretrain {entry.title}, seed {seed}", ("pretrain", row)) as advance:
@@ -161,6 +161,7 @@ def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> N
             f"{entry.title}, seed {seed}: its features have collapsed (they hardly vary over images); see "
             f"{run.folder / 'log.jsonl'}"
         )
+    return run
 
 
 def _score(unit: Unit, subject: Subject, place: Workplace, progress: Progress) -> None:
@@ -187,9 +188,8 @@ def current_records(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[
             for task in tasks:
                 digest = evaluation_digest(subject, task, place.setting.pairs(task), place.setting)
                 for features in ("full", "invariant", "equivariant"):
-                    record = stored.get((digest, task.name, features, row))
-                    if record:
-                        found.append(record)
+                    if (key := (digest, task.name, features, row)) in stored:
+                        found.append(stored[key])
     return found
 
 

@@ -82,8 +82,8 @@ def load_definition(name: str | Path) -> TableDefinition:
     if frame.empty or frame.columns[0] != "baseline":
         raise UserError(f"{where} has no column `baseline`, or no rows", "first column `baseline`, then one per task")
     frame = frame.set_index("baseline")
-    _check_names(where, "row", frame.index, [*BASELINES.names(), *CONTROLS])
-    _check_names(where, "column", frame.columns, TASKS.names())
+    _check_names(where, "row", list(frame.index), [*BASELINES.names(), *CONTROLS])
+    _check_names(where, "column", list(frame.columns), TASKS.names())
     return TableDefinition(path.stem, tuple(frame.index), tuple(frame.columns), frame)
 
 

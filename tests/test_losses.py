@@ -89,7 +89,7 @@ def test_value_and_gradient_are_the_formulas(name: str) -> None:
     tensors = [torch.from_numpy(a.copy()).requires_grad_() for a in inputs]
     value = ours(*tensors)
     value.backward()
-    assert float(value) == pytest.approx(formula(*inputs), rel=1e-10)
+    assert value.item() == pytest.approx(formula(*inputs), rel=1e-10)
     for tensor, expected in zip(tensors, numerical_gradient(formula, inputs), strict=True):
         np.testing.assert_allclose(tensor.grad, expected, atol=1e-7)
 
@@ -117,7 +117,7 @@ def test_masked_pixel_error_is_the_mean_over_visible_pixels() -> None:
     leaf = torch.from_numpy(prediction).requires_grad_()
     value = masked_pixel_mse(leaf, torch.from_numpy(target), torch.from_numpy(mask).double())
     value.backward()
-    assert float(value) == pytest.approx(expected, rel=1e-12)
+    assert value.item() == pytest.approx(expected, rel=1e-12)
     np.testing.assert_allclose(leaf.grad, 2 * (prediction - target) * mask / len(seen))
 
 

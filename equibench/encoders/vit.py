@@ -68,7 +68,7 @@ class ViTEncoder(nn.Module):
 
     def __init__(self, size: EncoderSize, image_size: int, views: ViewSpec) -> None:
         super().__init__()
-        self.features, self.half, self.patch = size.features, size.half, size.patch
+        self.features, self.invariant, self.patch = size.features, size.half, size.patch
         self.vit = VisionTransformer(
             img_size=image_size, patch_size=size.patch, embed_dim=size.width, depth=size.depth,
             num_heads=size.heads, num_classes=0, global_pool="",
@@ -89,11 +89,13 @@ class ViTEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, S, S) -> class token and visible patch tokens (N, 1 + L, D)."""
-        x = self.vit.patch_embed(images)
-        x = x[:, self.visible] + self.vit.pos_embed[:, 1 + self.visible]
-        cls = (self.vit.cls_token + self.vit.pos_embed[:, :1]).expand(len(x), -1, -1)
+        position, cls = self.vit.pos_embed, self.vit.cls_token
+        assert position is not None
+        assert cls is not None
+        x = self.vit.patch_embed(images)[:, self.visible] + position[:, 1 + self.visible]
+        first = (cls + position[:, :1]).expand(len(x), -1, -1)
         with attention_kernel(images.device):
-            x = self.vit.blocks(torch.cat([cls, x], dim=1))
+            x = self.vit.blocks(torch.cat([first, x], dim=1))
         return self.head(self.vit.norm(x))
 
     def represent(self, images: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ class ViTEncoder(nn.Module):
 
 
 def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
-    """The quicker attention for short sequences: on a CPU plain matrix products beat the fused kernel (1.2 x a step)."""
+    """The quicker attention for short sequences: on a CPU, plain matrix products make a step 1.2 x faster."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 

@@ -69,7 +69,7 @@ class Baseline(nn.Module):
     def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
         super().__init__()
         self.profile = profile
-        self.half = encoder.half
+        self.invariant = encoder.invariant
         self.features = encoder.features
 
     def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ class FusedProbes(nn.Module):
         """Both views' representations (N, 2, D) -> predictions (sets * seeds, N, K), set by set."""
         layers = []
         for name, column in self.columns.items():
-            weight, bias = self.first[name]
+            weight, bias = self.first[name].get_parameter("0"), self.first[name].get_parameter("1")
             y = F.linear(x[:, :, column].flatten(1), weight.flatten(1).T, bias.flatten())
             layers.append(F.relu(y).unflatten(1, (len(self.seeds), self.width)).transpose(0, 1))
         y = F.relu(torch.baddbmm(self.hidden_bias, torch.cat(layers), self.hidden))

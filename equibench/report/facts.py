@@ -20,12 +20,12 @@ def header(setting: Setting, tasks: Sequence[Task], seeds: Sequence[int]) -> lis
     return [
         f"Profile {profile.name}: {profile.title}.",
         f"Data: {setting.dataset.description}.",
-        f"Encoder: ViT of width {encoder.width}, {encoder.depth} blocks, patch {encoder.patch}, {encoder.features} features a "
-        f"token; {pretraining.pairs:,} pretraining pairs a row in batches of {pretraining.batch}; "
-        f"decoder of width {profile.decoder.width}, {profile.decoder.depth} blocks; λ_recon {pretraining.lambda_recon:g}; "
-        f"pretraining seeds {', '.join(map(str, seeds))}.",
-        f"Probe: 3-layer MLP of width {probing.width}, at most {probing.epochs} epochs, {probing.seeds} seeds; {train:,} training, "
-        f"{val:,} validation and {test:,} test pairs.",
+        f"Encoder: ViT of width {encoder.width}, {encoder.depth} blocks, patch {encoder.patch}, "
+        f"{encoder.features} features a token; {pretraining.pairs:,} pretraining pairs a row in batches of "
+        f"{pretraining.batch}; decoder of width {profile.decoder.width}, {profile.decoder.depth} blocks; "
+        f"λ_recon {pretraining.lambda_recon:g}; pretraining seeds {', '.join(map(str, seeds))}.",
+        f"Probe: 3-layer MLP of width {probing.width}, at most {probing.epochs} epochs, {probing.seeds} seeds; "
+        f"{train:,} training, {val:,} validation and {test:,} test pairs.",
         f"Views: {profile.image_size} px, {views}; ranges: {ranges(tasks, profile.image_size)}.",
         "R² per dimension on standardised targets, ± half the 95 % bootstrap interval over test images.",
     ]

@@ -111,8 +111,8 @@ def _certificate_lines(tasks: Sequence[Task], certificates: dict[str, dict[str, 
         return ["No certificate is on file for these tasks: run `equibench certify`."]
     some = certificates[known[0].name]
     lines = [
-        f"A small CNN trained from scratch on {some['pairs']:,} pairs of {some['data']}, headline views; a task that claims to "
-        f"be clean leaks at most {CLEAN_LEAK:g}:",
+        f"A small CNN trained from scratch on {some['pairs']:,} pairs of {some['data']}, headline views; a task that "
+        f"claims to be clean leaks at most {CLEAN_LEAK:g}:",
         "",
     ]
     rows = {"both views (the pixels' ceiling)": "both_views_r2", "view 2 alone (the leak)": "view2_alone_r2"}

@@ -17,7 +17,7 @@ from equibench.runner import Plan, row_title
 from equibench.tables import TableDefinition, cells_of, published
 from equibench.task import Task
 
-WIDE = 150
+WIDE, MEDIUM = 150, 118
 
 
 def print_table(
@@ -29,15 +29,16 @@ def print_table(
     seeds: Sequence[int],
     console: Console,
 ) -> None:
-    """Print a table; on a narrow terminal each cell takes two lines."""
+    """Print a table; on a narrow terminal each cell takes two lines or three."""
     cells = cells_of(records)
     for line in header(setting, tasks, seeds):
         console.print(line, style="dim", highlight=False)
     table = Table(title=f"{definition.name}, profile {setting.profile.name}: published | ours", show_lines=False)
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for task in tasks:
-        table.add_column(task.title, justify="right", no_wrap=True)
+        table.add_column(task.title, justify="right")
     separator = " | " if console.width >= WIDE else "\n"
+    narrow = console.width < MEDIUM
     for number, row in enumerate(rows):
         texts = []
         for task in tasks:
@@ -45,6 +46,8 @@ def print_table(
             ours = score(cell)
             style = "dim" if cell is None or cell.beats_controls is False else "bold"
             said = published(definition, row, task.name)
+            if narrow:
+                said, ours = said.split("±")[0], ours.replace(" ", "\n")
             texts.append(f"[dim]{said}{separator}[/dim][{style}]{ours}[/]" if said else f"[{style}]{ours}[/]")
         last_method = row not in CONTROLS and number + 1 < len(rows) and rows[number + 1] in CONTROLS
         table.add_row(row_title(row), *texts, style="italic" if row in CONTROLS else "", end_section=last_method)

@@ -1,0 +1,42 @@
+# Idle OpenMP threads sleep instead of spinning: beside one busy process, spinning slows a run ten times over.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+PYTHON ?= python3
+BIN := .venv/bin
+PROFILE ?= demo
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup table2 test lint bench certify clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv with equibench in it (editable)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "equibench needs Python 3.11 or newer; name one with: make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+table2: $(READY)  ## Table 2 of the paper: pretrain, score, print, write results/demo (PROFILE=tiny: in a minute)
+	$(BIN)/equibench table table2 --profile $(PROFILE)
+
+test: $(READY)  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)  ## pretraining and evaluation against their floor
+	$(BIN)/python benchmarks/speed.py
+
+certify: $(READY)  ## measure again what each task's pixels hold and leak (about 15 minutes)
+	$(BIN)/equibench certify
+
+clean:  ## remove work in progress and caches; results stay
+	rm -rf runs results/*/partial build .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,160 @@
+"""Names, suggestions, and files of a user's own baselines: good ones, and each way to be wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from equibench.errors import UserError
+from equibench.pretrain.baseline import Baseline, register_baseline
+from equibench.pretrain.loop import build
+from equibench.profiles import get_profile
+from equibench.registry import BASELINES, TASKS, Registry, closest, load_baseline_file
+
+GOOD = '''
+import torch
+from equibench.pretrain.baseline import Baseline, register_baseline
+
+@register_baseline("mine", title="My method", factor=3.0)
+class Mine(Baseline):
+    """One line about it.
+
+    More lines.
+    """
+
+    splits_features = True
+
+    def __init__(self, profile, encoder, factor):
+        super().__init__(profile, encoder)
+        self.factor = factor
+
+    def loss(self, views, tokens):
+        return {"loss": self.factor * (tokens.v1.mean - tokens.v2.mean).square().mean()}
+'''
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Whatever a test registers or imports is forgotten after it."""
+    BASELINES.discover()
+    entries, modules = dict(BASELINES._entries), set(sys.modules)
+    yield
+    BASELINES._entries.clear()
+    BASELINES._entries.update(entries)
+    for name in set(sys.modules) - modules:
+        if name.startswith("equibench_user_"):
+            del sys.modules[name]
+
+
+def file_of(folder: Path, text: str, name: str = "mine.py") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_built_in_rows_and_columns_are_found() -> None:
+    assert {"vicreg", "reconstruction", "sie_all", "sie_all_single", "sie_rot"} <= set(BASELINES.names())
+    assert TASKS.names() == ["rotation", "color", "blur", "translation", "crop", "flip"]
+    assert BASELINES.get("reconstruction").splits_features
+    assert not BASELINES.get("vicreg").splits_features
+
+
+@pytest.mark.parametrize(
+    ("registry", "wrong", "right"),
+    [(BASELINES, "vicrag", "vicreg"), (BASELINES, "sie-all", "sie_all"), (TASKS, "colour", "color")],
+)
+def test_unknown_name_suggests_the_nearest(registry: Registry[object], wrong: str, right: str) -> None:
+    with pytest.raises(UserError, match=f"{wrong!r}; did you mean {right!r}") as caught:
+        registry.get(wrong)
+    assert f"equibench list {registry.kind}s" in caught.value.fix
+
+
+def test_name_like_no_other_gets_no_suggestion() -> None:
+    with pytest.raises(UserError, match="unknown baseline 'qqqq'\n") as caught:
+        BASELINES.get("qqqq")
+    assert "did you mean" not in str(caught.value)
+    assert closest("qqqq", []) == ""
+    with pytest.raises(UserError, match="did you mean 'demo'"):
+        get_profile("dmo")
+
+
+def test_a_name_is_registered_once() -> None:
+    registry: Registry[int] = Registry("thing", "equibench.things")
+    registry.add("one", 1)
+    with pytest.raises(UserError, match="thing 'one' is registered twice"):
+        registry.add("one", 2)
+
+
+def test_only_baselines_with_a_loss_are_registered() -> None:
+    with pytest.raises(UserError, match="'silent'.* has no loss"):
+
+        @register_baseline("silent")
+        class Silent(Baseline):
+            pass
+
+    with pytest.raises(UserError, match="not a subclass of Baseline"):
+        register_baseline("odd")(int)  # type: ignore[type-var]
+    assert not {"silent", "odd"} & set(BASELINES.names())
+
+
+def test_a_good_file_registers_its_baselines(tmp_path: Path) -> None:
+    path = file_of(tmp_path, GOOD)
+    assert load_baseline_file(path) == ["mine"]
+    entry = BASELINES.get("mine")
+    assert (entry.name, entry.title, entry.splits_features) == ("mine", "My method", True)
+    assert entry.description == "One line about it."
+    method = build(entry, get_profile("tiny"), "headline", 0).method
+    assert method.factor == 3.0
+    assert load_baseline_file(str(path)) == ["mine"], "a second time is no error"
+
+
+def test_digest_follows_the_file_and_the_settings(tmp_path: Path) -> None:
+    digests = set()
+    for number, text in enumerate((GOOD, GOOD.replace("3.0", "4.0"), GOOD + "\n# more\n", GOOD)):
+        BASELINES._entries.pop("mine", None)
+        load_baseline_file(file_of(tmp_path, text, f"mine{number}.py"))
+        digests.add(BASELINES.get("mine").source_sha256)
+    assert len(digests) == 3
+
+
+def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        path = file_of(tmp_path / name, GOOD.replace('"mine"', f'"{name}"'))
+        assert load_baseline_file(path) == [name]
+
+
+BROKEN = [
+    ("import torch\n\ndef f(:\n    pass\n", "line 3 raised SyntaxError"),
+    ("import torch\nx = 1\n\ny = x / 0\n", "line 4 raised ZeroDivisionError"),
+    ("def f():\n    raise ValueError('no')\n\nf()\n", "line 2 raised ValueError: no"),
+    ("import nothing_of_that_name\n", "line 1 raised ModuleNotFoundError"),
+    ("x = 1\n", "registers no baseline"),
+    (GOOD.split("    def __init__")[0], "Mine has no loss"),
+    (GOOD.replace('"mine"', '"vicreg"'), "'vicreg' is registered twice"),
+    (GOOD.replace("(Baseline)", ""), "not a subclass of Baseline"),
+    (GOOD + "\nraise RuntimeError('after')\n", "raised RuntimeError: after"),
+]
+
+
+@pytest.mark.parametrize(("text", "problem"), BROKEN)
+def test_a_broken_file_is_named_and_leaves_nothing_behind(tmp_path: Path, text: str, problem: str) -> None:
+    names, path = BASELINES.names(), file_of(tmp_path, text)
+    with pytest.raises(UserError, match=problem) as caught:
+        load_baseline_file(path)
+    assert str(path) in caught.value.problem
+    assert BASELINES.names() == names
+    path.write_text(GOOD)
+    assert load_baseline_file(path) == ["mine"], "once mended it loads"
+
+
+def test_a_file_that_is_missing_or_no_python(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not found"):
+        load_baseline_file(tmp_path / "nothing.py")
+    with pytest.raises(UserError, match="not found"):
+        load_baseline_file(tmp_path)
+    with pytest.raises(UserError, match="is not a Python file"):
+        load_baseline_file(file_of(tmp_path, GOOD, "mine.txt"))
