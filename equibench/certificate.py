@@ -151,7 +151,7 @@ def _input(inputs: str, pairs: Pairs, rows: NDArray[np.int64], dataset: Dataset,
     split = next(s for s in SPLITS if rows[0] < pairs.rows(s).stop)
     images = torch.from_numpy(image_source(dataset, split).images[pairs.image[rows]]).float() / 255
     theta = {pairs.transformation: torch.from_numpy(pairs.theta[rows]).float()}
-    second = transform(images, theta, "reflect" if spec.fill == "reflect" else "black")
+    second = transform(images, theta, spec.fill)
     size = images.shape[-1]
     mask = torch.ones(size, size) if spec.radius is None else visible_disc(size, spec.radius)
     views = [second] if inputs == "view2_alone" else [images, second]

@@ -49,7 +49,7 @@ class ViewStore:
         def render(images: NDArray[np.uint8], rows: slice) -> NDArray[np.uint8]:
             theta = {pairs.transformation: torch.from_numpy(pairs.theta[rows]).float()}
             floats = torch.from_numpy(images).float() / 255
-            moved = transform(floats, theta, "reflect" if self.spec.fill == "reflect" else "black")
+            moved = transform(floats, theta, self.spec.fill)
             return (moved * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
         return digest, self._stored(digest, pairs, render)

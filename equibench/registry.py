@@ -111,7 +111,7 @@ def load_baseline_file(path: str | Path) -> list[str]:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         for name in set(BASELINES.names()) - before:
             del BASELINES._entries[name]
@@ -124,7 +124,7 @@ def load_baseline_file(path: str | Path) -> list[str]:
     return added
 
 
-def _import_failure(path: Path, source: Path, error: Exception) -> UserError:
+def _import_failure(path: Path, source: Path, error: BaseException) -> UserError:
     if isinstance(error, UserError):
         return UserError(f"{path}: {error.problem}", error.fix)
     frames = traceback.extract_tb(error.__traceback__)

@@ -3,9 +3,9 @@
 Run it in Table 2 beside the rest:  equibench table table2 --baseline examples/my_method.py
 """
 
+from equibench.baselines.vicreg import vicreg_loss
 from torch import cat, nn
 
-from equibench.baselines.vicreg import vicreg_loss
 from equibench.pretrain.baseline import Baseline, register_baseline
 from equibench.pretrain.heads import projector
 

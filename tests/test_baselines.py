@@ -152,6 +152,19 @@ def test_reconstruction_error_is_zero_for_view_two_itself(solids_dataset: Datase
     assert method.reconstruction_error(views, z, z).item() == pytest.approx(0.25, rel=1e-5)
 
 
+def test_view_two_asks_and_view_one_answers(solids_dataset: Dataset) -> None:
+    step = started("reconstruction").eval()
+    views, method = batch_of(step, solids_dataset, 4), step.method
+    assert isinstance(method, Reconstruction)
+    z1, z2 = torch.randn(2, 4, len(step.encoder.visible), TINY.decoder.width, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        method.decoder.query.weight.zero_()  # now the question is the same whoever asks it
+        error = method.reconstruction_error(views, z1, z2)
+        torch.testing.assert_close(method.reconstruction_error(views, z1, -z2), error)
+        other = torch.linspace(-1, 1, TINY.decoder.width).expand_as(z1)
+        assert (method.reconstruction_error(views, other, z2) - error).abs() > 1e-3
+
+
 def test_patches_are_those_of_unfold() -> None:
     images = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(patches_of(images, 4), F.unfold(images, 4, stride=4).transpose(1, 2))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from equibench.data.datasets import Dataset
 from equibench.data.pairs import pretraining_epoch, split_indices, uniforms
@@ -38,28 +36,23 @@ class PairStream:
     def batch(self, start: int, count: int, encoder: ViTEncoder) -> Views:
         """Pairs start to start + count - 1 of the stream, made on the encoder's device."""
         device = encoder.mean.device
-        index, theta, active = self._rows(start, count)
+        index, theta, drawn = self._rows(start, count)
         images = torch.from_numpy(self.images[index]).to(device).float().div_(255)
-        coded = {
-            name: torch.from_numpy(TRANSFORMATIONS[name].encode(t, self.size)).float().to(device)
-            for name, t in theta.items()
-        }
-        known = {name: torch.from_numpy(active == name) | ~self._single(active) for name in theta}
-        on = {name: flag.to(device) for name, flag in known.items()}
-        applied = {
-            name: _where_active(name, torch.from_numpy(t).float().to(device), on[name]) for name, t in theta.items()
-        }
-        second = transform(images, applied, "reflect" if self.views.fill == "reflect" else "black")
+        coded, known, applied = {}, {}, {}
+        for name, values in theta.items():
+            on = drawn == name if self.one_at_a_time else np.ones(len(drawn), dtype=bool)
+            used = np.where(on[:, None], values, TRANSFORMATIONS[name].identity)
+            known[name] = torch.from_numpy(on).to(device)
+            applied[name] = torch.from_numpy(used).float().to(device)
+            coded[name] = torch.from_numpy(TRANSFORMATIONS[name].encode(used, self.size)).float().to(device)
+        second = transform(images, applied, self.views.fill)
         labels = torch.from_numpy(self.labels[index]).to(device)
-        return Views(encoder.normalise(images), encoder.normalise(second), coded, on, encoder.mask, labels)
-
-    def _single(self, active: NDArray[np.str_]) -> Tensor:
-        return torch.full((len(active),), self.one_at_a_time)
+        return Views(encoder.normalise(images), encoder.normalise(second), coded, known, encoder.mask, labels)
 
     def _rows(
         self, start: int, count: int
     ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]], NDArray[np.str_]]:
-        """Image indices, θ and the one active transformation for a range that may cross an epoch's end."""
+        """Image indices, θ, and the one transformation to apply if not all are; the range may cross epochs."""
         parts = []
         while count:
             epoch, first = divmod(start, len(self.indices))
@@ -75,13 +68,3 @@ class PairStream:
         index, theta = pretraining_epoch(self.indices, self.size, self.names, self.seed, epoch)
         u = uniforms((len(index), 1), "which", self.seed, epoch)[:, 0]
         return index, theta, np.array(self.names)[(u * len(self.names)).astype(int)]
-
-
-def _where_active(name: str, theta: Tensor, on: Tensor) -> Tensor:
-    identity = torch.tensor(TRANSFORMATIONS[name].identity, device=theta.device)
-    return torch.where(on[:, None], theta, identity)
-
-
-def concatenated(views: Iterable[Tensor]) -> Tensor:
-    """Both views as one batch, so that the encoder runs once."""
-    return torch.cat(list(views))

@@ -1,0 +1,138 @@
+"""Where the time goes: the pretraining step and the six-task evaluation against their floor, in one run.
+
+    python benchmarks/speed.py [--profile demo] [--steps 40]
+
+Pretraining: the share of a VICReg run's wall time that is spent in the model (forward, backward, optimiser), and
+the step against the encoder's bare forward and backward on the same batch. Evaluation: six tasks with three probe
+seeds and three feature sets, from an empty store, against the bare forward passes of the views it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from equibench.data.datasets import load_or_generate
+from equibench.encoders.vit import ViTEncoder, weights_sha256
+from equibench.evaluate import Subject, evaluate
+from equibench.pretrain.batches import PairStream
+from equibench.pretrain.loop import build, start_fabric
+from equibench.profiles import Profile, get_profile
+from equibench.registry import BASELINES, TASKS
+from equibench.runner import Workplace, open_workplace
+
+ROWS = ("vicreg", "sie_all", "reconstruction")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", default="demo")
+    parser.add_argument("--steps", type=int, default=40)
+    arguments = parser.parse_args()
+    profile = get_profile(arguments.profile)
+    dataset = load_or_generate(profile.dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        place = open_workplace(profile, dataset, "headline", Path(folder), start_fabric())
+        facts: dict[str, object] = {
+            "profile": profile.name,
+            "data": dataset.name,
+            "threads": torch.get_num_threads(),
+            "precision": place.fabric._precision.precision,
+            "torch": torch.__version__,
+            "pretraining": {row: pretraining(row, profile, place, arguments.steps) for row in ROWS},
+            "evaluation": evaluation(profile, place),
+        }
+    print(json.dumps(facts, indent=1))
+
+
+def pretraining(row: str, profile: Profile, place: Workplace, steps: int) -> dict[str, float]:
+    """Median milliseconds of each part of a step, and the floor's, on the same batches."""
+    module = build(BASELINES.get(row), profile, "headline", 0)
+    stream = PairStream(place.setting.dataset, "train", module.method, place.setting.spec, 0)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+    wrapped, optimizer = place.fabric.setup(module, optimizer)
+    bare = ViTEncoder(profile.encoder, profile.image_size, place.setting.spec)
+    batch = profile.pretraining.batch
+    seconds: dict[str, list[float]] = {"views": [], "model": [], "floor": []}
+    for step in range(steps + 5):
+        views = timed(seconds["views"], lambda s=step: stream.batch(s * batch, batch, module.encoder))
+
+        def model_step(views=views) -> None:
+            losses, _ = wrapped(views)
+            place.fabric.backward(losses["loss"])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        def floor_step(views=views) -> None:
+            with place.fabric.autocast():
+                features = bare(torch.cat([views.v1, views.v2]))
+            features.float().square().mean().backward()
+
+        timed(seconds["model"], model_step)
+        timed(seconds["floor"], floor_step)
+    views, model, floor = (statistics.median(seconds[name][5:]) for name in ("views", "model", "floor"))
+    return {
+        "views_ms": round(1e3 * views, 2),
+        "model_ms": round(1e3 * model, 2),
+        "encoder_alone_ms": round(1e3 * floor, 2),
+        "pairs_per_second": round(batch / (views + model), 1),
+        "share_in_model": round(model / (views + model), 3),
+        "times_encoder_alone": round((views + model) / floor, 2),
+    }
+
+
+def evaluation(profile: Profile, place: Workplace) -> dict[str, float]:
+    """Seconds of the six-task evaluation from an empty store, and of its bare forward passes."""
+    module = build(BASELINES.get("reconstruction"), profile, "headline", 0)
+    encoder = module.encoder.eval()
+    tasks = [TASKS.get(name) for name in TASKS.names()]
+    subject = Subject("reconstruction", encoder, weights_sha256(encoder), splits_features=True, seed=0)
+    count = sum(profile.probing.pairs) * (1 + len(tasks))
+    images = torch.rand(profile.encode_batch, 3, profile.image_size, profile.image_size)
+
+    def forward() -> None:
+        with torch.inference_mode(), place.fabric.autocast():
+            for _ in range(-(-count // profile.encode_batch)):
+                encoder.represent(images)
+
+    with torch.inference_mode(), place.fabric.autocast():
+        encoder.represent(images)
+    floors: list[float] = []
+    whole: list[float] = []
+    timed(floors, forward)
+    timed(whole, lambda: evaluate(subject, tasks, place.setting))
+    # once the views of a table are rendered and one row's features are stored, what is left are the probes
+    probes: list[float] = []
+    timed(probes, lambda: evaluate(subject, tasks, place.setting))
+    timed(floors, forward)
+    floor = statistics.mean(floors)
+    return {
+        "views": count,
+        "forward_seconds": round(floor, 2),
+        "views_per_second": round(count / floor, 1),
+        "evaluation_seconds": round(whole[0], 2),
+        "of_it_probes_and_scores": round(probes[0], 2),
+        "times_forward": round(whole[0] / floor, 2),
+    }
+
+
+def timed(seconds: list[float], work: Callable[[], object]) -> object:
+    """Call and note how long it took."""
+    started = time.perf_counter()
+    value = work()
+    seconds.append(time.perf_counter() - started)
+    return value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""What the README shows is what the repository holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- {name}:begin -->\n(.*?)<!-- {name}:end -->", README, flags=re.DOTALL)
+    assert found
+    return found.group(1)
+
+
+def test_the_example_is_the_file_that_the_tests_run() -> None:
+    assert block("example").strip() == "```python\n" + (ROOT / "examples/my_method.py").read_text() + "```"
+
+
+def test_the_table_is_the_committed_result() -> None:
+    report = (ROOT / "results/demo/table2.md").read_text(encoding="utf-8")
+    rows = [line for line in block("table2").splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    for row in rows:
+        assert row in report
+
+
+def test_every_make_target_named_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
