@@ -10,12 +10,11 @@ import pandas as pd
 from rich.console import Console
 
 from equibench.controls import CONTROLS
-from equibench.data.datasets import Dataset, load_dataset, load_or_generate
 from equibench.errors import UserError
 from equibench.estimate import estimate_seconds, total_seconds
 from equibench.files import writable_folder, write_text
-from equibench.pretrain.loop import Run, start_fabric
-from equibench.profiles import PROFILES, Profile, get_profile
+from equibench.pretrain.loop import Run
+from equibench.profiles import PROFILES, get_profile
 from equibench.progress import Progress
 from equibench.records import Record, read_records, write_records
 from equibench.registry import BASELINES, TASKS, closest, load_baseline_file
@@ -23,20 +22,19 @@ from equibench.report.markdown import markdown_table
 from equibench.runner import (
     Plan,
     Unit,
-    Workplace,
     carry_out,
     current_records,
     find_subject,
-    open_workplace,
     plan,
     pretrain_row,
 )
 from equibench.tables import TableDefinition, load_certificates, load_definition, table_frame, table_names
 from equibench.task import Task
+from equibench.workers import carry_out_in_parallel, default_jobs
+from equibench.workplace import Order, Workplace, open_workplace
 
 RUNS = Path("runs")
 RESULTS = Path("results")
-VARIANTS = ("headline", "paper_like")
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,8 @@ def table(
     variant: str = "headline",
     data_root: str | Path | None = None,
     device: str = "auto",
-    devices: int | str = 1,
+    devices: int = 1,
+    jobs: int | None = None,
     runs: str | Path = RUNS,
     out: str | Path | None = None,
     console: Console | None = None,
@@ -120,6 +119,7 @@ def table(
         variant: "headline" or "paper_like" views.
         data_root: folder that holds the data; else $EQUIBENCH_DATA, the user's cache, a download.
         device, devices: "auto", "cpu" or "cuda", and how many (under torchrun, per node).
+        jobs: units worked on side by side, one thread each; by default as many as cores, or one on a GPU.
         runs: folder for work in progress.
         out: folder for the results; by default results/<profile>, or results/<profile>/partial where rows or
             columns are narrowed.
@@ -128,17 +128,28 @@ def table(
     Raises:
         UserError: a name, file, folder or device is wrong.
     """
-    request = _resolve(name, profile, rows, columns, seeds, baseline_files, variant, data_root, device, devices, runs)
+    order = _order(profile, variant, data_root, device, devices, runs, baseline_files)
+    request = _resolve(name, order, rows, columns, seeds)
     folder = Path(out) if out else RESULTS / profile / ("" if request.complete else "partial")
     writable_folder(folder)
     place = request.place
     units = plan(request.rows, request.tasks, request.seeds, place)
     if not all(unit.done for unit in units):
-        estimates = estimate_seconds(units, read_records(place.journal), place.setting)
-        with Progress(estimates, total_seconds(units, estimates), console) as progress:
-            carry_out(units, place, progress)
+        _work(units, place, jobs or default_jobs(place), console)
     place.fabric.barrier()
     return _write(request, folder)
+
+
+def _work(units: list[Unit], place: Workplace, jobs: int, console: Console | None) -> None:
+    """Do what is to be done, in this process or in several."""
+    to_do = [unit for unit in units if not unit.done]
+    estimates = estimate_seconds(to_do, read_records(place.journal), place.setting, jobs)
+    with Progress(estimates, total_seconds(to_do, estimates), console, jobs) as progress:
+        if jobs == 1 or len(to_do) == 1:
+            carry_out(to_do, place, progress)
+        else:
+            to_do.sort(key=lambda unit: -total_seconds([unit], estimates))
+            carry_out_in_parallel(to_do, place, progress, jobs)
 
 
 def plan_table(
@@ -152,13 +163,16 @@ def plan_table(
     variant: str = "headline",
     data_root: str | Path | None = None,
     device: str = "auto",
+    jobs: int | None = None,
     runs: str | Path = RUNS,
 ) -> Plan:
     """What `table` would do with the same arguments, with an estimate of the seconds; nothing is run or written."""
-    request = _resolve(name, profile, rows, columns, seeds, baseline_files, variant, data_root, device, 1, runs)
+    order = _order(profile, variant, data_root, device, 1, runs, baseline_files)
+    request = _resolve(name, order, rows, columns, seeds)
     units = plan(request.rows, request.tasks, request.seeds, request.place)
-    estimates = estimate_seconds(units, read_records(request.place.journal), request.place.setting)
-    return Plan(units, estimates, total_seconds(units, estimates))
+    jobs = jobs or default_jobs(request.place)
+    estimates = estimate_seconds(units, read_records(request.place.journal), request.place.setting, jobs)
+    return Plan(units, estimates, total_seconds(units, estimates) / jobs)
 
 
 def pretrain(
@@ -170,7 +184,7 @@ def pretrain(
     variant: str = "headline",
     data_root: str | Path | None = None,
     device: str = "auto",
-    devices: int | str = 1,
+    devices: int = 1,
     runs: str | Path = RUNS,
     console: Console | None = None,
 ) -> Run:
@@ -181,31 +195,42 @@ def pretrain(
     Raises:
         UserError: a name, file, folder or device is wrong.
     """
-    for file in baseline_files:
+    order = _order(profile, variant, data_root, device, devices, runs, baseline_files)
+    for file in order.baseline_files:
         load_baseline_file(file)
     BASELINES.get(baseline)
-    place = _workplace(get_profile(profile), variant, data_root, device, devices, Path(runs))
+    place = open_workplace(order)
     unit = Unit(baseline, seed, find_subject(baseline, seed, place) is None, ())
     estimates = estimate_seconds([unit], read_records(place.journal), place.setting)
     with Progress(estimates, total_seconds([unit], estimates), console) as progress:
         return pretrain_row(baseline, seed, place, progress)
 
 
-def _resolve(
-    name: str,
+def _order(
     profile: str,
-    rows: Sequence[str] | None,
-    columns: Sequence[str] | None,
-    seeds: Sequence[int],
-    baseline_files: Sequence[str | Path],
     variant: str,
     data_root: str | Path | None,
     device: str,
-    devices: int | str,
+    devices: int,
     runs: str | Path,
+    baseline_files: Sequence[str | Path],
+) -> Order:
+    return Order(
+        profile=get_profile(profile),
+        variant=variant,
+        data_root=Path(data_root) if data_root else None,
+        device=device,
+        devices=devices,
+        runs=Path(runs),
+        baseline_files=tuple(Path(file) for file in baseline_files),
+    )
+
+
+def _resolve(
+    name: str, order: Order, rows: Sequence[str] | None, columns: Sequence[str] | None, seeds: Sequence[int]
 ) -> _Request:
-    added = [row for file in baseline_files for row in load_baseline_file(file)]
-    definition, sizes = load_definition(name), get_profile(profile)
+    added = [row for file in order.baseline_files for row in load_baseline_file(file)]
+    definition = load_definition(name)
     all_rows = [*definition.rows, *(r for r in added if r not in definition.rows), *CONTROLS]
     chosen_rows = _choose("row", rows, all_rows)
     if rows is not None:  # a narrowed table keeps the controls that its cells are judged by
@@ -213,7 +238,7 @@ def _resolve(
     chosen_columns = _choose("column", columns, definition.columns)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"seeds must be distinct numbers from 0 on, not {list(seeds)}", "for example --seeds 0,1,2")
-    place = _workplace(sizes, variant, data_root, device, devices, Path(runs))
+    place = open_workplace(order)
     return _Request(
         definition,
         chosen_rows,
@@ -232,23 +257,6 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
         if name not in known:
             raise UserError(f"the table has no {kind} {name!r}{closest(name, known)}", f"{kind}s: {', '.join(known)}")
     return [name for name in known if name in wanted]
-
-
-def _workplace(
-    profile: Profile, variant: str, data_root: str | Path | None, device: str, devices: int | str, runs: Path
-) -> Workplace:
-    if variant not in VARIANTS:
-        raise UserError(f"unknown variant {variant!r}{closest(variant, VARIANTS)}", f"one of {', '.join(VARIANTS)}")
-    fabric = start_fabric(device, devices)
-    return open_workplace(profile, _load_data(profile, data_root), variant, runs, fabric)
-
-
-def _load_data(profile: Profile, data_root: str | Path | None) -> Dataset:
-    if profile.dataset_sizes:
-        return load_dataset(profile.dataset, sizes=profile.dataset_sizes)
-    if profile.name == "demo":  # the demo has to show something on any machine
-        return load_or_generate(profile.dataset, data_root=data_root)
-    return load_dataset(profile.dataset, data_root=data_root)
 
 
 def _write(request: _Request, folder: Path) -> TableResult:

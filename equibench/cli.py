@@ -37,6 +37,9 @@ DataRoot = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Devices = Annotated[int, typer.Option(help="How many devices (on each node, under torchrun or SLURM).")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Units worked on side by side, one thread each; as many as cores on a CPU.")
+]
 Runs = Annotated[Path, typer.Option(help="Folder for work in progress: checkpoints, features, the journal.")]
 
 
@@ -74,6 +77,7 @@ def table(
     data_root: DataRoot = None,
     device: Device = "auto",
     devices: Devices = 1,
+    jobs: Jobs = None,
     runs: Runs = Path("runs"),
     out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROFILE.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the units and their time; run nothing.")] = False,
@@ -91,6 +95,7 @@ def table(
         "variant": variant,
         "data_root": data_root,
         "device": device,
+        "jobs": jobs,
         "runs": runs,
     }
     console = Console()

@@ -17,3 +17,7 @@ class UserError(Exception):
         self.problem = problem
         self.fix = fix
         super().__init__(f"{problem}\n{fix}" if fix else problem)
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
+        # a worker process sends it to its parent: both parts must survive
+        return UserError, (self.problem, self.fix)

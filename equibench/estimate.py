@@ -22,9 +22,22 @@ PIXEL_CONTROL_SECONDS = 5.0
 
 
 def estimate_seconds(
-    units: Sequence[Unit], records: Sequence[Record], setting: Setting
+    units: Sequence[Unit], records: Sequence[Record], setting: Setting, jobs: int = 1
 ) -> dict[tuple[str, str], float]:
-    """Seconds of each kind of unit still to be done, by ("pretrain" or "score", row)."""
+    """Seconds of each kind of unit still to be done, by ("pretrain" or "score", row).
+
+    Args:
+        jobs: with more than one, each unit will have one thread, and is measured with one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if jobs == 1 else 1)
+    try:
+        return _estimate(units, records, setting)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _estimate(units: Sequence[Unit], records: Sequence[Record], setting: Setting) -> dict[tuple[str, str], float]:
     past = {r.baseline: r.pretraining_seconds for r in records if r.pretraining_seconds}
     per_task = [r.seconds for r in records if r.encoder_sha256 and r.features == "full"]
     score = statistics.median(per_task) if per_task else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 
 import rich.progress
@@ -16,29 +17,54 @@ QUIET_SECONDS = 15.0
 """Where there is no terminal, a line of progress is printed at most this often."""
 
 
+@dataclass
+class _Active:
+    """A unit at work."""
+
+    name: str
+    estimate: float
+    bar: rich.progress.TaskID
+    started: float
+    first: float = 0.0  # a resumed unit starts beyond 0
+    fraction: float = 0.0
+
+    def left(self) -> float:
+        elapsed = time.monotonic() - self.started
+        if self.fraction > self.first:
+            return elapsed * (1 - self.fraction) / (self.fraction - self.first)
+        return self.estimate * (1 - self.fraction)
+
+
 class Progress:
     """Progress over units whose seconds are estimated beforehand and corrected by what the finished ones took.
 
     Args:
-        estimates: seconds for each unit still to be done, by (kind, row); a unit that stands several times counts
-            as often as it is run.
+        estimates: seconds of each unit still to be done, by (kind, row); one that stands for several seeds counts
+            once for each.
+        total: seconds of all of them, one after the other.
         console: where to print; standard error by default, so that standard output holds the table alone.
+        jobs: how many units are worked on at a time.
     """
 
     def __init__(
-        self, estimates: Mapping[tuple[str, str], float], total: float, console: Console | None = None
+        self,
+        estimates: Mapping[tuple[str, str], float],
+        total: float,
+        console: Console | None = None,
+        jobs: int = 1,
     ) -> None:
         self.console = console or Console(stderr=True)
-        self.estimates, self.remaining = dict(estimates), total
-        self.expected_done, self.took = 0.0, 0.0
+        self.estimates, self.pending, self.jobs = dict(estimates), total, jobs
+        self.expected, self.took, self.printed = 0.0, 0.0, 0.0
+        self._active: dict[int, _Active] = {}
         self._bar = rich.progress.Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"),
             console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
+        self._whole = self._bar.add_task("all units", total=max(total, 1e-9), state="")
 
     def __enter__(self) -> Progress:
         self._bar.start()
-        self._whole = self._bar.add_task("all units", total=max(self.remaining, 1e-9), state="")
         return self
 
     def __exit__(
@@ -49,40 +75,48 @@ class Progress:
     @contextmanager
     def unit(self, name: str, key: tuple[str, str]) -> Iterator[Advance]:
         """Show one unit while it runs; the value is a function of (fraction done, what is going on)."""
-        estimate, started, printed = self.estimates.get(key, 0.0), time.monotonic(), 0.0
-        first = 0.0
+        self.start(0, name, key)
+        yield lambda fraction, note: self.advance(0, fraction, note)
+        self.stop(0)
+
+    def start(self, number: int, name: str, key: tuple[str, str]) -> None:
+        """A unit begins; the number tells units apart that run side by side."""
+        estimate = self.estimates.get(key, 0.0)
+        self.pending -= estimate
         bar = self._bar.add_task(name, total=1.0, state="starting")
+        self._active[number] = _Active(name, estimate, bar, time.monotonic())
 
-        def advance(fraction: float, note: str) -> None:
-            nonlocal printed, first
-            elapsed = time.monotonic() - started
-            first = first or fraction  # a resumed unit starts beyond 0
-            left = elapsed * (1 - fraction) / (fraction - first) if fraction > first else estimate * (1 - fraction)
-            whole = left + self._pace() * max(self.remaining - estimate, 0.0)
-            self._bar.update(bar, completed=fraction, state=f"{note}, {clock(left)} left")
-            self._bar.update(
-                self._whole, completed=self.expected_done + fraction * estimate, state=f"{clock(whole)} left"
-            )
-            if not self.console.is_terminal and time.monotonic() - printed > QUIET_SECONDS:
-                printed = time.monotonic()
-                self.console.print(f"{name}: {fraction:.0%}, {note}, {clock(left)} left; all: {clock(whole)} left")
+    def advance(self, number: int, fraction: float, note: str) -> None:
+        """A unit has come so far."""
+        unit = self._active[number]
+        unit.first, unit.fraction = unit.first or fraction, fraction
+        self._bar.update(unit.bar, completed=fraction, state=f"{note}, {clock(unit.left())} left")
+        done = self.expected + sum(u.fraction * u.estimate for u in self._active.values())
+        self._bar.update(self._whole, completed=done, state=f"{clock(self.left())} left")
+        if not self.console.is_terminal and time.monotonic() - self.printed > QUIET_SECONDS:
+            self.printed = time.monotonic()
+            self._say(f"{unit.name}: {fraction:.0%}, {note}, {clock(unit.left())} left; all: {clock(self.left())} left")
 
-        try:
-            yield advance
-        finally:
-            self._bar.remove_task(bar)
-        elapsed = time.monotonic() - started
-        self.expected_done, self.took = self.expected_done + estimate, self.took + elapsed
-        self.remaining -= estimate
-        self.console.print(f"{name}: done in {clock(elapsed)}; all: {clock(self._pace() * self.remaining)} left")
+    def stop(self, number: int) -> None:
+        """A unit is done."""
+        unit = self._active.pop(number)
+        self._bar.remove_task(unit.bar)
+        seconds = time.monotonic() - unit.started
+        self.expected, self.took = self.expected + unit.estimate, self.took + seconds
+        self._say(f"{unit.name}: done in {clock(seconds)}; all: {clock(self.left())} left")
+
+    def left(self) -> float:
+        """Seconds until all units are done, at the pace so far."""
+        pace = self.took / self.expected if self.expected > 0 else 1.0
+        active = [unit.left() for unit in self._active.values()]
+        return max([(sum(active) + pace * max(self.pending, 0.0)) / self.jobs, *active])
 
     def warn(self, message: str) -> None:
         """Print a warning that stays on the screen."""
-        self.console.print(f"warning: {message}", style="yellow")
+        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
-    def _pace(self) -> float:
-        """How much slower than estimated the units have been."""
-        return self.took / self.expected_done if self.expected_done > 0 else 1.0
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, highlight=False)
 
 
 def clock(seconds: float) -> str:

@@ -7,23 +7,19 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-from lightning_fabric import Fabric
 
 from equibench.controls import CONTROLS
-from equibench.data.datasets import Dataset
 from equibench.encoders.vit import weights_sha256
-from equibench.evaluate import Setting, Subject, evaluate, evaluation_digest
+from equibench.evaluate import Subject, evaluate, evaluation_digest
 from equibench.files import digest_of
 from equibench.pretrain.loop import Run, build, finished_run, pretrain, recipe
-from equibench.profiles import Profile
 from equibench.progress import Progress
 from equibench.records import Record, append_records, read_records
 from equibench.registry import BASELINES
 from equibench.task import Task
+from equibench.workplace import Workplace
 
 
 @dataclass(frozen=True)
@@ -54,38 +50,6 @@ class Plan:
     units: list[Unit]
     estimates: dict[tuple[str, str], float]
     total: float
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where a profile's work on one data set and variant is kept."""
-
-    setting: Setting
-    fabric: Fabric
-
-    @property
-    def journal(self) -> Path:
-        return self.setting.work / "records.jsonl"
-
-    def run_folder(self, row: str, seed: int) -> Path:
-        return self.setting.work / "pretraining" / row / f"seed{seed}"
-
-
-def open_workplace(profile: Profile, dataset: Dataset, variant: str, runs: Path, fabric: Fabric) -> Workplace:
-    """The workplace of a profile on a data set.
-
-    Args:
-        runs: folder that holds all work in progress.
-    """
-    setting = Setting(
-        profile=profile,
-        dataset=dataset,
-        variant=variant,
-        work=runs / profile.name / f"{dataset.name}-{variant}",
-        device=fabric.device,
-        bf16=fabric._precision.precision == "bf16-mixed",
-    )
-    return Workplace(setting, fabric)
 
 
 def plan(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace) -> list[Unit]:
@@ -129,17 +93,28 @@ def find_subject(row: str, seed: int | None, place: Workplace) -> Subject | None
 
 
 def carry_out(units: Iterable[Unit], place: Workplace, progress: Progress) -> None:
-    """Do the units that are not done, appending their records to the journal as they come."""
+    """Do the units that are not done one after the other, appending their records to the journal as they come."""
     for unit in units:
-        if unit.done:
-            continue
-        if unit.pretrain:
-            pretrain_row(unit.row, unit.seed or 0, place, progress)
-        subject = find_subject(unit.row, unit.seed, place)
-        assert subject is not None
-        if place.fabric.is_global_zero:
-            _score(unit, subject, place, progress)
-        place.fabric.barrier()
+        if not unit.done:
+            do_unit(unit, place, progress, lambda records: append_records(place.journal, records))
+
+
+def do_unit(unit: Unit, place: Workplace, progress: Progress, keep: Callable[[list[Record]], None]) -> None:
+    """Pretrain the unit's row if need be, and score it.
+
+    Args:
+        keep: what becomes of the records of each task, as soon as they are there.
+    """
+    if unit.pretrain:
+        pretrain_row(unit.row, unit.seed or 0, place, progress)
+    subject = find_subject(unit.row, unit.seed, place)
+    assert subject is not None
+    if place.fabric.is_global_zero:
+        with progress.unit(f"score {row_title(unit.row)}", ("score", unit.row)) as advance:
+            for number, task in enumerate(unit.tasks):
+                advance(number / len(unit.tasks), task.title)
+                keep(evaluate(subject, [task], place.setting))
+    place.fabric.barrier()
 
 
 def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> Run:
@@ -162,15 +137,6 @@ def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> R
             f"{run.folder / 'log.jsonl'}"
         )
     return run
-
-
-def _score(unit: Unit, subject: Subject, place: Workplace, progress: Progress) -> None:
-    """Score a row task by task, so that a kill costs at most one task."""
-    title = row_title(unit.row)
-    with progress.unit(f"score {title}", ("score", unit.row)) as advance:
-        for number, task in enumerate(unit.tasks):
-            advance(number / len(unit.tasks), task.title)
-            append_records(place.journal, evaluate(subject, [task], place.setting))
 
 
 def current_records(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace) -> list[Record]:

@@ -1,0 +1,125 @@
+"""Units side by side on a CPU: one process and one thread each.
+
+The encoders that a CPU can train are small, and so are their matrices: two threads on one of them are hardly faster
+than one, and wait for each other. One thread a row nearly doubles the throughput of two cores, and makes a number
+independent of how many cores there are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from equibench.progress import Advance, Progress
+from equibench.records import Record, append_records
+from equibench.runner import Unit, do_unit
+from equibench.workplace import Order, Workplace, open_workplace
+
+_here: dict[str, Any] = {}
+"""This worker's workplace and message queue."""
+
+
+def default_jobs(place: Workplace) -> int:
+    """As many jobs as cores on a CPU; one on a GPU or where a launcher has started several processes."""
+    if place.fabric.device.type != "cpu" or place.fabric.world_size > 1:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def carry_out_in_parallel(units: Sequence[Unit], place: Workplace, progress: Progress, jobs: int) -> None:
+    """Do the units in worker processes; this process alone writes the journal and draws the progress.
+
+    Args:
+        units: those that are not done, longest first for an even end.
+
+    Raises:
+        UserError: as raised by a unit; the others' finished work is kept.
+    """
+    context = multiprocessing.get_context("spawn")
+    messages: Any = context.Queue()
+    pool = ProcessPoolExecutor(min(jobs, len(units)), context, _start, (place.order, messages))
+    try:
+        futures = [pool.submit(_work, number, unit) for number, unit in enumerate(units)]
+        _follow(futures, messages, place, progress)
+    finally:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()  # after an error or an interruption the rest need not finish; checkpoints stay
+        pool.shutdown(cancel_futures=True)
+
+
+def _follow(futures: Sequence[Future[None]], messages: Any, place: Workplace, progress: Progress) -> None:
+    """Act on the workers' messages until each unit has said that it is finished."""
+    left = len(futures)
+    while left:
+        try:
+            kind, number, *content = messages.get(timeout=0.5)
+        except queue.Empty:
+            for future in futures:
+                if future.done() and future.exception():
+                    future.result()
+            continue
+        if kind == "start":
+            progress.start(number, *content)
+        elif kind == "advance":
+            progress.advance(number, *content)
+        elif kind == "stop":
+            progress.stop(number)
+        elif kind == "warn":
+            progress.warn(*content)
+        elif kind == "records":
+            append_records(place.journal, [Record.model_validate_json(line) for line in content[0]])
+        elif kind == "finished":
+            left -= 1
+
+
+class _Remote(Progress):
+    """Progress that is sent to the parent process."""
+
+    def __init__(self, messages: Any, number: int) -> None:
+        super().__init__({}, 0.0)
+        self.messages, self.number = messages, number
+
+    @contextmanager
+    def unit(self, name: str, key: tuple[str, str]) -> Iterator[Advance]:
+        self.messages.put(("start", self.number, name, key))
+        yield lambda fraction, note: self.messages.put(("advance", self.number, fraction, note))
+        self.messages.put(("stop", self.number))
+
+    def warn(self, message: str) -> None:
+        self.messages.put(("warn", self.number, message))
+
+
+def _start(order: Order, messages: Any) -> None:
+    """Prepare a worker: one thread, its own workplace, and an end when the parent ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    threadpool_limits(1)
+    _here.update(place=open_workplace(order), messages=messages)
+
+
+def _work(number: int, unit: Unit) -> None:
+    messages = _here["messages"]
+
+    def keep(records: list[Record]) -> None:
+        messages.put(("records", number, [record.model_dump_json() for record in records]))
+
+    do_unit(unit, _here["place"], _Remote(messages, number), keep)
+    messages.put(("finished", number))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers, so they watch it: two runs must never share a folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

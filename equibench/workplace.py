@@ -1,0 +1,84 @@
+"""Where a table's work is done: data, device and folders. A worker process opens its own from an order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_fabric import Fabric
+
+from equibench.data.datasets import Dataset, load_dataset, load_or_generate
+from equibench.errors import UserError
+from equibench.evaluate import Setting
+from equibench.pretrain.loop import start_fabric
+from equibench.profiles import Profile
+from equibench.registry import closest, load_baseline_file
+
+VARIANTS = ("headline", "paper_like")
+
+
+@dataclass(frozen=True)
+class Order:
+    """Everything from which a workplace is opened; small enough to be sent to another process.
+
+    Attributes:
+        runs: folder that holds all work in progress.
+        baseline_files: files that register further baselines.
+    """
+
+    profile: Profile
+    variant: str = "headline"
+    data_root: Path | None = None
+    device: str = "auto"
+    devices: int = 1
+    runs: Path = Path("runs")
+    baseline_files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a profile's work on one data set and variant is kept."""
+
+    order: Order
+    setting: Setting
+    fabric: Fabric
+
+    @property
+    def journal(self) -> Path:
+        return self.setting.work / "records.jsonl"
+
+    def run_folder(self, row: str, seed: int) -> Path:
+        return self.setting.work / "pretraining" / row / f"seed{seed}"
+
+
+def open_workplace(order: Order) -> Workplace:
+    """Load the data, find the device, register the order's baselines.
+
+    Raises:
+        UserError: the variant, the data, the device or a baseline file is wrong.
+    """
+    if order.variant not in VARIANTS:
+        hint = closest(order.variant, VARIANTS)
+        raise UserError(f"unknown variant {order.variant!r}{hint}", f"one of {', '.join(VARIANTS)}")
+    for file in order.baseline_files:
+        load_baseline_file(file)
+    dataset = load_data(order.profile, order.data_root)
+    fabric = start_fabric(order.device, order.devices)
+    setting = Setting(
+        profile=order.profile,
+        dataset=dataset,
+        variant=order.variant,
+        work=order.runs / order.profile.name / f"{dataset.name}-{order.variant}",
+        device=fabric.device,
+        bf16=fabric._precision.precision == "bf16-mixed",
+    )
+    return Workplace(order, setting, fabric)
+
+
+def load_data(profile: Profile, data_root: Path | None) -> Dataset:
+    """The profile's data; the demo alone falls back to generated images, since it has to run on any machine."""
+    if profile.dataset_sizes:
+        return load_dataset(profile.dataset, sizes=profile.dataset_sizes)
+    if profile.name == "demo":
+        return load_or_generate(profile.dataset, data_root=data_root)
+    return load_dataset(profile.dataset, data_root=data_root)
