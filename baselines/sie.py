@@ -94,14 +94,18 @@ class SIE(Baseline):
     splits_features = True
 
     def __init__(
-        self, profile: Profile, encoder: ViTEncoder, names: tuple[str, ...] = ALL, one_at_a_time: bool = False
+        self,
+        profile: Profile,
+        encoder: ViTEncoder,
+        transformations: tuple[str, ...] = ALL,
+        one_at_a_time: bool = False,
     ) -> None:
         super().__init__(profile, encoder)
-        self.transformations, self.one_at_a_time = names, one_at_a_time
+        self.transformations, self.one_at_a_time = transformations, one_at_a_time
         widths = profile.pretraining.projector
         self.invariant_projector = projector(self.invariant, widths)
         self.equivariant_projector = projector(self.features - self.invariant, widths)
-        self.predictor = HypernetworkPredictor(code_size(names), widths[-1])
+        self.predictor = HypernetworkPredictor(code_size(transformations), widths[-1])
 
     def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
         inv1, inv2 = (self.invariant_projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2))
@@ -131,6 +135,6 @@ for _id, _title, _name in [
     ("sie_crop", "SIE(crop)", "crop"),
     ("sie_flip", "SIE(flip)", "flip"),
 ]:
-    register_baseline(_id, title=_title, names=(_name,))(SIE)
+    register_baseline(_id, title=_title, transformations=(_name,))(SIE)
 register_baseline("sie_all", title="SIE(all)")(SIE)
 register_baseline("sie_all_single", title="SIE(all, single each time)", one_at_a_time=True)(SIE)

@@ -87,7 +87,7 @@ class BaselineEntry:
 
     Attributes:
         build: (profile, encoder) -> the method.
-        splits_features: see `Baseline`.
+        splits_features, transformations: see `Baseline`.
         source_sha256: digest of the source file and the settings, so that a changed method is trained again.
     """
 
@@ -95,6 +95,7 @@ class BaselineEntry:
     title: str
     build: Callable[[Profile, ViTEncoder], Baseline]
     splits_features: bool
+    transformations: tuple[str, ...]
     description: str
     source_sha256: str
 
@@ -127,6 +128,7 @@ def register_baseline(name: str, title: str | None = None, **settings: object) -
                 title=title or name,
                 build=lambda profile, encoder: method(profile, encoder, **settings),
                 splits_features=method.splits_features,
+                transformations=settings.get("transformations", method.transformations),  # type: ignore[arg-type]
                 description=description,
                 source_sha256=_source_sha256(method, settings),
             ),

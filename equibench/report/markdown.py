@@ -8,6 +8,7 @@ from equibench.controls import CONTROLS
 from equibench.evaluate import Setting
 from equibench.records import Record
 from equibench.report.facts import header
+from equibench.report.findings import geometry_findings, own_column_findings
 from equibench.runner import row_title
 from equibench.tables import Cell, TableDefinition, cells_of, published
 from equibench.task import CLEAN_LEAK, Task
@@ -44,6 +45,11 @@ def markdown_table(
             tasks,
             lambda r, t: _std(full.get((r, t.name))),
         )
+    own, geometry = own_column_findings(rows, tasks, full), geometry_findings(rows, tasks, full)
+    if geometry:
+        lines += ["", "## Mean of rotation and translation", "", *[f"- {line}" for line in geometry]]
+    if own:
+        lines += ["", "## Is SIE(x) the best SIE row in its own column?", "", *[f"- {line}" for line in own]]
     lines += ["", "## Pooled R², as published", "", _floors(tasks, records), ""]
     lines += _grid(rows, tasks, lambda row, task: _pooled(definition, full, row, task))
     lines += ["", "## The halves alone", "", "R² from the invariant | the equivariant half.", ""]
