@@ -22,14 +22,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from equibench.data.datasets import load_or_generate
 from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.evaluate import Subject, evaluate
 from equibench.pretrain.batches import PairStream
-from equibench.pretrain.loop import build, start_fabric
+from equibench.pretrain.loop import build
 from equibench.profiles import Profile, get_profile
 from equibench.registry import BASELINES, TASKS
-from equibench.runner import Workplace, open_workplace
+from equibench.workplace import Order, Workplace, open_workplace
 
 ROWS = ("vicreg", "sie_all", "reconstruction")
 
@@ -40,14 +39,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
     profile = get_profile(arguments.profile)
-    dataset = load_or_generate(profile.dataset)
     with tempfile.TemporaryDirectory() as folder:
-        place = open_workplace(profile, dataset, "headline", Path(folder), start_fabric())
+        place = open_workplace(Order(profile, runs=Path(folder)))
         facts: dict[str, object] = {
             "profile": profile.name,
-            "data": dataset.name,
+            "data": place.setting.dataset.name,
             "threads": torch.get_num_threads(),
-            "precision": place.fabric._precision.precision,
+            "precision": "bf16-mixed" if place.setting.bf16 else "32-true",
             "torch": torch.__version__,
             "pretraining": {row: pretraining(row, profile, place, arguments.steps) for row in ROWS},
             "evaluation": evaluation(profile, place),

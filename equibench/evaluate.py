@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,7 @@ class Setting:
     work: Path
     device: torch.device
     bf16: bool
+    _pairs: dict[Task, Pairs] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def spec(self) -> ViewSpec:
@@ -90,14 +91,13 @@ class Setting:
         return list(range(self.profile.probing.seeds))
 
     def pairs(self, task: Task) -> Pairs:
-        """The task's manifest on this data."""
-        return draw_pairs(
-            self.dataset,
-            task.transformation,
-            self.profile.probing.pairs,
-            task=task.name,
-            version=task.version,
-        )
+        """The task's manifest on this data, drawn once."""
+        if task not in self._pairs:
+            sizes = self.profile.probing.pairs
+            self._pairs[task] = draw_pairs(
+                self.dataset, task.transformation, sizes, task=task.name, version=task.version
+            )
+        return self._pairs[task]
 
 
 def evaluation_digest(subject: Subject, task: Task, pairs: Pairs, setting: Setting) -> str:
@@ -105,17 +105,25 @@ def evaluation_digest(subject: Subject, task: Task, pairs: Pairs, setting: Setti
     return digest_of(
         {
             "row": subject.name if subject.name in CONTROLS else "encoder",
-            "encoder": subject.encoder_sha256,
+            "encoder": _identity(subject, setting),
             "halves": subject.splits_features,
             "task": [task.name, task.version],
             "pairs": pairs.sha256,
-            "views": asdict(setting.spec),
             "probe": asdict(setting.profile.probing),
             "bf16": setting.bf16,
             "device": setting.device.type,
             "code": code_sha256(*EVALUATION_CODE),
         }
     )
+
+
+def _identity(subject: Subject, setting: Setting) -> dict[str, object]:
+    """What tells an encoder from all others: weights, architecture, and what it makes of an image."""
+    return {
+        "weights": subject.encoder_sha256,
+        "architecture": asdict(setting.profile.encoder),
+        "views": asdict(setting.spec),
+    }
 
 
 def evaluate(
@@ -243,8 +251,8 @@ def _features(
     store = FeatureStore(setting.work / "features", setting.profile.encode_batch, setting.device, setting.bf16)
     encoder = subject.encoder.to(setting.device)
     return (
-        store.encode(encoder, subject.encoder_sha256, first_digest, first),
-        store.encode(encoder, subject.encoder_sha256, second_digest, second),
+        store.encode(encoder, _identity(subject, setting), first_digest, first),
+        store.encode(encoder, _identity(subject, setting), second_digest, second),
     )
 
 

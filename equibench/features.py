@@ -6,7 +6,7 @@ encoder's features can never be taken for another's. Files appear whole or not a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,14 +94,23 @@ class FeatureStore:
     bf16: bool
 
     def encode(
-        self, encoder: nn.Module, encoder_sha256: str, views_digest: str, views: NDArray[np.uint8]
+        self,
+        encoder: nn.Module,
+        identity: Mapping[str, object],
+        views_digest: str,
+        views: NDArray[np.uint8],
     ) -> NDArray[np.float16]:
         """Representations (N, D) of uint8 views (N, 3, S, S), memory-mapped.
+
+        Args:
+            encoder: has a method `represent`.
+            identity: what tells this encoder from all others: digest of its weights, architecture, preprocessing.
+            views_digest: digest of the views.
 
         Raises:
             UserError: a feature is not finite, or beyond float16's range.
         """
-        key = ["mean of patch tokens", encoder_sha256, views_digest, self.bf16, self.device.type, self.batch]
+        key = ["mean of patch tokens", dict(identity), views_digest, self.bf16, self.device.type, self.batch]
         digest = digest_of([*key, code_sha256("encoders", "features.py")])
         path = self.folder / f"{digest[:32]}.npy"
         if not path.exists():

@@ -108,13 +108,13 @@ PROFILES = {
             dataset="cifar10",
             dataset_sizes=None,
             image_size=32,
-            encoder=EncoderSize(width=128, depth=3, heads=4, patch=4),
-            decoder=DecoderSize(width=96, depth=3, heads=3),
+            encoder=EncoderSize(width=128, depth=4, heads=4, patch=4),
+            decoder=DecoderSize(width=96, depth=2, heads=3),
             pretraining=Pretraining(
-                pairs=30_000, batch=64, lr=1e-3, weight_decay=1e-6, warmup=0.05, lambda_recon=10,
-                projector=(512, 512, 192), checkpoint_every=50, log_every=25,
+                pairs=45_000, batch=32, lr=7e-4, weight_decay=1e-6, warmup=0.05, lambda_recon=1000,
+                projector=(512, 512, 192), checkpoint_every=150, log_every=50,
             ),
-            probing=Probing(pairs=(4000, 1000, 3000), width=256, epochs=12, batch=256, lr=1e-3),
+            probing=Probing(pairs=(4000, 1000, 3000), width=256, epochs=12, batch=256, lr=5e-4),
         ),
         Profile(
             name="cifar10",

@@ -14,7 +14,7 @@ from equibench.controls import CONTROLS
 from equibench.encoders.vit import weights_sha256
 from equibench.evaluate import Subject, evaluate, evaluation_digest
 from equibench.files import digest_of
-from equibench.pretrain.loop import Run, build, finished_run, pretrain, recipe
+from equibench.pretrain.loop import Run, build_encoder, finished_run, pretrain, recipe
 from equibench.progress import Progress
 from equibench.records import Record, append_records, read_records
 from equibench.registry import BASELINES
@@ -54,7 +54,7 @@ class Plan:
 
 def plan(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace) -> list[Unit]:
     """The units that make up rows x tasks x pretraining seeds, done ones included, in the table's order."""
-    journal = {(r.evaluation_sha256, r.task) for r in read_records(place.journal)}
+    journal = {(r.baseline, r.task, r.evaluation_sha256) for r in read_records(place.journal)}
     units = []
     for row in rows:
         has_encoder = row not in CONTROLS or CONTROLS[row].has_encoder
@@ -62,12 +62,7 @@ def plan(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place
             subject = find_subject(row, seed, place)
             missing = tuple(tasks)
             if subject:
-                missing = tuple(
-                    task
-                    for task in tasks
-                    if (evaluation_digest(subject, task, place.setting.pairs(task), place.setting), task.name)
-                    not in journal
-                )
+                missing = tuple(t for t in tasks if (row, t.name, _digest(subject, t, place)) not in journal)
             units.append(Unit(row, seed, subject is None, missing))
     return units
 
@@ -79,12 +74,12 @@ def find_subject(row: str, seed: int | None, place: Workplace) -> Subject | None
         if not CONTROLS[row].has_encoder:
             return Subject(row)
         assert seed is not None
-        encoder = build(BASELINES.get("vicreg"), setting.profile, setting.variant, seed).encoder.eval()
+        encoder = build_encoder(setting.profile, setting.variant, seed).eval()
         return Subject(row, encoder, weights_sha256(encoder), seed=seed)
     assert seed is not None
     entry = BASELINES.get(row)
     digest = digest_of(recipe(entry, setting.profile, setting.dataset, setting.variant, seed))
-    run = finished_run(entry, setting.profile, place.run_folder(row, seed), setting.variant, seed, digest)
+    run = finished_run(setting.profile, place.run_folder(row, seed), setting.variant, seed, digest)
     if run is None:
         return None
     return Subject(
@@ -152,11 +147,15 @@ def current_records(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[
             if subject is None:
                 continue
             for task in tasks:
-                digest = evaluation_digest(subject, task, place.setting.pairs(task), place.setting)
+                digest = _digest(subject, task, place)
                 for features in ("full", "invariant", "equivariant"):
                     if (key := (digest, task.name, features, row)) in stored:
                         found.append(stored[key])
     return found
+
+
+def _digest(subject: Subject, task: Task, place: Workplace) -> str:
+    return evaluation_digest(subject, task, place.setting.pairs(task), place.setting)
 
 
 def row_title(row: str) -> str:

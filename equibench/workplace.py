@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from equibench.data.datasets import Dataset, load_dataset, load_or_generate
 from equibench.errors import UserError
 from equibench.evaluate import Setting
-from equibench.pretrain.loop import start_fabric
+from equibench.pretrain.loop import default_precision, start_fabric
 from equibench.profiles import Profile
 from equibench.registry import closest, load_baseline_file
 
@@ -70,7 +70,7 @@ def open_workplace(order: Order) -> Workplace:
         variant=order.variant,
         work=order.runs / order.profile.name / f"{dataset.name}-{order.variant}",
         device=fabric.device,
-        bf16=fabric._precision.precision == "bf16-mixed",
+        bf16=default_precision(fabric.device.type) == "bf16-mixed",
     )
     return Workplace(order, setting, fabric)
 

@@ -6,6 +6,8 @@ is the field's, with one scalar mean over all dimensions, which gives a constant
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import r2_score
@@ -49,13 +51,18 @@ def bootstrap_r2(
 def resampled_r2(targets: Array, predictions: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
     """The bootstrap distribution (resamples,) behind `bootstrap_r2`; equal seeds draw equal images, for pairing."""
     count = len(targets)
-    rng = np.random.default_rng(seed)
-    # how often each image is drawn: sums over a resample are then matrix products
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+    draws = _draws(count, resamples, seed)
     centred = targets - targets.mean(axis=0)  # against cancellation in the sum of squares
     residual = draws @ np.square(targets - predictions).mean(axis=0)
     total = draws @ np.square(centred) - np.square(draws @ centred) / count
     return 1 - (residual / np.where(total > 0, total, np.nan)).mean(axis=1)
+
+
+@lru_cache(maxsize=1)
+def _draws(count: int, resamples: int, seed: int) -> Array:
+    """How often each image is drawn (resamples, count): sums over a resample are then matrix products."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
 
 
 def _tails(level: float) -> tuple[float, float]:

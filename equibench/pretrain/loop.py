@@ -75,9 +75,14 @@ def encode_pair(encoder: ViTEncoder, views: Views) -> TokenPair:
 
 def build(entry: BaselineEntry, profile: Profile, variant: str, seed: int) -> TrainingStep:
     """Encoder and method, initialised from the seed; every method starts from the same encoder."""
-    torch.manual_seed(seed)
-    encoder = ViTEncoder(profile.encoder, profile.image_size, view_spec(variant, profile.image_size))
+    encoder = build_encoder(profile, variant, seed)
     return TrainingStep(encoder, entry.build(profile, encoder))
+
+
+def build_encoder(profile: Profile, variant: str, seed: int) -> ViTEncoder:
+    """The encoder as every method of that seed starts with it."""
+    torch.manual_seed(seed)
+    return ViTEncoder(profile.encoder, profile.image_size, view_spec(variant, profile.image_size))
 
 
 def recipe(entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: str, seed: int) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def pretrain(
     """
     fabric = fabric or start_fabric()
     digest = digest_of(recipe(entry, profile, dataset, variant, seed))
-    finished = finished_run(entry, profile, folder, variant, seed, digest)
+    finished = finished_run(profile, folder, variant, seed, digest)
     if finished:
         return finished
     writable_folder(folder)
@@ -162,7 +167,7 @@ def pretrain(
     if fabric.is_global_zero:
         _finish(step_module, folder, digest, trainer)
     fabric.barrier()
-    run = finished_run(entry, profile, folder, variant, seed, digest)
+    run = finished_run(profile, folder, variant, seed, digest)
     assert run is not None
     return run
 
@@ -273,9 +278,7 @@ def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
 
 
-def finished_run(
-    entry: BaselineEntry, profile: Profile, folder: Path, variant: str, seed: int, digest: str
-) -> Run | None:
+def finished_run(profile: Profile, folder: Path, variant: str, seed: int, digest: str) -> Run | None:
     """The finished run of this recipe in a folder, or None; weights that are not the recorded ones count as absent."""
     record = folder / "run.json"
     if not record.exists():
@@ -283,7 +286,7 @@ def finished_run(
     facts = json.loads(record.read_text())
     if facts["recipe_sha256"] != digest:
         return None
-    encoder = build(entry, profile, variant, seed).encoder
+    encoder = build_encoder(profile, variant, seed)
     encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
     if weights_sha256(encoder) != facts["encoder_sha256"]:
         raise UserError(
@@ -303,7 +306,7 @@ def _finish(module: TrainingStep, folder: Path, digest: str, trainer: _Trainer) 
         "seconds": round(trainer.seconds, 3),
         "steps": trainer.step,
         "collapsed": trainer.collapsed,
-        "precision": trainer.fabric._precision.precision,
+        "precision": default_precision(trainer.fabric.device.type),
     }
     # last, since its presence says that the run is complete
     write_text(folder / "run.json", json.dumps(facts, indent=1) + "\n")
