@@ -144,7 +144,7 @@ def _work(units: list[Unit], place: Workplace, jobs: int, console: Console | Non
     """Do what is to be done, in this process or in several."""
     to_do = [unit for unit in units if not unit.done]
     estimates = estimate_seconds(to_do, read_records(place.journal), place.setting, jobs)
-    with Progress(estimates, total_seconds(to_do, estimates), console, jobs) as progress:
+    with Progress(estimates, total_seconds(to_do, estimates), _console(place, console), jobs) as progress:
         if jobs == 1 or len(to_do) == 1:
             carry_out(to_do, place, progress)
         else:
@@ -202,8 +202,13 @@ def pretrain(
     place = open_workplace(order)
     unit = Unit(baseline, seed, find_subject(baseline, seed, place) is None, ())
     estimates = estimate_seconds([unit], read_records(place.journal), place.setting)
-    with Progress(estimates, total_seconds([unit], estimates), console) as progress:
+    with Progress(estimates, total_seconds([unit], estimates), _console(place, console)) as progress:
         return pretrain_row(baseline, seed, place, progress)
+
+
+def _console(place: Workplace, console: Console | None) -> Console:
+    """Where to show progress: standard error, on the first of several processes."""
+    return console or Console(stderr=True, quiet=not place.fabric.is_global_zero)
 
 
 def _order(

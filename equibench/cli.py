@@ -138,7 +138,8 @@ def pretrain(
         devices=devices,
         runs=runs,
     )
-    Console().print(f"{run.folder / 'encoder.safetensors'}  (log: {run.folder / 'log.jsonl'})", soft_wrap=True)
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one of several processes speaks
+        Console().print(f"{run.folder / 'encoder.safetensors'}  (log: {run.folder / 'log.jsonl'})", soft_wrap=True)
 
 
 @app.command(epilog="Examples:\n\nequibench certify translation\n\nequibench certify")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from equibench.controls import CONTROLS
+from equibench.data.manifest import store_pairs
 from equibench.encoders.vit import weights_sha256
 from equibench.evaluate import Subject, evaluate, evaluation_digest
 from equibench.files import digest_of
@@ -108,6 +109,7 @@ def do_unit(unit: Unit, place: Workplace, progress: Progress, keep: Callable[[li
         with progress.unit(f"score {row_title(unit.row)}", ("score", unit.row)) as advance:
             for number, task in enumerate(unit.tasks):
                 advance(number / len(unit.tasks), task.title)
+                store_pairs(place.setting.pairs(task), task.name, place.setting.work / "pairs")
                 keep(evaluate(subject, [task], place.setting))
     place.fabric.barrier()
 

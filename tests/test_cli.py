@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -49,6 +50,16 @@ def test_pretrain_says_where_the_encoder_is_and_writes_a_log(tmp_path: Path) -> 
     assert (folder / "encoder.safetensors").exists()
     assert "feature_std" in (folder / "log.jsonl").read_text()
     assert str(folder.relative_to(tmp_path)) in result.stdout
+
+
+def test_two_processes_train_one_run(tmp_path: Path) -> None:
+    result = run("pretrain", "sie_all", "--profile", "tiny", "--device", "cpu", "--devices", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs/tiny/solids-headline/pretraining/sie_all/seed0"
+    losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 6  # every fifth of 30 steps, written by one process alone
+    assert losses[-1] < losses[0]
+    assert result.stdout.count("encoder.safetensors") == 1
 
 
 def test_dry_run_lists_units_and_writes_nothing(tmp_path: Path) -> None:

@@ -101,6 +101,16 @@ def test_a_journal_line_cut_by_a_kill_costs_only_itself(result: api.TableResult,
     assert len(read_records(journal)) == 3
 
 
+def test_the_manifest_is_stored_and_is_what_the_record_names(result: api.TableResult) -> None:
+    for task in COLUMNS:
+        record = next(r for r in result.records if r.task == task)
+        (file,) = (result.place.setting.work / "pairs").glob(f"{task}-*.npz")
+        stored = np.load(file)
+        assert str(stored["sha256"]) == record.pairs_sha256
+        assert stored["sizes"].tolist() == record.pairs
+        assert len(stored["theta"]) == len(stored["image"]) == sum(record.pairs)
+
+
 def test_every_key_of_a_record_is_documented() -> None:
     assert all(field.description for field in Record.model_fields.values())
 
