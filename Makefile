@@ -39,4 +39,4 @@ certify: $(READY)  ## measure again what each task's pixels hold and leak (about
 	$(BIN)/equibench certify
 
 clean:  ## remove work in progress and caches; results stay
-	rm -rf runs results/*/partial build .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf runs results/*/partial results/*/*/partial build .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -121,8 +121,8 @@ def table(
         device, devices: "auto", "cpu" or "cuda", and how many (under torchrun, per node).
         jobs: units worked on side by side, one thread each; by default as many as cores, or one on a GPU.
         runs: folder for work in progress.
-        out: folder for the results; by default results/<profile>, or results/<profile>/partial where rows or
-            columns are narrowed.
+        out: folder for the results; by default results/<profile>, below it paper_like for that variant, and
+            partial where rows or columns are narrowed.
         console: where progress is shown.
 
     Raises:
@@ -130,7 +130,7 @@ def table(
     """
     order = _order(profile, variant, data_root, device, devices, runs, baseline_files)
     request = _resolve(name, order, rows, columns, seeds)
-    folder = Path(out) if out else RESULTS / profile / ("" if request.complete else "partial")
+    folder = Path(out) if out else _results_folder(profile, variant, request.complete)
     writable_folder(folder)
     place = request.place
     units = plan(request.rows, request.tasks, request.seeds, place)
@@ -138,6 +138,14 @@ def table(
         _work(units, place, jobs or default_jobs(place), console)
     place.fabric.barrier()
     return _write(request, folder)
+
+
+def _results_folder(profile: str, variant: str, complete: bool) -> Path:
+    """Apart from the complete headline table, every kind has a folder of its own, so that none replaces another."""
+    folder = RESULTS / profile
+    if variant != "headline":
+        folder /= variant
+    return folder if complete else folder / "partial"
 
 
 def _work(units: list[Unit], place: Workplace, jobs: int, console: Console | None) -> None:
@@ -265,7 +273,7 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
 
 
 def _write(request: _Request, folder: Path) -> TableResult:
-    """The table's files: CSV and markdown, and all records of this profile that are up to date."""
+    """The table's files: CSV, markdown, and the records behind them."""
     place = request.place
     records = current_records(request.rows, request.tasks, request.seeds, place)
     frame = table_frame(request.definition, request.rows, request.columns, records)

@@ -15,7 +15,7 @@ from equibench.data.manifest import store_pairs
 from equibench.encoders.vit import weights_sha256
 from equibench.evaluate import Subject, evaluate, evaluation_digest
 from equibench.files import digest_of
-from equibench.pretrain.loop import Run, build_encoder, finished_run, pretrain, recipe
+from equibench.pretrain.loop import COLLAPSE_STD, Run, build_encoder, finished_run, pretrain, recipe
 from equibench.progress import Progress
 from equibench.records import Record, append_records, read_records
 from equibench.registry import BASELINES
@@ -115,25 +115,31 @@ def do_unit(unit: Unit, place: Workplace, progress: Progress, keep: Callable[[li
 
 
 def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> Run:
-    """Pretrain one row at one seed, with progress."""
-    setting, entry = place.setting, BASELINES.get(row)
+    """Pretrain one row at one seed, with progress and a warning as soon as its features collapse."""
+    setting, entry, folder = place.setting, BASELINES.get(row), place.run_folder(row, seed)
+    warned = False
     with progress.unit(f"pretrain {entry.title}, seed {seed}", ("pretrain", row)) as advance:
-        run = pretrain(
+
+        def report(step: int, steps: int, scalars: dict[str, float]) -> None:
+            nonlocal warned
+            advance(step / steps, f"loss {scalars['loss']:.3f}")
+            if scalars["feature_std"] < COLLAPSE_STD and not warned:
+                warned = True
+                progress.warn(
+                    f"{entry.title}, seed {seed}: the features hardly vary over images at step {step} of {steps} "
+                    f"(collapse); see {folder / 'log.jsonl'}"
+                )
+
+        return pretrain(
             entry,
             setting.profile,
             setting.dataset,
-            place.run_folder(row, seed),
+            folder,
             variant=setting.variant,
             seed=seed,
             fabric=place.fabric,
-            report=lambda step, steps, scalars: advance(step / steps, f"loss {scalars['loss']:.3f}"),
+            report=report,
         )
-    if run.collapsed:
-        progress.warn(
-            f"{entry.title}, seed {seed}: its features have collapsed (they hardly vary over images); see "
-            f"{run.folder / 'log.jsonl'}"
-        )
-    return run
 
 
 def current_records(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace) -> list[Record]:

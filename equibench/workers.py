@@ -10,9 +10,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from equibench.errors import UserError
 from equibench.progress import Advance, Progress
 from equibench.records import Record, append_records
 from equibench.runner import Unit, do_unit
@@ -64,9 +67,7 @@ def _follow(futures: Sequence[Future[None]], messages: Any, place: Workplace, pr
         try:
             kind, number, *content = messages.get(timeout=0.5)
         except queue.Empty:
-            for future in futures:
-                if future.done() and future.exception():
-                    future.result()
+            _raise_failures(futures)
             continue
         if kind == "start":
             progress.start(number, *content)
@@ -80,6 +81,18 @@ def _follow(futures: Sequence[Future[None]], messages: Any, place: Workplace, pr
             append_records(place.journal, [Record.model_validate_json(line) for line in content[0]])
         elif kind == "finished":
             left -= 1
+
+
+def _raise_failures(futures: Sequence[Future[None]]) -> None:
+    for future in futures:
+        error = future.exception() if future.done() else None
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "a worker process died, perhaps for want of memory",
+                "run again, with --jobs 1 if it happens once more; what was finished is kept",
+            ) from error
+        if error:
+            raise error
 
 
 class _Remote(Progress):
@@ -101,6 +114,7 @@ class _Remote(Progress):
 
 def _start(order: Order, messages: Any) -> None:
     """Prepare a worker: one thread, its own workplace, and an end when the parent ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interruption, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     threadpool_limits(1)
