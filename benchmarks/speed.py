@@ -108,10 +108,10 @@ def evaluation(profile: Profile, place: Workplace) -> dict[str, float]:
     floors: list[float] = []
     whole: list[float] = []
     timed(floors, forward)
-    timed(whole, lambda: evaluate(subject, tasks, place.setting))
+    timed(whole, lambda: [evaluate(subject, task, place.setting) for task in tasks])
     # once the views of a table are rendered and one row's features are stored, what is left are the probes
     probes: list[float] = []
-    timed(probes, lambda: evaluate(subject, tasks, place.setting))
+    timed(probes, lambda: [evaluate(subject, task, place.setting) for task in tasks])
     timed(floors, forward)
     floor = statistics.mean(floors)
     return {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from equibench.data.pairs import SPLITS, Pairs, draw_pairs
 from equibench.encoders.vit import ViewSpec, ViTEncoder, view_spec
 from equibench.features import FeatureStore, ViewStore
 from equibench.files import digest_of, write_atomically
-from equibench.metrics.regression import bootstrap_r2, r2_per_dimension, r2_pooled
+from equibench.metrics.scores import Scores, Targets, floors, score
 from equibench.probes.mlp import Split, fit_probes
 from equibench.profiles import Profile
-from equibench.records import Record, Seeds
+from equibench.records import FeatureSet, Record, Seeds
 from equibench.task import Task
 from equibench.transforms import TRANSFORMATIONS
 from equibench.version import code_sha256
@@ -126,104 +126,63 @@ def _identity(subject: Subject, setting: Setting) -> dict[str, object]:
     }
 
 
-def evaluate(
-    subject: Subject,
-    tasks: Sequence[Task],
-    setting: Setting,
-    report: Callable[[Task], None] | None = None,
-) -> list[Record]:
-    """Score a row on tasks.
-
-    Args:
-        subject: the row.
-        tasks: columns.
-        setting: data, profile and where things are kept.
-        report: called before each task.
+def evaluate(subject: Subject, task: Task, setting: Setting) -> list[Record]:
+    """Score a row on one task.
 
     Returns:
-        For each task one record of all features, and one of each half (null scores where there is no split).
+        One record of all features, and one of each half (null scores where there is no split).
     """
-    records = []
-    for task in tasks:
-        if report:
-            report(task)
-        records += _evaluate_task(subject, task, setting)
-    return records
-
-
-def _evaluate_task(subject: Subject, task: Task, setting: Setting) -> list[Record]:
     started = time.perf_counter()
     pairs = setting.pairs(task)
     size = setting.dataset.train.images.shape[-1]
     transformation = TRANSFORMATIONS[task.transformation]
-    coded = transformation.encode(pairs.theta, size)
-    digest = evaluation_digest(subject, task, pairs, setting)
-    splits = _splits(subject, pairs, coded, setting)
+    splits = _splits(subject, pairs, transformation.encode(pairs.theta, size), setting)
     predictions, epochs = _predictions(subject, splits, setting)
-    targets = splits["test"].targets
-    _keep_predictions(setting.work / "predictions" / f"{digest[:32]}.npz", targets, predictions)
-
-    mean, std = splits["train"].targets.mean(axis=0), splits["train"].targets.std(axis=0)
-    constant = constant_prediction(splits)
-    published = transformation.publish(transformation.decode(targets, size), size)
-    floor = float(r2_per_dimension(targets, constant).mean())
-    floor_pooled = r2_pooled(published, transformation.publish(transformation.decode(constant, size), size))
-
-    def record(features: str, seconds: float) -> Record:
-        scores: dict[str, object] = dict.fromkeys(
-            ("r2", "r2_low", "r2_high", "r2_std_probe", "r2_pooled", "per_dimension", "best_epochs")
+    train = splits["train"].targets
+    targets = Targets(transformation, size, splits["test"].targets, train.mean(axis=0), train.std(axis=0))
+    scores = {name: score(targets, predicted) for name, predicted in predictions.items()}
+    digest = evaluation_digest(subject, task, pairs, setting)
+    _keep_predictions(setting.work / "predictions" / f"{digest[:32]}.npz", targets.test, predictions)
+    common = _common(subject, task, pairs, setting, digest)
+    common["r2_floor"], common["r2_pooled_floor"] = floors(targets)
+    common["seconds"] = round(time.perf_counter() - started, 2)
+    unscored: dict[str, Any] = dict.fromkeys(f.name for f in fields(Scores))
+    return [
+        Record(
+            **common,
+            features=name,
+            best_epochs=epochs.get(name),
+            **(asdict(scores[name]) if name in scores else unscored),
         )
-        if features in predictions:
-            predicted = predictions[features]
-            standard, standard_predicted = (targets - mean) / std, (predicted - mean) / std
-            per_seed = np.array([r2_per_dimension(standard, p) for p in standard_predicted])
-            low, high = bootstrap_r2(standard, standard_predicted)
-            decoded = [transformation.publish(transformation.decode(p, size), size) for p in predicted]
-            scores = {
-                "r2": per_seed.mean(),
-                "r2_low": low,
-                "r2_high": high,
-                "r2_std_probe": per_seed.mean(axis=1).std(),
-                "r2_pooled": np.mean([r2_pooled(published, p) for p in decoded]),
-                "per_dimension": per_seed.mean(axis=0).tolist(),
-                "best_epochs": epochs.get(features),
-            }
-        probing = setting.profile.probing
-        return Record(
-            baseline=subject.name,
-            task=task.name,
-            task_version=task.version,
-            profile=setting.profile.name,
-            variant=setting.variant,
-            data=setting.dataset.name,
-            data_sha256=setting.dataset.sha256,
-            features=features,  # type: ignore[arg-type]
-            seeds=Seeds(pretraining=subject.seed, probe=setting.probe_seeds),
-            **scores,  # type: ignore[arg-type]
-            r2_floor=floor,
-            r2_pooled_floor=floor_pooled,
-            parameters=list(transformation.parameters),
-            pairs=list(pairs.sizes),
-            pairs_sha256=pairs.sha256,
-            encoder_sha256=subject.encoder_sha256,
-            recipe_sha256=subject.recipe_sha256,
-            evaluation_sha256=digest,
-            probe={
-                "width": probing.width,
-                "epochs": probing.epochs,
-                "batch": probing.batch,
-                "lr": probing.lr,
-            },
-            precision="bf16-mixed" if setting.bf16 else "32-true",
-            package_version=equibench.__version__,
-            torch_version=torch.__version__,
-            collapsed=subject.collapsed,
-            pretraining_seconds=subject.seconds,
-            seconds=round(seconds, 2),
-        )
+        for name in get_args(FeatureSet)
+    ]
 
-    seconds = time.perf_counter() - started
-    return [record(features, seconds) for features in ("full", "invariant", "equivariant")]
+
+def _common(subject: Subject, task: Task, pairs: Pairs, setting: Setting, digest: str) -> dict[str, Any]:
+    """What the records of a task's feature sets have in common."""
+    probing = setting.profile.probing
+    return {
+        "baseline": subject.name,
+        "task": task.name,
+        "task_version": task.version,
+        "profile": setting.profile.name,
+        "variant": setting.variant,
+        "data": setting.dataset.name,
+        "data_sha256": setting.dataset.sha256,
+        "seeds": Seeds(pretraining=subject.seed, probe=setting.probe_seeds),
+        "parameters": list(TRANSFORMATIONS[task.transformation].parameters),
+        "pairs": list(pairs.sizes),
+        "pairs_sha256": pairs.sha256,
+        "encoder_sha256": subject.encoder_sha256,
+        "recipe_sha256": subject.recipe_sha256,
+        "evaluation_sha256": digest,
+        "probe": {"width": probing.width, "epochs": probing.epochs, "batch": probing.batch, "lr": probing.lr},
+        "precision": "bf16-mixed" if setting.bf16 else "32-true",
+        "package_version": equibench.__version__,
+        "torch_version": torch.__version__,
+        "collapsed": subject.collapsed,
+        "pretraining_seconds": subject.seconds,
+    }
 
 
 def _splits(subject: Subject, pairs: Pairs, coded: NDArray[np.float64], setting: Setting) -> dict[str, Split]:

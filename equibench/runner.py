@@ -110,7 +110,7 @@ def do_unit(unit: Unit, place: Workplace, progress: Progress, keep: Callable[[li
             for number, task in enumerate(unit.tasks):
                 advance(number / len(unit.tasks), task.title)
                 store_pairs(place.setting.pairs(task), task.name, place.setting.work / "pairs")
-                keep(evaluate(subject, [task], place.setting))
+                keep(evaluate(subject, task, place.setting))
     place.fabric.barrier()
 
 
