@@ -35,7 +35,7 @@ lint: $(READY)  ## ruff and mypy
 bench: $(READY)  ## pretraining and evaluation against their floor
 	$(BIN)/python benchmarks/speed.py
 
-certify: $(READY)  ## measure again what each task's pixels hold and leak (about 15 minutes)
+certify: $(READY)  ## measure again what each task's pixels hold and leak (about 20 minutes)
 	$(BIN)/equibench certify
 
 clean:  ## remove work in progress and caches; results stay

@@ -27,9 +27,9 @@ from equibench.registry import TASKS
 from equibench.task import Task
 from equibench.transforms import TRANSFORMATIONS, transform, visible_disc
 
-PAIRS = (40_000, 2_000, 5_000)
+PAIRS = (20_000, 2_000, 5_000)
 """Training, validation and test pairs; the validation pairs choose the epoch."""
-EPOCHS, BATCH, LR = 4, 128, 2e-3
+EPOCHS, BATCH, LR = 5, 128, 2e-3
 INPUTS = ("both_views", "view2_alone")
 
 
