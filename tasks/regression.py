@@ -45,8 +45,8 @@ TRANSLATION = register_task(
         "Translation",
         1,
         "translation",
-        True,
-        "±1/8 of the side at 32 px (4 px), ±10 px at 224 px",
+        False,
+        "±1/8 of the side at 32 px (4 px), ±10 px at 224 px; objects stand in the middle, so view 2 tells some",
     )
 )
 CROP = register_task(
