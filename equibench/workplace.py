@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning_fabric import Fabric
@@ -24,6 +24,7 @@ class Order:
     Attributes:
         runs: folder that holds all work in progress.
         baseline_files: files that register further baselines.
+        dataset: the data set that has been found already, if so; it is not searched for again.
     """
 
     profile: Profile
@@ -33,6 +34,7 @@ class Order:
     devices: int = 1
     runs: Path = Path("runs")
     baseline_files: tuple[Path, ...] = ()
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def open_workplace(order: Order) -> Workplace:
         raise UserError(f"unknown variant {order.variant!r}{hint}", f"one of {', '.join(VARIANTS)}")
     for file in order.baseline_files:
         load_baseline_file(file)
-    dataset = load_data(order.profile, order.data_root)
+    dataset = load_data(order)
     fabric = start_fabric(order.device, order.devices)
     setting = Setting(
         profile=order.profile,
@@ -72,13 +74,18 @@ def open_workplace(order: Order) -> Workplace:
         device=fabric.device,
         bf16=default_precision(fabric.device.type) == "bf16-mixed",
     )
-    return Workplace(order, setting, fabric)
+    return Workplace(replace(order, dataset=dataset.name), setting, fabric)
 
 
-def load_data(profile: Profile, data_root: Path | None) -> Dataset:
+def load_data(order: Order) -> Dataset:
     """The profile's data; the demo alone falls back to generated images, since it has to run on any machine."""
+    profile = order.profile
     if profile.dataset_sizes:
         return load_dataset(profile.dataset, sizes=profile.dataset_sizes)
-    if profile.name == "demo":
-        return load_or_generate(profile.dataset, data_root=data_root)
-    return load_dataset(profile.dataset, data_root=data_root)
+    if order.dataset != profile.dataset and profile.name == "demo":
+        return (
+            load_dataset(order.dataset)
+            if order.dataset
+            else load_or_generate(profile.dataset, data_root=order.data_root)
+        )
+    return load_dataset(profile.dataset, data_root=order.data_root)
