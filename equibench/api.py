@@ -31,7 +31,7 @@ from equibench.runner import (
 from equibench.tables import TableDefinition, load_certificates, load_definition, table_frame, table_names
 from equibench.task import Task
 from equibench.workers import carry_out_in_parallel, default_jobs
-from equibench.workplace import Order, Workplace, open_workplace
+from equibench.workplace import Order, Workplace, one_thread, open_workplace
 
 RUNS = Path("runs")
 RESULTS = Path("results")
@@ -151,13 +151,14 @@ def _results_folder(profile: str, variant: str, complete: bool) -> Path:
 def _work(units: list[Unit], place: Workplace, jobs: int, console: Console | None) -> None:
     """Do what is to be done, in this process or in several."""
     to_do = [unit for unit in units if not unit.done]
-    estimates = estimate_seconds(to_do, read_records(place.journal), place.setting, jobs)
-    with Progress(estimates, total_seconds(to_do, estimates), _console(place, console), jobs) as progress:
-        if jobs == 1 or len(to_do) == 1:
-            carry_out(to_do, place, progress)
-        else:
-            to_do.sort(key=lambda unit: -total_seconds([unit], estimates))
-            carry_out_in_parallel(to_do, place, progress, jobs)
+    with one_thread(place):
+        estimates = estimate_seconds(to_do, read_records(place.journal), place.setting)
+        with Progress(estimates, total_seconds(to_do, estimates), _console(place, console), jobs) as progress:
+            if jobs == 1:
+                carry_out(to_do, place, progress)
+            else:
+                to_do.sort(key=lambda unit: -total_seconds([unit], estimates))
+                carry_out_in_parallel(to_do, place, progress, jobs)
 
 
 def plan_table(
@@ -179,7 +180,8 @@ def plan_table(
     request = _resolve(name, order, rows, columns, seeds)
     units = plan(request.rows, request.tasks, request.seeds, request.place)
     jobs = jobs or default_jobs(request.place)
-    estimates = estimate_seconds(units, read_records(request.place.journal), request.place.setting, jobs)
+    with one_thread(request.place):
+        estimates = estimate_seconds(units, read_records(request.place.journal), request.place.setting)
     return Plan(units, estimates, total_seconds(units, estimates) / jobs)
 
 
@@ -209,9 +211,10 @@ def pretrain(
     BASELINES.get(baseline)
     place = open_workplace(order)
     unit = Unit(baseline, seed, find_subject(baseline, seed, place) is None, ())
-    estimates = estimate_seconds([unit], read_records(place.journal), place.setting)
-    with Progress(estimates, total_seconds([unit], estimates), _console(place, console)) as progress:
-        return pretrain_row(baseline, seed, place, progress)
+    with one_thread(place):
+        estimates = estimate_seconds([unit], read_records(place.journal), place.setting)
+        with Progress(estimates, total_seconds([unit], estimates), _console(place, console)) as progress:
+            return pretrain_row(baseline, seed, place, progress)
 
 
 def _console(place: Workplace, console: Console | None) -> Console:

@@ -142,7 +142,7 @@ def _predict(
 ) -> NDArray[np.float32]:
     module.eval()
     rows = np.arange(*pairs.rows(split).indices(len(pairs.image)))
-    parts = [module(_input(inputs, pairs, part, dataset, spec)) for part in np.array_split(rows, len(rows) // 500)]
+    parts = [module(_input(inputs, pairs, part, dataset, spec)) for part in np.array_split(rows, -(-len(rows) // 500))]
     return torch.cat(parts).float().numpy()
 
 

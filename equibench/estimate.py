@@ -18,26 +18,14 @@ from equibench.records import Record
 from equibench.registry import BASELINES
 from equibench.runner import Unit
 
-PIXEL_CONTROL_SECONDS = 5.0
+PIXEL_CONTROL_SECONDS = 5 / 8000
+"""For each pair of a task, where there is no encoder to measure."""
 
 
 def estimate_seconds(
-    units: Sequence[Unit], records: Sequence[Record], setting: Setting, jobs: int = 1
+    units: Sequence[Unit], records: Sequence[Record], setting: Setting
 ) -> dict[tuple[str, str], float]:
-    """Seconds of each kind of unit still to be done, by ("pretrain" or "score", row).
-
-    Args:
-        jobs: with more than one, each unit will have one thread, and is measured with one.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(threads if jobs == 1 else 1)
-    try:
-        return _estimate(units, records, setting)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _estimate(units: Sequence[Unit], records: Sequence[Record], setting: Setting) -> dict[tuple[str, str], float]:
+    """Seconds of each kind of unit still to be done, by ("pretrain" or "score", row)."""
     past = {r.baseline: r.pretraining_seconds for r in records if r.pretraining_seconds}
     per_task = [r.seconds for r in records if r.encoder_sha256 and r.features == "full"]
     score = statistics.median(per_task) if per_task else None
@@ -47,7 +35,7 @@ def _estimate(units: Sequence[Unit], records: Sequence[Record], setting: Setting
             estimates["pretrain", unit.row] = past.get(unit.row) or _time_pretraining(unit.row, setting)
         if unit.tasks:
             if unit.row in CONTROLS and not CONTROLS[unit.row].has_encoder:
-                seconds = PIXEL_CONTROL_SECONDS
+                seconds = PIXEL_CONTROL_SECONDS * sum(setting.profile.probing.pairs)
             else:
                 score = score if score is not None else _time_scoring(setting)
                 seconds = score

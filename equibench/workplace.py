@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from lightning_fabric import Fabric
+from threadpoolctl import threadpool_limits
 
 from equibench.data.datasets import Dataset, load_dataset, load_or_generate
 from equibench.errors import UserError
@@ -75,6 +79,21 @@ def open_workplace(order: Order) -> Workplace:
         bf16=default_precision(fabric.device.type) == "bf16-mixed",
     )
     return Workplace(replace(order, dataset=dataset.name), setting, fabric)
+
+
+@contextmanager
+def one_thread(place: Workplace) -> Iterator[None]:
+    """On a CPU, compute on one thread, so that a number does not depend on cores, jobs, or which unit came last."""
+    if place.fabric.device.type != "cpu":
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def load_data(order: Order) -> Dataset:

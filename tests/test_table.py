@@ -30,7 +30,13 @@ def silent() -> Console:
 def result(tmp_path_factory: pytest.TempPathFactory) -> api.TableResult:
     folder = tmp_path_factory.mktemp("table")
     return api.table(
-        profile="tiny", rows=ROWS, columns=COLUMNS, runs=folder / "runs", out=folder / "results", console=silent()
+        profile="tiny",
+        rows=ROWS,
+        columns=COLUMNS,
+        jobs=2,
+        runs=folder / "runs",
+        out=folder / "results",
+        console=silent(),
     )
 
 
@@ -92,6 +98,26 @@ def test_a_second_run_changes_nothing_and_a_record_is_written_once(result: api.T
     journal = [json.loads(line) for line in result.place.journal.read_text().splitlines()]
     keys = [(r["baseline"], r["task"], r["features"]) for r in journal]
     assert len(keys) == len(set(keys))
+
+
+def test_numbers_do_not_depend_on_how_many_units_run_side_by_side(result: api.TableResult, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    try:
+        alone = api.table(
+            profile="tiny",
+            rows=["vicreg"],
+            columns=["flip"],
+            jobs=1,
+            runs=tmp_path / "runs",
+            out=tmp_path / "results",
+            console=silent(),
+        )
+        assert torch.get_num_threads() == 2  # the caller's setting is left as it was
+    finally:
+        torch.set_num_threads(1)
+    several = {(r.baseline, r.task, r.features): r.r2 for r in result.records}
+    for record in alone.records:
+        assert record.r2 == several[record.baseline, record.task, record.features]
 
 
 def test_a_journal_line_cut_by_a_kill_costs_only_itself(result: api.TableResult, tmp_path: Path) -> None:
