@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from equibench.runner import (
     Unit,
     carry_out,
     current_records,
+    final_log_lines,
     find_subject,
     plan,
     pretrain_row,
@@ -276,7 +278,7 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
 
 
 def _write(request: _Request, folder: Path) -> TableResult:
-    """The table's files: CSV, markdown, and the records behind them."""
+    """The table's files: CSV, markdown, the records behind them, and how each pretraining run ended."""
     place = request.place
     records = current_records(request.rows, request.tasks, request.seeds, place)
     frame = table_frame(request.definition, request.rows, request.columns, records)
@@ -290,9 +292,11 @@ def _write(request: _Request, folder: Path) -> TableResult:
         load_certificates(),
     )
     name = request.definition.name
-    files = [folder / f"{name}.csv", folder / f"{name}.md", folder / "records.jsonl"]
+    files = [folder / f for f in (f"{name}.csv", f"{name}.md", "records.jsonl", "pretraining.jsonl")]
+    logs = final_log_lines(request.rows, request.seeds, place)
     if place.fabric.is_global_zero:
         write_text(files[0], frame.to_csv(index=False))
         write_text(files[1], text)
         write_records(files[2], records)
+        write_text(files[3], "".join(json.dumps(line) + "\n" for line in logs))
     return TableResult(request.definition, request.rows, request.tasks, request.seeds, place, frame, records, files)

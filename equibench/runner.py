@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from equibench.controls import CONTROLS
 from equibench.data.manifest import store_pairs
 from equibench.encoders.vit import weights_sha256
 from equibench.evaluate import Subject, evaluate, evaluation_digest
-from equibench.files import digest_of
+from equibench.files import digest_of, read_lines
 from equibench.pretrain.loop import COLLAPSE_STD, Run, build_encoder, finished_run, pretrain, recipe
 from equibench.progress import Progress
 from equibench.records import Record, append_records, read_records
@@ -160,6 +161,18 @@ def current_records(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[
                     if (key := (digest, task.name, features, row)) in stored:
                         found.append(stored[key])
     return found
+
+
+def final_log_lines(rows: Sequence[str], seeds: Sequence[int], place: Workplace) -> list[dict[str, Any]]:
+    """The last line of each finished run's log: its losses and held-out diagnostics when training ended."""
+    lines = []
+    for row in rows:
+        for seed in seeds if row not in CONTROLS else ():
+            if find_subject(row, seed, place):
+                last = read_lines(place.run_folder(row, seed) / "log.jsonl")[-1]
+                last.pop("pairs_per_second")  # the one value that another run would not repeat
+                lines.append({"baseline": row, "seed": seed, **last})
+    return lines
 
 
 def _digest(subject: Subject, task: Task, place: Workplace) -> str:
