@@ -105,7 +105,7 @@ def table(
     data_root: str | Path | None = None,
     device: str = "auto",
     devices: int = 1,
-    jobs: int | None = None,
+    jobs: int | None = 1,
     runs: str | Path = RUNS,
     out: str | Path | None = None,
     console: Console | None = None,
@@ -121,7 +121,8 @@ def table(
         variant: "headline" or "paper_like" views.
         data_root: folder that holds the data; else $EQUIBENCH_DATA, the user's cache, a download.
         device, devices: "auto", "cpu" or "cuda", and how many (under torchrun, per node).
-        jobs: units worked on side by side, one thread each; by default as many as cores, or one on a GPU.
+        jobs: units worked on side by side, one thread each; None for as many as cores, or one on a GPU. More than
+            one starts processes, for which a script needs the usual `if __name__ == "__main__":`.
         runs: folder for work in progress.
         out: folder for the results; by default results/<profile>, below it paper_like for that variant, and
             partial where rows or columns are narrowed.
@@ -174,7 +175,7 @@ def plan_table(
     variant: str = "headline",
     data_root: str | Path | None = None,
     device: str = "auto",
-    jobs: int | None = None,
+    jobs: int | None = 1,
     runs: str | Path = RUNS,
 ) -> Plan:
     """What `table` would do with the same arguments, with an estimate of the seconds; nothing is run or written."""
