@@ -58,6 +58,7 @@ class Dataset:
     test: ImageSet
     class_names: tuple[str, ...]
     sha256: str  # digest of the content: dtype, shape and bytes of the four arrays
+    validation: int = 0  # how many images at the end of `train` are the data's own validation set; 0 if it has none
 
 
 def cache_folder() -> Path:

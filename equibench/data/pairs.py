@@ -40,11 +40,19 @@ def draw_theta(name: str, count: int, size: int, *key: object) -> NDArray[np.flo
 def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
     """Indices into the official training set (train, val) and the official test set (test).
 
-    A stratified tenth of the training set is for validation and is never pretrained on (PROTOCOL 2.4 #26).
+    Where the data come without a validation set, a stratified tenth of the training set is for validation and is
+    never pretrained on (PROTOCOL 2.4 #26).
     """
-    everything = np.arange(len(dataset.train.labels))
-    train, val = train_test_split(everything, test_size=VALIDATION_SHARE, random_state=0, stratify=dataset.train.labels)
-    return {"train": np.sort(train), "val": np.sort(val), "test": np.arange(len(dataset.test.labels))}
+    test = np.arange(len(dataset.test.labels))
+    if dataset.validation:
+        border = len(dataset.train.labels) - dataset.validation
+        return {"train": np.arange(border), "val": np.arange(border, len(dataset.train.labels)), "test": test}
+    labels = np.asarray(dataset.train.labels)
+    every_class = np.bincount(labels).min() * VALIDATION_SHARE >= 1  # else a class would be missing on one side
+    train, val = train_test_split(
+        np.arange(len(labels)), test_size=VALIDATION_SHARE, random_state=0, stratify=labels if every_class else None
+    )
+    return {"train": np.sort(train), "val": np.sort(val), "test": test}
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,9 @@ class Pairs:
         image: (N,) int64 index into the split's own image set.
         theta: (N, P) float64.
         sizes: number of pairs in train, val and test.
-        sha256: digest of everything above, of the data and of the task's name and version.
+        sha256: digest of everything above and below, of the data and of the task's name and version.
         images_sha256: digest of which images of which data: equal for tasks that share their first views.
+        then: (N, P) θ of a second step, after the first one; None where there is one step.
     """
 
     transformation: str
@@ -66,43 +75,72 @@ class Pairs:
     sizes: tuple[int, int, int]
     sha256: str
     images_sha256: str
+    then: NDArray[np.float64] | None = None
 
     def rows(self, split: str) -> slice:
         start = sum(self.sizes[: SPLITS.index(split)])
         return slice(start, start + self.sizes[SPLITS.index(split)])
 
 
-def draw_pairs(dataset: Dataset, transformation: str, sizes: tuple[int, int, int], *, task: str, version: int) -> Pairs:
+def draw_pairs(
+    dataset: Dataset, transformation: str, sizes: tuple[int, int, int], *, task: str, version: int, repeats: int = 1
+) -> Pairs:
     """Draw the manifest of a task.
+
+    Args:
+        repeats: how often an image of the training and validation splits may be used, each time with a new θ. A test
+            image is used once, so that test pairs are independent.
 
     Raises:
         UserError: a split has fewer images than pairs are asked for.
     """
-    image = _choose_images(dataset, sizes)
+    image = _choose_images(dataset, sizes, repeats)
     side = dataset.train.images.shape[-1]
     theta = np.concatenate(
         [draw_theta(transformation, n, side, task, version, split) for n, split in zip(sizes, SPLITS, strict=True)]
     )
+    return make_pairs(dataset, transformation, image, theta, sizes, task=task, version=version)
+
+
+def make_pairs(
+    dataset: Dataset,
+    transformation: str,
+    image: NDArray[np.int64],
+    theta: NDArray[np.float64],
+    sizes: tuple[int, int, int],
+    *,
+    task: str,
+    version: int,
+    then: NDArray[np.float64] | None = None,
+) -> Pairs:
+    """A manifest of given images and parameters, with its digests."""
     images_digest = hashlib.sha256(f"{dataset.sha256}|{sizes}".encode() + image.astype("<i8").tobytes())
     digest = images_digest.copy()
     digest.update(f"|{transformation}|{task}|{version}|".encode() + theta.astype("<f8").tobytes())
-    return Pairs(transformation, image, theta, sizes, digest.hexdigest(), images_digest.hexdigest())
+    if then is not None:
+        digest.update(b"|then|" + then.astype("<f8").tobytes())
+    return Pairs(transformation, image, theta, sizes, digest.hexdigest(), images_digest.hexdigest(), then)
 
 
-def _choose_images(dataset: Dataset, sizes: tuple[int, int, int]) -> NDArray[np.int64]:
-    """The images of all tasks: the first of a fixed permutation of each split."""
-    chosen = []
-    splits = split_indices(dataset)
-    for split, count in zip(SPLITS, sizes, strict=True):
-        indices = splits[split]
-        if count > len(indices):
-            raise UserError(
-                f"{dataset.name} has {len(indices):,} images in its {split} split, the profile asks for {count:,}",
-                "choose a smaller profile or complete data",
-            )
-        order = np.argsort(uniforms((len(indices), 1), "images", split)[:, 0], kind="stable")
-        chosen.append(indices[order[:count]])
-    return np.concatenate(chosen)
+def choose_images(dataset: Dataset, split: str, count: int, repeats: int = 1) -> NDArray[np.int64]:
+    """The first images of a split's fixed permutation, which all tasks share; repeated in the same order if need be.
+
+    Raises:
+        UserError: the split has fewer images.
+    """
+    indices = split_indices(dataset)[split]
+    if count > len(indices) * repeats:
+        raise UserError(
+            f"{dataset.name} has {len(indices):,} images in its {split} split, the profile asks for {count:,} pairs",
+            "choose a smaller profile or complete data",
+        )
+    order = np.argsort(uniforms((len(indices), 1), "images", split)[:, 0], kind="stable")
+    return np.resize(indices[order], count) if count else np.empty(0, dtype=np.int64)
+
+
+def _choose_images(dataset: Dataset, sizes: tuple[int, int, int], repeats: int) -> NDArray[np.int64]:
+    each = (repeats, repeats, 1)
+    return np.concatenate([choose_images(dataset, s, n, r) for s, n, r in zip(SPLITS, sizes, each, strict=True)])
 
 
 def image_source(dataset: Dataset, split: str) -> ImageSet:

@@ -17,9 +17,9 @@ from equibench.encoders.vit import Tokens, ViTEncoder
 from equibench.errors import UserError
 from equibench.profiles import Profile
 from equibench.registry import BASELINES
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms import BUILT_IN
 
-ALL = tuple(TRANSFORMATIONS)
+ALL = BUILT_IN
 
 
 @dataclass  # not frozen: Fabric moves the tensors of a batch in place

@@ -98,7 +98,7 @@ def recipe(entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: st
         "data_sha256": dataset.sha256,
         "variant": variant,
         "seed": seed,
-        "code": code_sha256("encoders", "pretrain", "transforms", "data/pairs.py"),
+        "code": code_sha256("encoders/vit.py", "pretrain", "transforms", "data/pairs.py"),
     }
 
 

@@ -1,5 +1,23 @@
 """Parametric transformations: batched, one θ per sample, device-agnostic, differentiable."""
 
-from equibench.transforms.families import TRANSFORMATIONS, Transformation, max_shift, transform, visible_disc
+from equibench.transforms.families import (
+    BUILT_IN,
+    TRANSFORMATIONS,
+    Transformation,
+    max_shift,
+    register_transformation,
+    transform,
+    transform_sequence,
+    visible_disc,
+)
 
-__all__ = ["TRANSFORMATIONS", "Transformation", "max_shift", "transform", "visible_disc"]
+__all__ = [
+    "BUILT_IN",
+    "TRANSFORMATIONS",
+    "Transformation",
+    "max_shift",
+    "register_transformation",
+    "transform",
+    "transform_sequence",
+    "visible_disc",
+]

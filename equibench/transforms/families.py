@@ -6,7 +6,7 @@ EquiMod's random resized crop, and a fair coin for the flip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from equibench.errors import UserError
 from equibench.transforms import geometry
 from equibench.transforms.blur import gaussian_blur
 from equibench.transforms.color import adjust_color
@@ -45,6 +46,12 @@ class Transformation:
         identity: the θ that leaves the image as it is.
         code: image size -> (offset, scale), the regression target being (θ - offset) / scale.
         publish: θ (N, P) and the image size -> the coding in which the field's pooled R² is taken (#31).
+        matrix: for a geometric transformation, θ (N, P) and the image size -> the affine map (N, 3, 3) from output to
+            input in centred pixels; see `geometry`.
+        pixels: for any other, images (N, 3, S, S) in [0, 1] and θ (N, P) -> images.
+        inverse: θ (N, P) -> the θ of the inverse transformation; None where there is none.
+        periods: by parameter, after what change of it g is the same again; 0 where never. () means never for all.
+        discrete: whether θ has no values between the identity and a drawn one.
     """
 
     name: str
@@ -55,6 +62,11 @@ class Transformation:
     identity: tuple[float, ...]
     code: Callable[[int], tuple[Array, Array]]
     publish: Callable[[Array, int], Array]
+    matrix: Callable[[Tensor, int], Tensor] | None = None
+    pixels: Callable[[Tensor, Tensor], Tensor] | None = None
+    inverse: Callable[[Array], Array] | None = None
+    periods: tuple[float, ...] = ()
+    discrete: bool = False
 
     def encode(self, theta: Array, size: int) -> Array:
         """θ (N, P) -> regression targets (N, P)."""
@@ -88,6 +100,11 @@ def _corner_and_size(theta: Array, size: int) -> Array:
     return np.stack([y - height / 2, x - width / 2, height, width], axis=1)
 
 
+def _inverse_color(theta: Array) -> Array:
+    """Exact but for clamping at black and white, and for the order of hue and saturation."""
+    return np.concatenate([1 / (1 + theta[:, :3]) - 1, -theta[:, 3:]], axis=1)
+
+
 def _constant_code(offset: float | Array, scale: float | Array) -> Callable[[int], tuple[Array, Array]]:
     return lambda size: (np.atleast_1d(np.float64(offset)), np.atleast_1d(np.float64(scale)))
 
@@ -105,6 +122,7 @@ TRANSFORMATIONS: dict[str, Transformation] = {
             identity=(0.5, 0.5, 1.0, 1.0),
             code=_constant_code(0, 1),
             publish=_corner_and_size,
+            matrix=geometry.crop_matrix,
         ),
         Transformation(
             name="flip",
@@ -115,6 +133,9 @@ TRANSFORMATIONS: dict[str, Transformation] = {
             identity=(0.0,),
             code=_constant_code(0, 1),
             publish=lambda theta, size: theta,
+            matrix=geometry.flip_matrix,
+            inverse=lambda theta: theta,
+            discrete=True,
         ),
         Transformation(
             name="rotation",
@@ -125,6 +146,9 @@ TRANSFORMATIONS: dict[str, Transformation] = {
             identity=(0.0,),
             code=_constant_code(0, MAX_ANGLE),
             publish=lambda theta, size: theta,
+            matrix=geometry.rotation_matrix,
+            inverse=lambda theta: -theta,
+            periods=(360.0,),
         ),
         Transformation(
             name="translation",
@@ -135,6 +159,8 @@ TRANSFORMATIONS: dict[str, Transformation] = {
             identity=(0.0, 0.0),
             code=lambda size: (np.zeros(1), np.full(1, max_shift(size))),
             publish=lambda theta, size: theta,
+            matrix=geometry.translation_matrix,
+            inverse=lambda theta: -theta,
         ),
         Transformation(
             name="color",
@@ -150,6 +176,9 @@ TRANSFORMATIONS: dict[str, Transformation] = {
             identity=(0.0, 0.0, 0.0, 0.0),
             code=_constant_code(0, 2 * _COLOR),
             publish=lambda theta, size: theta + np.array([1.0, 1.0, 1.0, 0.0]),
+            pixels=adjust_color,
+            inverse=_inverse_color,
+            periods=(0.0, 0.0, 0.0, 1.0),
         ),
         Transformation(
             name="blur",
@@ -160,17 +189,31 @@ TRANSFORMATIONS: dict[str, Transformation] = {
             identity=(0.0,),
             code=_constant_code(0, BLUR_RANGE[1]),
             publish=lambda theta, size: theta,
+            pixels=gaussian_blur,
         ),
     ]
 }
-"""In the one fixed order in which they are applied (PROTOCOL 2.4 #29)."""
+"""In the one fixed order in which they are applied (PROTOCOL 2.4 #29); registered ones come after the built-in six."""
 
-_MATRICES = {
-    "crop": geometry.crop_matrix,
-    "flip": geometry.flip_matrix,
-    "rotation": geometry.rotation_matrix,
-    "translation": geometry.translation_matrix,
-}
+BUILT_IN = tuple(TRANSFORMATIONS)
+
+
+def register_transformation(transformation: Transformation) -> Transformation:
+    """Make a transformation of one's own known by its name, for a task to use.
+
+    Raises:
+        UserError: the name is taken, or it has not exactly one of `matrix` and `pixels`.
+    """
+    name = transformation.name
+    if name in TRANSFORMATIONS:
+        raise UserError(f"the transformation {name!r} is registered twice", "choose another name")
+    if (transformation.matrix is None) == (transformation.pixels is None):
+        raise UserError(
+            f"the transformation {name!r} must have either a matrix or a pixel operation",
+            "give Transformation(matrix=...) for an affine map, else Transformation(pixels=...)",
+        )
+    TRANSFORMATIONS[name] = transformation
+    return transformation
 
 
 def transform(images: Tensor, theta: Mapping[str, Tensor], fill: geometry.Fill = "reflect") -> Tensor:
@@ -184,20 +227,45 @@ def transform(images: Tensor, theta: Mapping[str, Tensor], fill: geometry.Fill =
     Raises:
         KeyError: a name that is no transformation.
     """
-    unknown = set(theta) - set(TRANSFORMATIONS)
-    if unknown:
-        raise KeyError(f"unknown transformations {sorted(unknown)}; known: {list(TRANSFORMATIONS)}")
-    matrices = [make(theta[name], images.shape[-1]) for name, make in _MATRICES.items() if name in theta]
-    if matrices:
-        matrix = matrices[0]
-        for following in matrices[1:]:
+    return transform_sequence(images, [theta], fill)
+
+
+def transform_sequence(
+    images: Tensor, steps: Sequence[Mapping[str, Tensor]], fill: geometry.Fill = "reflect"
+) -> Tensor:
+    """Several transformations after one another; geometric ones that follow each other share one resampling.
+
+    Args:
+        images: (N, 3, S, S) float in [0, 1].
+        steps: each as for `transform`.
+        fill: what stands outside the image.
+
+    Raises:
+        KeyError: a name that is no transformation.
+    """
+    waiting: list[Tensor] = []
+
+    def resampled(images: Tensor) -> Tensor:
+        if not waiting:
+            return images
+        matrix = waiting[0]
+        for following in waiting[1:]:
             matrix = matrix @ following
-        images = geometry.warp(images, matrix.to(images.dtype), fill)
-    if "color" in theta:
-        images = adjust_color(images, theta["color"].to(images.dtype))
-    if "blur" in theta:
-        images = gaussian_blur(images, theta["blur"].to(images.dtype))
-    return images
+        waiting.clear()
+        return geometry.warp(images, matrix.to(images.dtype), fill)
+
+    for theta in steps:
+        unknown = set(theta) - set(TRANSFORMATIONS)
+        if unknown:
+            raise KeyError(f"unknown transformations {sorted(unknown)}; known: {list(TRANSFORMATIONS)}")
+        for name, transformation in TRANSFORMATIONS.items():
+            if name not in theta:
+                continue
+            if transformation.matrix:
+                waiting.append(transformation.matrix(theta[name], images.shape[-1]))
+            elif transformation.pixels:
+                images = transformation.pixels(resampled(images), theta[name].to(images.dtype))
+    return resampled(images)
 
 
 @lru_cache
