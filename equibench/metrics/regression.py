@@ -6,16 +6,13 @@ is the field's, with one scalar mean over all dimensions, which gives a constant
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import r2_score
 
-Array = NDArray[np.float64]
+from equibench.metrics.ratio import LEVEL, RESAMPLES, resampled_sums
 
-RESAMPLES = 2000
-LEVEL = 0.95
+Array = NDArray[np.float64]
 
 
 def r2_per_dimension(targets: Array, predictions: Array) -> Array:
@@ -50,19 +47,13 @@ def bootstrap_r2(
 
 def resampled_r2(targets: Array, predictions: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
     """The bootstrap distribution (resamples,) behind `bootstrap_r2`; equal seeds draw equal images, for pairing."""
-    count = len(targets)
-    draws = _draws(count, resamples, seed)
+    count, dimensions = targets.shape
     centred = targets - targets.mean(axis=0)  # against cancellation in the sum of squares
-    residual = draws @ np.square(targets - predictions).mean(axis=0)
-    total = draws @ np.square(centred) - np.square(draws @ centred) / count
+    columns = [np.square(targets - predictions).mean(axis=0), np.square(centred), centred]
+    sums = resampled_sums(np.concatenate(columns, axis=1), resamples=resamples, seed=seed)
+    residual, squares, shift = np.split(sums, [dimensions, 2 * dimensions], axis=1)
+    total = squares - np.square(shift) / count
     return 1 - (residual / np.where(total > 0, total, np.nan)).mean(axis=1)
-
-
-@lru_cache(maxsize=1)
-def _draws(count: int, resamples: int, seed: int) -> Array:
-    """How often each image is drawn (resamples, count): sums over a resample are then matrix products."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
 
 
 def _tails(level: float) -> tuple[float, float]:

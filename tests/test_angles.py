@@ -1,0 +1,64 @@
+"""Errors on the circle against brute force, and classification scores against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+from sklearn.metrics import balanced_accuracy_score, median_absolute_error, roc_auc_score
+
+from equibench.metrics.angles import (
+    auc,
+    balanced_accuracy,
+    circular_error,
+    degrees_median,
+    degrees_ratios,
+    hue_ratios,
+)
+
+
+def test_error_is_the_angle_between_the_rotations() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.uniform(-400, 400, size=(2, 100))
+    turns = [Rotation.from_euler("z", angle[:, None], degrees=True) for angle in (one, other)]
+    expected = np.rad2deg((turns[0].inv() * turns[1]).magnitude())
+    np.testing.assert_allclose(circular_error(one, other, 360), expected, atol=1e-9)
+    np.testing.assert_allclose(degrees_ratios(one, other[None])["degrees_mean"].value, expected.mean())
+    assert degrees_median(one, other[None]) == pytest.approx(np.median(expected))
+
+
+def test_error_goes_the_shorter_way() -> None:
+    assert circular_error([170, 10, 0, 0], [-170, 370, 180, -180], 360).tolist() == [20, 0, 180, 180]
+    assert hue_ratios([0.45, 0.0], [[-0.45, 0.25]])["hue_mean"].value == pytest.approx((0.1 + 0.25) / 2)
+
+
+def test_scores_are_means_over_seeds() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.uniform(-45, 45, size=51)
+    predictions = targets + rng.normal(size=(3, 51))
+    ratio = degrees_ratios(targets, predictions)["degrees_mean"]
+    assert ratio.top.shape == (51,)
+    assert ratio.value == pytest.approx(np.abs(predictions - targets).mean())
+    medians = [median_absolute_error(targets, p) for p in predictions]
+    assert degrees_median(targets, predictions) == pytest.approx(np.mean(medians))
+
+
+def test_auc_counts_pairs_in_order() -> None:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 2, size=40)
+    predictions = (targets + rng.normal(size=(2, 40))).round(1)  # rounded: ties count half
+    brute = [np.mean([(a > b) + 0.5 * (a == b) for a in p[targets == 1] for b in p[targets == 0]]) for p in predictions]
+    assert auc(targets, predictions) == pytest.approx(np.mean(brute))
+    assert auc(targets, predictions[0]) == pytest.approx(roc_auc_score(targets, predictions[0]))
+    assert auc(targets, targets[None]) == 1
+    assert auc(targets, np.zeros((1, 40))) == 0.5
+    assert np.isnan(auc(np.ones(4), np.zeros((1, 4))))
+
+
+def test_balanced_accuracy_weighs_classes_alike() -> None:
+    targets = np.array([0] * 9 + [1])
+    assert balanced_accuracy(targets, np.zeros((1, 10))) == 0.5
+    assert balanced_accuracy(targets, targets[None] * 0.6) == 1
+    predictions = np.random.default_rng(0).random((3, 10))
+    expected = [balanced_accuracy_score(targets, p > 0.5) for p in predictions]
+    assert balanced_accuracy(targets, predictions) == pytest.approx(np.mean(expected))
