@@ -1,0 +1,336 @@
+"""Any network, or function, as an encoder: its preprocessing, the views' mask, and one pooled vector an image."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from equibench.encoders.identity import module_identity
+from equibench.encoders.layers import (
+    final_features,
+    first_bad_layer,
+    first_tensor,
+    layer_names,
+    pool,
+    record_layers,
+)
+from equibench.encoders.vit import MEAN, STD, ViewSpec, ViTEncoder
+from equibench.errors import UserError
+from equibench.registry import closest
+from equibench.transforms import visible_disc
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
+POOLINGS = ("default", "cls", "mean")
+NO_MASK = ViewSpec("paper_like", "black", None)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an encoder wants done to images in [0, 1].
+
+    Args:
+        size: side in pixels to which images are resized; None leaves them at the data's own.
+        mean, std: per channel, in units of [0, 1].
+        interpolation: "bilinear", "bicubic" or "nearest"; the first two are antialiased.
+
+    Raises:
+        UserError: a value makes no sense.
+    """
+
+    size: int | None = None
+    mean: tuple[float, float, float] = MEAN
+    std: tuple[float, float, float] = STD
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"unknown interpolation {self.interpolation!r}{closest(self.interpolation, INTERPOLATIONS)}",
+                f"choose from {', '.join(INTERPOLATIONS)}",
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+            raise UserError(f"mean {self.mean} and std {self.std} are not those of RGB images", "give 3 numbers each")
+        if self.size is not None and self.size < 1:
+            raise UserError(f"an image size of {self.size} px is not possible", "give a positive number of pixels")
+
+
+class ImageEncoder(nn.Module):
+    """A frozen network in eval mode that maps images in [0, 1] to representations.
+
+    Args:
+        model: maps normalised images (N, 3, s, s) to features. A module is put in eval mode and its parameters stop
+            requiring gradients: pass a copy of one that is still being trained.
+        architecture: its name in records, such as "timm:resnet50".
+        preprocessing: size and normalisation.
+        views: the views' mask (`radius` in pixels at the data's own resolution; None: no mask).
+        pooling: "default": what precedes the classifier (timm's `forward_head(pre_logits=True)`, the input of the
+            module named by `classifier`), or else the output, pooled; "cls": the class token; "mean": the mean of the
+            patch tokens or of the last map; "layer:NAME" or NAME: the pooled output of that module.
+        classifier: prefixes of the classifier's names, such as "fc.".
+        prefix_tokens: tokens before the patch tokens; None: what the model says, or 0.
+
+    Raises:
+        UserError: the pooling names no layer of the model.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[Tensor], Tensor],
+        *,
+        architecture: str,
+        preprocessing: Preprocessing,
+        views: ViewSpec = NO_MASK,
+        pooling: str = "default",
+        classifier: tuple[str, ...] = (),
+        prefix_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model if isinstance(model, nn.Module) else _Function(model)
+        self.architecture, self.preprocessing, self.views = architecture, preprocessing, views
+        self.classifier = classifier
+        self.prefix_tokens = _prefix_tokens(self.model) if prefix_tokens is None else prefix_tokens
+        self.channels_last = str(getattr(self.model, "output_fmt", "")).endswith("NHWC") or _is_torchvision_swin(model)
+        self.pooling = self._checked(pooling)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
+        if not self.channels_last and any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules()):
+            self.model.to(memory_format=torch.channels_last)  # a convolutional network is up to twice as fast so
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """Stays in eval mode whatever is asked: BatchNorm statistics must not drift while features are taken."""
+        super().train(False)
+        return self
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the blocks in order of depth; none for a bare function."""
+        return () if isinstance(self.model, _Function) else layer_names(self.model)
+
+    @cached_property
+    def identity(self) -> dict[str, object] | None:
+        """What tells this encoder from all others, as JSON values; None if that cannot be known, so nothing is cached.
+
+        The weights' digest is taken once: the weights of an encoder do not change. A bare function has none, and a
+        class of the user's whose source cannot be found (typed into a notebook) may compute anything.
+        """
+        network = None if isinstance(self.model, _Function) else module_identity(self.model)
+        if network is None:
+            return None
+        return {
+            **network,
+            "architecture": self.architecture,
+            "preprocessing": json.loads(json.dumps(asdict(self.preprocessing))),
+            "pooling": self.pooling,
+            "prefix_tokens": self.prefix_tokens,
+            "mask_radius": self.views.radius,
+        }
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) in [0, 1] -> normalised (N, 3, s, s), 0 outside the mask.
+
+        The mask is laid on before the resize: interpolation would otherwise carry hidden pixels into visible ones.
+        """
+        x = (images - self.mean) / self.std
+        side = images.shape[-1]
+        if self.views.radius is not None:
+            x = x * visible_disc(side, self.views.radius, images.device)
+        size = self.preprocessing.size
+        if size is None or tuple(images.shape[-2:]) == (size, size):
+            return x
+        mode = InterpolationMode(self.preprocessing.interpolation)
+        return tv.resize(x, [size, size], interpolation=mode, antialias=mode != InterpolationMode.NEAREST)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The same as `represent`."""
+        return self.represent(images)
+
+    @torch.no_grad()
+    def represent(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) in [0, 1] -> representations (N, D) float32.
+
+        Raises:
+            UserError: the model cannot take them, or its output is not finite (the message names the layer).
+        """
+        x = self.prepare(images)
+        return self._finite("its representation", self._call(lambda: self._pooled(x)), x)
+
+    @torch.no_grad()
+    def outputs(self, images: Tensor, layers: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Pooled outputs (N, D) float32 by layer name, and the representation as "default", from one forward pass.
+
+        Raises:
+            UserError: as `represent`; and a layer that does not exist or cannot be pooled.
+        """
+        x, default = self.prepare(images), []
+        run = lambda: default.append(self._pooled(x))  # noqa: E731
+        features = self._call(lambda: record_layers(self.model, list(layers), run, keep=self._pool))
+        named = {"default": default[0], **{name: features[name] for name in layers}}
+        return {name: self._finite(f"the output of {name}", value, x) for name, value in named.items()}
+
+    @torch.no_grad()
+    def token_map(self, images: Tensor) -> Tensor:
+        """The final feature map, or the final patch tokens folded to their grid: (N, D, h, w) float32.
+
+        Raises:
+            UserError: the model has neither.
+        """
+        x = self.prepare(images)
+        final = self._finite("the final map", self._call(lambda: self._final(x)), x).float()
+        if final.ndim == 4:
+            return final.permute(0, 3, 1, 2) if self.channels_last else final
+        patches = final[:, self.prefix_tokens :].transpose(1, 2)
+        if isinstance(self.model, ViTEncoder):  # it leaves hidden patches out: they are 0 in the map
+            side = images.shape[-1] // self.model.patch
+            whole = patches.new_zeros(*patches.shape[:2], side**2)
+            whole[..., self.model.visible] = patches
+            patches = whole
+        side = math.isqrt(patches.shape[-1])
+        if side**2 != patches.shape[-1]:
+            raise UserError(
+                f"the {patches.shape[-1]} patch tokens of {self.architecture} are not those of a square grid",
+                "an encoder with a token map is needed here",
+            )
+        return patches.unflatten(-1, (side, side))
+
+    def _checked(self, pooling: str) -> str:
+        if pooling in POOLINGS:
+            return pooling
+        name, known = pooling.removeprefix("layer:"), [n for n, _ in self.model.named_modules() if n]
+        if name not in known:
+            near = closest(name, [*POOLINGS, *known])
+            raise UserError(f"unknown pooling {pooling!r}{near}", "choose default, cls, mean or the name of a layer")
+        return f"layer:{name}"
+
+    def _pool(self, output: Tensor) -> Tensor:
+        return pool(output, self.prefix_tokens, self.channels_last)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        if self.pooling == "default":
+            return self._default(x)
+        if self.pooling == "mean":
+            return self._pool(self._final(x))
+        if self.pooling == "cls":
+            tokens = self._final(x)
+            if tokens.ndim != 3 or self.prefix_tokens < 1:
+                raise UserError(f"{self.architecture} has no class token", "choose --pooling default or mean")
+            return tokens[:, 0].float()
+        name = self.pooling.removeprefix("layer:")
+        return record_layers(self.model, [name], lambda: self.model(x), keep=self._pool)[name]
+
+    def _default(self, x: Tensor) -> Tensor:
+        model: Any = self.model
+        if _is_timm(model):
+            return self._pool(_tensor(model.forward_head(model.forward_features(x), pre_logits=True)))
+        if not self.classifier:
+            return self._pool(_tensor(model(x)))
+        taken: list[Tensor] = []
+        part = model.get_submodule(self.classifier[0].rstrip("."))
+        hook = part.register_forward_pre_hook(lambda _module, inputs: taken.append(inputs[0]))
+        try:
+            model(x)
+        finally:
+            hook.remove()
+        return self._pool(taken[-1])
+
+    def _final(self, x: Tensor) -> Tensor:
+        """Final tokens (N, L, D) or map, before any pooling."""
+        model: Any = self.model
+        if _is_timm(model):
+            final = first_tensor(model.forward_features(x))
+        else:
+            # what stands beside the classifier (its own norm or pooling) is no feature map
+            skip = tuple(f"{prefix.split('.')[0]}." for prefix in self.classifier)
+            skip += ("permute.",) if self.channels_last else ()
+            final = final_features(model, lambda: model(x), skip)
+        if final is None or final.ndim not in (3, 4):
+            raise UserError(f"{self.architecture} has neither a feature map nor tokens", "choose --pooling default")
+        return final
+
+    def _call(self, run: Callable[[], Any]) -> Any:
+        try:
+            return run()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+            size = self.preprocessing.size or "the data's own size"
+            raise UserError(
+                f"{self.architecture} failed on images of {size}: {type(error).__name__}: {error}",
+                "give the size that it was built for (--size, size=), or look at its forward pass",
+            ) from error
+
+    def _finite(self, what: str, features: Tensor, x: Tensor) -> Tensor:
+        if torch.isfinite(features).all():
+            return features
+        layer = first_bad_layer(self.model, lambda: self.model(x))
+        where = f"; the first layer to give one is {layer!r}" if layer else ""
+        raise UserError(
+            f"{what} holds NaN or infinite values in {self.architecture}{where}",
+            "look at its weights and at the precision that it runs in; such features are never scored",
+        )
+
+
+def check_varies(features: Mapping[str, Tensor | NDArray[Any]]) -> None:
+    """See that every layer's features (N, D) say something about the images.
+
+    Raises:
+        UserError: in some layer no dimension varies over the images by more than rounding does.
+    """
+    for name, values in features.items():
+        array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values, np.float32)
+        if len(array) < 2:
+            continue
+        spread = np.ptp(array, axis=0)
+        if not (spread > 1e-6 * np.maximum(np.abs(array).max(axis=0), 1e-12)).any():
+            raise UserError(
+                f"the features of {name!r} are the same for every image ({array.shape[1]} dimensions, none varies)",
+                "the encoder has collapsed, or its input is blank: look at its preprocessing, or leave this layer out",
+            )
+
+
+class _Function(nn.Module):
+    """A bare function as a module, so that there is one kind of model."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)
+
+
+def _is_timm(model: nn.Module) -> bool:
+    return hasattr(model, "forward_features") and hasattr(model, "forward_head")
+
+
+def _is_torchvision_swin(model: object) -> bool:
+    return isinstance(model, torchvision.models.SwinTransformer)
+
+
+def _prefix_tokens(model: nn.Module) -> int:
+    if isinstance(model, (ViTEncoder, torchvision.models.VisionTransformer)):
+        return 1
+    return int(getattr(model, "num_prefix_tokens", 0))
+
+
+def _tensor(output: object) -> Tensor:
+    tensor = first_tensor(output)
+    if tensor is None:
+        raise UserError(f"the encoder returned a {type(output).__name__}, not a tensor", "return features (N, D)")
+    return tensor

@@ -1,0 +1,310 @@
+"""Reading weights that someone else wrote: nothing in the file is ever executed, and every refusal says why.
+
+Two doors only: safetensors, and `torch.load(weights_only=True)`. A file is looked at (kind, declared size, names that
+its pickle asks for) before either is opened, so that a bomb costs nothing and a hostile pickle is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from equibench.errors import UserError
+
+MAX_RATIO = 10.0  # torch stores its entries as they are: a ratio of 1, and about 3 when someone zipped it again
+SMALL = 64 * 2**20  # below this many declared bytes a high ratio is harmless
+MAX_DEPTH = 6  # of dictionaries within dictionaries
+
+WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "teacher", "student", "network", "net", "encoder", "backbone",
+    "module", "state_dict_ema", "model_ema", "ema",
+)  # fmt: skip
+
+# the training options that many papers' checkpoints hold beside the weights; it has attributes and no behaviour
+HARMLESS = [argparse.Namespace]
+
+SAVE_AGAIN = (
+    "save the weights alone, on the machine where the file was made and only if you trust it:\n"
+    '  weights = torch.load("FILE", weights_only=False, map_location="cpu")  # or model.state_dict()\n'
+    '  safetensors.torch.save_file({k: v.contiguous() for k, v in weights["state_dict"].items()}, "FILE.safetensors")'
+)
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What can be said of a weights file without loading it.
+
+    Attributes:
+        path: the file.
+        format: "safetensors", "torch zip", "torch legacy", "pickle", "torchscript", "zip", "damaged zip", "text",
+            "empty" or "unknown".
+        bytes: its size.
+        declared: bytes that it claims to hold once unpacked (its size, unless it is a zip).
+        blocked: names that its pickle asks for and that the safe reader refuses.
+        start: its first characters, where it is text.
+    """
+
+    path: Path
+    format: str
+    bytes: int
+    declared: int
+    blocked: tuple[str, ...] = ()
+    start: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Declared bytes over bytes on disk."""
+        return self.declared / max(self.bytes, 1)
+
+    @property
+    def bomb(self) -> bool:
+        return self.ratio > MAX_RATIO and self.declared > SMALL
+
+    @property
+    def safe(self) -> bool:
+        """Whether one of the two safe readers takes it."""
+        return self.format in {"safetensors", "torch zip", "torch legacy"} and not self.blocked and not self.bomb
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, the digest of the file that they came from, and what was done to find them."""
+
+    path: Path
+    format: str
+    bytes: int
+    sha256: str
+    state: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def inspect_file(path: str | Path) -> FileFacts:
+    """Look at a weights file without loading or unpacking it.
+
+    Raises:
+        UserError: it is missing, a folder, or cannot be read.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a weights file", "give the file inside it (.safetensors, .pth, .pt)")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return _facts(path, size, file)
+    except FileNotFoundError as error:
+        raise UserError(f"weights file not found: {path}", "check the path, or name a model: timm:NAME") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}", "check the file's permissions") from error
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The tensors of a weights file, taken out of whatever dictionaries they are wrapped in.
+
+    Raises:
+        UserError: the file is missing, damaged, unsafe, of another kind, or holds no tensors.
+    """
+    facts = inspect_file(path)
+    _refuse(facts)
+    try:
+        loaded = _load(facts)
+    except SafetensorError as error:
+        raise _damaged(facts, error) from error
+    except pickle.UnpicklingError as error:
+        if "nvalid magic number" in str(error):
+            raise _damaged(facts, error) from error
+        raise _unsafe(facts, ("something that torch's safe reader does not know",), str(error)) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot read {facts.path}: {error.strerror or error}", "check the file and its disk"
+        ) from error
+    except Exception as error:  # the readers raise all sorts on damaged bytes, and only there
+        raise _damaged(facts, error) from error
+    state, notes = unwrap(loaded, facts.path)
+    return Checkpoint(facts.path, facts.format, facts.bytes, _file_sha256(facts.path), state, notes)
+
+
+def unwrap(loaded: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict inside nested dictionaries such as {"epoch": 3, "teacher": {"backbone": {...}}}.
+
+    Raises:
+        UserError: there are no tensors in it.
+    """
+    notes: list[str] = []
+    for _ in range(MAX_DEPTH):
+        if not isinstance(loaded, Mapping):
+            break
+        inner = [key for key, value in loaded.items() if isinstance(value, Mapping) and _holds_tensors(value)]
+        known = [key for key in WRAPPERS if key in inner]
+        direct = sum(isinstance(value, Tensor) for value in loaded.values())
+        if not inner or (direct and not known):
+            return _tensors(loaded, path, notes)
+        if not known and len(inner) > 1:
+            break
+        chosen = known[0] if known else inner[0]
+        others = [str(key) for key in inner if key != chosen]
+        beside = f" (beside it, unused: {', '.join(others[:5])})" if others else ""
+        notes.append(f"weights taken from the entry {str(chosen)!r}{beside}")
+        loaded = loaded[chosen]
+    keys = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+    raise UserError(f"{path} holds no weights by name; it holds: {keys}", "save model.state_dict() and give that file")
+
+
+def _facts(path: Path, size: int, file: IO[bytes]) -> FileFacts:
+    head = file.read(512)
+    if not head:
+        return FileFacts(path, "empty", 0, 0)
+    if head[:4] == b"PK\x03\x04":
+        return _zip_facts(path, size)
+    if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= 100 * 2**20:
+        return FileFacts(path, "safetensors", size, size)
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        # torch's own legacy files begin with this number, pickled
+        legacy = (0x1950A86A20F9469CFC6C).to_bytes(10, "little") in head[:20]
+        file.seek(0)
+        blocked = _blocked(_pickled_names(file, pickles=5 if legacy else 1))
+        return FileFacts(path, "torch legacy" if legacy else "pickle", size, size, blocked)
+    try:
+        text = head.decode("utf-8", errors="strict" if size <= 512 else "ignore")
+    except UnicodeDecodeError:
+        text = "\0"
+    is_text = all(c.isprintable() or c in "\r\n\t" for c in text) and len(text) > 0.8 * len(head)
+    return FileFacts(path, "text" if is_text else "unknown", size, size, start=text[:60] if is_text else "")
+
+
+def _zip_facts(path: Path, size: int) -> FileFacts:
+    """Sizes from the central directory, and the names in data.pkl if it is small enough to be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            declared = sum(entry.file_size for entry in entries)
+            facts = FileFacts(path, "zip", size, declared)
+            inside = {entry.filename.partition("/")[2]: entry for entry in entries}
+            if "constants.pkl" in inside:
+                return FileFacts(path, "torchscript", size, declared)
+            if "data.pkl" not in inside or facts.bomb:
+                return facts
+            names = _pickled_names(io.BytesIO(archive.read(inside["data.pkl"])))
+            return FileFacts(path, "torch zip", size, declared, _blocked(names))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
+        return FileFacts(path, "damaged zip", size, size)  # cut short: the directory stands at the end
+
+
+def _pickled_names(file: IO[bytes], pickles: int = 1) -> set[str]:
+    """Names that a pickle would import, read from its opcodes without running any of them."""
+    names: set[str] = set()
+    strings: list[str] = []
+    try:
+        for _ in range(pickles):
+            for code, argument, _position in pickletools.genops(file):
+                if code.name in {"GLOBAL", "INST"}:
+                    names.add(str(argument).replace(" ", "."))
+                elif code.name == "STACK_GLOBAL":  # its two strings were pushed before it
+                    names.add(".".join(strings[-2:]))
+                elif isinstance(argument, str) and "UNICODE" in code.name:
+                    strings.append(argument)
+    except Exception:  # damaged or cut short: torch's reader will say so
+        pass
+    return names
+
+
+def _blocked(names: set[str]) -> tuple[str, ...]:
+    try:  # the list that the safe reader itself goes by
+        from torch._weights_only_unpickler import _get_allowed_globals, _get_user_allowed_globals
+
+        allowed = {*_get_allowed_globals(), *_get_user_allowed_globals()}
+    except ImportError:  # it has moved: no name is reported in advance, and torch still refuses
+        return ()
+    return tuple(sorted(names - allowed - {f"{kind.__module__}.{kind.__qualname__}" for kind in HARMLESS}))
+
+
+def _refuse(facts: FileFacts) -> None:
+    """Raise what is wrong with a file that must not be opened."""
+    path = facts.path
+    if facts.format == "empty":
+        raise UserError(f"{path} is empty (0 bytes)", "copy or download it again")
+    if facts.bomb:
+        raise UserError(
+            f"{path} was not opened: its {facts.bytes:,} bytes claim to unpack to {facts.declared:,} "
+            f"({facts.ratio:,.0f} times as many), and weights do not compress like that",
+            "get the file from its authors again; a checkpoint written by torch.save is hardly compressed",
+        )
+    if facts.format == "torchscript":
+        raise UserError(f"{path} is a TorchScript archive, which holds code; code is never run", SAVE_AGAIN)
+    if facts.blocked:
+        raise _unsafe(facts, facts.blocked)
+    if facts.format == "text":
+        raise UserError(
+            f"{path} is a text file, not weights; it begins with {facts.start!r}",
+            "an error page or a Git LFS pointer is often saved in place of the file: download it again",
+        )
+    if facts.format == "damaged zip":
+        raise _damaged(facts, "the zip's directory is missing or broken")
+    if not facts.safe:
+        what = {"zip": "a zip archive that torch.save did not write", "pickle": "a plain pickle, not a torch file"}
+        raise UserError(
+            f"{path} is {what.get(facts.format, 'of a kind that is not known')}",
+            "give a .safetensors file, or one that torch.save wrote",
+        )
+
+
+def _load(facts: FileFacts) -> object:
+    if facts.format == "safetensors":
+        return safetensors.torch.load_file(facts.path, device="cpu")
+    # opened by us: torch takes a path that ends in .safetensors for one whatever it holds
+    with torch.serialization.safe_globals([*HARMLESS]), facts.path.open("rb") as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _unsafe(facts: FileFacts, blocked: tuple[str, ...], detail: str = "") -> UserError:
+    listed = ", ".join(blocked[:6]) + (f" and {len(blocked) - 6} more" if len(blocked) > 6 else "")
+    tail = f" ({detail.strip().splitlines()[-1][:200]})" if detail.strip() else ""
+    return UserError(
+        f"{facts.path} was not loaded: it asks for more than tensors, which could run code: {listed}{tail}",
+        SAVE_AGAIN.replace("FILE", facts.path.name),
+    )
+
+
+def _damaged(facts: FileFacts, why: object) -> UserError:
+    first = (str(why).strip().splitlines() or [type(why).__name__])[0][:200]
+    return UserError(
+        f"{facts.path} is cut short or damaged ({facts.bytes:,} bytes): {first}",
+        "copy or download it again, and compare its size or sha256 with the source's",
+    )
+
+
+def _tensors(loaded: Mapping[Any, Any], path: Path, notes: list[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    plain = {str(name): value.detach() for name, value in loaded.items() if _is_plain(value)}
+    if not plain:
+        raise UserError(f"{path} holds no tensors", "save model.state_dict() and give that file")
+    if len(plain) < len(loaded):
+        notes.append(f"{len(loaded) - len(plain)} entries that are not plain tensors were left out")
+    return plain, tuple(notes)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
+def _holds_tensors(value: Mapping[Any, Any], depth: int = MAX_DEPTH) -> bool:
+    inner = [v for v in value.values() if isinstance(v, Mapping)]
+    return any(isinstance(v, Tensor) for v in value.values()) or (
+        depth > 0 and any(_holds_tensors(v, depth - 1) for v in inner)
+    )
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
