@@ -1,8 +1,4 @@
-"""The datasets by name: found, checked and prepared once, then opened as memory-mapped arrays.
-
-A prepared dataset is a folder ``<cache>/arrays/<key>/`` of four ``.npy`` files and a ``meta.json``. It is
-written under another name and renamed when complete, so that a reader never sees half of one.
-"""
+"""The datasets by name: found, checked and prepared once, then opened as memory-mapped arrays (see `array_cache`)."""
 
 from __future__ import annotations
 
@@ -10,26 +6,31 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import sys
-import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from equibench.data import cifar10, solids
+from equibench.data.array_cache import (
+    arrays_folder,
+    cache_folder,
+    content_digest,
+    open_arrays,
+    read_json,
+    store_arrays,
+    writing_to_cache,
+)
 from equibench.data.download import Unavailable, exclusive
 from equibench.errors import UserError
 
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+__all__ = ["DATASETS", "Dataset", "ImageSet", "cache_folder", "is_folder", "load_dataset", "load_or_generate"]
+
 DATASETS = ("cifar10", "solids")
 # Digest of the official CIFAR-10's content: by it the prepared arrays are found when their files are gone.
 CIFAR10_SHA256 = "5e5e71ed4630d506c7721247a52e06e4d8039bf51773ffa53a56d97866d045ee"
@@ -37,7 +38,7 @@ SOLIDS_SIZES = (20_000, 5_000)
 SOLIDS_PIXELS = 32
 GENERATOR = ("solids.py", "solid_shapes.py")  # all that decides a picture
 RENDER_CHUNK = 250  # images between two steps of the progress bar
-STALE_SECONDS = 24 * 3600  # an unfinished folder this old belongs to a process that was killed
+FOLDER_PIXELS = 224  # side of the images of a folder, unless told
 
 
 @dataclass(frozen=True)
@@ -52,50 +53,65 @@ class ImageSet:
 class Dataset:
     """A training and a test set."""
 
-    name: str  # "cifar10" or "solids"
+    name: str  # "cifar10", "solids", or the name of a folder of images
     description: str  # one line for a table's header
     train: ImageSet
     test: ImageSet
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # () where the data have no labels; these are then all 0
     sha256: str  # digest of the content: dtype, shape and bytes of the four arrays
     validation: int = 0  # how many images at the end of `train` are the data's own validation set; 0 if it has none
 
 
-def cache_folder() -> Path:
-    """Where downloads and prepared arrays are kept: $EQUIBENCH_CACHE, else the system's place for caches."""
-    chosen = os.environ.get("EQUIBENCH_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("equibench")
-
-
 def load_dataset(
-    name: str,
+    name: str | Path,
     *,
     data_root: Path | str | None = None,
     download: bool = True,
     sizes: tuple[int, int] | None = None,
+    size: int = FOLDER_PIXELS,
+    skip_bad: bool = False,
 ) -> Dataset:
     """Opens a dataset, after preparing it where this is the first time.
 
     Args:
-        name: "cifar10" or "solids".
+        name: "cifar10", "solids", or the path of a folder of images (see `image_folder`). A folder that holds CIFAR-10
+            is CIFAR-10.
         data_root: folder with ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or one of these itself.
             Without it CIFAR-10 is looked for in $EQUIBENCH_DATA, then in the cache, then downloaded into the
-            cache. The solids take no notice of it.
+            cache. The other data take no notice of it.
         download: whether the network may be used.
         sizes: how many training and test images; for the solids only (20,000 and 5,000 unless told).
+        size: side of the images in pixels; for a folder of images only.
+        skip_bad: whether to go on without the images that cannot be decoded; for a folder of images only.
 
     Raises:
         Unavailable: (a UserError) CIFAR-10 is nowhere on this machine and cannot be downloaded.
         UserError: the name is unknown, ``data_root`` holds no CIFAR-10, a file is damaged or missing, a size
-            is out of range, or the cache folder cannot be written.
+            is out of range, a folder cannot be used, or the cache folder cannot be written.
     """
-    if name not in DATASETS:
-        raise UserError(f"There is no dataset named {name!r}.", f"Known datasets: {', '.join(DATASETS)}.")
+    if sizes is not None and name != "solids":
+        raise UserError(f"sizes={sizes} was given for {name}.", "Only the generated solids have sizes.")
     if name == "solids":
         return _load_solids(sizes or SOLIDS_SIZES)
-    if sizes is not None:
-        raise UserError(f"sizes={sizes} was given for cifar10.", "Only the generated solids have sizes.")
-    return _load_cifar10(None if data_root is None else Path(data_root).expanduser(), download)
+    if name == "cifar10":
+        return _load_cifar10(None if data_root is None else Path(data_root).expanduser(), download)
+    if not is_folder(name):
+        known = f"Known datasets: {', '.join(DATASETS)}; or give the path of a folder of images."
+        raise UserError(f"There is no dataset named {str(name)!r}.", known)
+    path = Path(name).expanduser()
+    if path.is_dir() and cifar10.find(path):
+        return _load_cifar10(path, download)
+    from equibench.data.image_folder import load_image_folder  # which needs this module
+
+    return load_image_folder(path, size=size, skip_bad=skip_bad)
+
+
+def is_folder(name: str | Path) -> bool:
+    """Whether a dataset's name is meant as a path: of a folder that exists, or with a separator in it."""
+    if name in DATASETS or not name:
+        return False
+    separators = ("/", os.sep, os.altsep or os.sep)
+    return isinstance(name, Path) or any(s in name for s in separators) or Path(name).expanduser().is_dir()
 
 
 def load_or_generate(name: str, *, data_root: Path | str | None = None, download: bool = True) -> Dataset:
@@ -120,10 +136,10 @@ def _say(line: str) -> None:
 def _load_cifar10(data_root: Path | None, download: bool) -> Dataset:
     source = _local_source(data_root)
     if source is None:
-        stored = _open(_arrays_folder(f"cifar10-{CIFAR10_SHA256[:16]}"), "cifar10")
+        stored = _open(arrays_folder(f"cifar10-{CIFAR10_SHA256[:16]}"), "cifar10")
         if stored is not None:
             return stored
-        with _writing_to_cache() as cache:
+        with writing_to_cache() as cache:
             source = cifar10.fetch(cache, network=download)
     if source is None:
         raise Unavailable(
@@ -156,18 +172,18 @@ def _prepare_cifar10(source: cifar10.Source) -> Dataset:
     stamp = cifar10.stamp(source)
     place = hashlib.sha256(str(source.folder.resolve()).encode()).hexdigest()[:16]
     record_path = cache_folder() / "checked" / f"{place}.json"
-    record = _read_json(record_path)
+    record = read_json(record_path)
     if record.get("files") == stamp:
-        stored = _open(_arrays_folder(f"cifar10-{str(record.get('sha256'))[:16]}"), "cifar10")
+        stored = _open(arrays_folder(f"cifar10-{str(record.get('sha256'))[:16]}"), "cifar10")
         if stored is not None:
             return stored
     cifar10.check(source)
     arrays = cifar10.read(source)
-    digest = _content_digest(arrays)
-    folder = _arrays_folder(f"cifar10-{digest[:16]}")
+    digest = content_digest(arrays)
+    folder = arrays_folder(f"cifar10-{digest[:16]}")
     dataset = _open(folder, "cifar10")
     if dataset is None:
-        dataset = _store(folder, arrays, digest, "cifar10")
+        dataset = _store(folder, arrays, "cifar10")
     # Without the record the next start checks again, no more: a read-only cache may hold the arrays.
     with contextlib.suppress(OSError):
         record_path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,15 +201,14 @@ def _load_solids(sizes: tuple[int, int]) -> Dataset:
         raise UserError(f"sizes={sizes} cannot be rendered.", "Give two numbers of 1 or more: (train, test).")
     # Named by the text of the generator, so that pictures of another version are not taken for its.
     text = b"".join(files("equibench.data").joinpath(name).read_bytes() for name in GENERATOR)
-    folder = _arrays_folder(f"solids-{hashlib.sha256(text).hexdigest()[:12]}-{sizes[0]}-{sizes[1]}")
+    folder = arrays_folder(f"solids-{hashlib.sha256(text).hexdigest()[:12]}-{sizes[0]}-{sizes[1]}")
     dataset = _open(folder, "solids")
     if dataset is not None:
         return dataset
-    with _writing_to_cache(), exclusive(folder.parent / ".render.lock"):
+    with writing_to_cache(), exclusive(folder.parent / ".render.lock"):
         dataset = _open(folder, "solids")  # another process may have rendered it while this one waited
         if dataset is None:
-            arrays = _render_solids(sizes)
-            dataset = _store(folder, arrays, _content_digest(arrays), "solids")
+            dataset = _store(folder, _render_solids(sizes), "solids")
     return dataset
 
 
@@ -215,86 +230,32 @@ def _render_solids(sizes: tuple[int, int]) -> dict[str, np.ndarray]:
     return arrays
 
 
-# The cache of prepared arrays
-
-
-def _arrays_folder(key: str) -> Path:
-    return cache_folder() / "arrays" / key
-
-
-def _content_digest(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in ARRAYS:
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data)
-    return digest.hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of the cache; empty where there is none that can be read, as after a crash."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+# Their arrays in the cache
 
 
 def _open(folder: Path, name: str) -> Dataset | None:
-    """The dataset prepared in ``folder``; None where there is none, or a file was cut or removed since."""
-    meta = _read_json(folder / "meta.json")
-    try:
-        if not meta or any((folder / f"{key}.npy").stat().st_size != meta["bytes"][key] for key in ARRAYS):
-            return None
-        arrays = {key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in ARRAYS}
-        digest = str(meta["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    """The dataset prepared in ``folder``; None where there is none that can be used."""
+    stored = open_arrays(folder)
+    if stored is None:
         return None
-    train = ImageSet(arrays["train_images"], arrays["train_labels"])
-    test = ImageSet(arrays["test_images"], arrays["test_labels"])
+    train = ImageSet(stored.arrays["train_images"], stored.arrays["train_labels"])
+    test = ImageSet(stored.arrays["test_images"], stored.arrays["test_labels"])
     counts = f"{len(train.labels):,} + {len(test.labels):,}"
     description = f"Solids ({counts} images generated by equibench, not real)"
     if name == "cifar10":
         description = f"CIFAR-10 ({counts} real images)"
     classes = cifar10.CLASS_NAMES if name == "cifar10" else solids.CLASS_NAMES
-    return Dataset(name, description, train, test, classes, digest)
+    return Dataset(name, description, train, test, classes, stored.sha256)
 
 
-def _store(folder: Path, arrays: dict[str, np.ndarray], digest: str, name: str) -> Dataset:
+def _store(folder: Path, arrays: Mapping[str, np.ndarray], name: str) -> Dataset:
     """Writes arrays as ``folder``, all or nothing, and opens them."""
-    with _writing_to_cache(), exclusive(folder.parent / ".store.lock"):
-        for old in folder.parent.glob(".unfinished-*"):
-            if time.time() - old.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
-        scratch = folder.parent / f".unfinished-{uuid.uuid4().hex}"
-        scratch.mkdir()
-        try:
-            for key in ARRAYS:
-                np.save(scratch / f"{key}.npy", arrays[key], allow_pickle=False)
-            sizes = {key: (scratch / f"{key}.npy").stat().st_size for key in ARRAYS}
-            (scratch / "meta.json").write_text(json.dumps({"sha256": digest, "bytes": sizes}))
-            if _open(folder, name) is None:
-                shutil.rmtree(folder, ignore_errors=True)  # what lies there is incomplete, or it would open
-            # Where another process put it there first, its copy is as good.
-            with contextlib.suppress(OSError):
-                os.rename(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+
+    def write(scratch: Path) -> None:
+        for key, array in arrays.items():
+            np.save(scratch / f"{key}.npy", array, allow_pickle=False)
+
+    store_arrays(folder, write)
     dataset = _open(folder, name)
-    if dataset is None:
-        raise UserError(f"{folder} could not be written.", "Delete it, or set EQUIBENCH_CACHE to another.")
+    assert dataset is not None
     return dataset
-
-
-@contextlib.contextmanager
-def _writing_to_cache() -> Iterator[Path]:
-    """Makes the cache folder, and turns what goes wrong with writing into it into a UserError."""
-    cache = cache_folder()
-    try:
-        (cache / "arrays").mkdir(parents=True, exist_ok=True)
-        yield cache
-    except OSError as error:
-        raise UserError(
-            f"The cache folder {cache} cannot be written: {error.strerror or error}",
-            "Set EQUIBENCH_CACHE to a folder that can be written and has some 500 MB free.",
-        ) from error
