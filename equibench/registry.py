@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from equibench.errors import UserError
 
@@ -41,6 +41,7 @@ class Registry(Generic[T]):
         self.kind, self.group = kind, group
         self._entries: dict[str, T] = {}
         self._discovered = False
+        self.built_in: tuple[str, ...] = ()  # what the package itself registers; known once discovered
 
     def add(self, name: str, entry: T) -> None:
         """Register an entry.
@@ -57,9 +58,11 @@ class Registry(Generic[T]):
         if self._discovered:
             return
         self._discovered = True
+        before = set(self._entries)
         package = importlib.import_module(self.group)
         for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
             importlib.import_module(f"{self.group}.{module}")
+        self.built_in = tuple(name for name in self._entries if name not in before)
         for point in importlib.metadata.entry_points(group=self.group):
             try:
                 point.load()
@@ -93,17 +96,39 @@ def load_baseline_file(path: str | Path) -> list[str]:
     """Import a Python file and return the names of the baselines that it registered.
 
     Raises:
-        UserError: the file is missing, raises on import, or registers nothing.
+        UserError: the file is missing, raises on import, or registers no baseline.
     """
-    path = Path(path)
+    return _load_file(BASELINES, Path(path), 'decorate a class with @register_baseline("name")')
+
+
+def load_task_file(path: str | Path) -> list[str]:
+    """Import a Python file and return the names of the tasks that it registered.
+
+    Raises:
+        UserError: the file is missing, raises on import, or registers no task.
+    """
+    return _load_file(TASKS, Path(path), "call register_task(Task(...)), as examples/my_task.py does")
+
+
+def _load_file(registry: Registry[Any], path: Path, example: str) -> list[str]:
+    """Import a file once, and tell what it registered in one registry; one that fails leaves nothing behind."""
     if not path.is_file():
-        raise UserError(f"baseline file not found: {path}", "give the path of a Python file")
-    BASELINES.discover()
+        raise UserError(f"{registry.kind} file not found: {path}", "give the path of a Python file")
     source = path.resolve()
     module_name = f"equibench_user_{source.stem}_{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
-    if module_name in sys.modules:
-        return sys.modules[module_name].__dict__["_equibench_registered"]
-    before = set(BASELINES.names())
+    before = {kind: set(entries) for kind, entries in _everything_registered().items()}
+    new = module_name not in sys.modules
+    if new:
+        _import_file(path, source, module_name, before)
+    registered: dict[str, list[str]] = sys.modules[module_name].__dict__["_equibench_registered"]
+    if not registered[registry.kind]:
+        if new:
+            _forget(module_name, before)
+        raise UserError(f"{path} registers no {registry.kind}", example)
+    return registered[registry.kind]
+
+
+def _import_file(path: Path, source: Path, module_name: str, before: dict[str, set[str]]) -> None:
     spec = importlib.util.spec_from_file_location(module_name, source)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is not a Python file", "its name must end in .py")
@@ -112,16 +137,28 @@ def load_baseline_file(path: str | Path) -> list[str]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
-        for name in set(BASELINES.names()) - before:
-            del BASELINES._entries[name]
+        _forget(module_name, before)
         raise _import_failure(path, source, error) from error
-    added = [name for name in BASELINES.names() if name not in before]
-    if not added:
-        del sys.modules[module_name]
-        raise UserError(f"{path} registers no baseline", 'decorate a class with @register_baseline("name")')
-    module.__dict__["_equibench_registered"] = added
-    return added
+    module.__dict__["_equibench_registered"] = {
+        kind: [name for name in entries if name not in before[kind]]
+        for kind, entries in _everything_registered().items()
+    }
+
+
+def _everything_registered() -> dict[str, dict[str, Any]]:
+    """Whatever a file can register, by kind: the dictionaries themselves."""
+    from equibench.transforms import TRANSFORMATIONS
+
+    for registry in (BASELINES, TASKS):
+        registry.discover()
+    return {"baseline": BASELINES._entries, "task": TASKS._entries, "transformation": TRANSFORMATIONS}
+
+
+def _forget(module_name: str, before: dict[str, set[str]]) -> None:
+    del sys.modules[module_name]
+    for kind, entries in _everything_registered().items():
+        for name in set(entries) - before[kind]:
+            del entries[name]
 
 
 def _import_failure(path: Path, source: Path, error: BaseException) -> UserError:
