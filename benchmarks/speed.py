@@ -25,11 +25,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from equibench.encoders.vit import ViTEncoder, weights_sha256
-from equibench.evaluate import Subject, evaluate
+from equibench.evaluate import evaluate
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.loop import build, pretrain
 from equibench.profiles import Profile, get_profile
 from equibench.registry import BASELINES, TASKS
+from equibench.runner import encoder_subject
+from equibench.task import regression_tasks
 from equibench.workplace import Order, Workplace, open_workplace
 
 ROWS = ("vicreg", "sie_all", "reconstruction")
@@ -107,8 +109,9 @@ def evaluation(profile: Profile, place: Workplace) -> dict[str, float]:
     """Seconds of the six-task evaluation from an empty store, and of its bare forward passes."""
     module = build(BASELINES.get("reconstruction"), profile, "headline", 0)
     encoder = module.encoder.eval()
-    tasks = [TASKS.get(name) for name in TASKS.names()]
-    subject = Subject("reconstruction", encoder, weights_sha256(encoder), splits_features=True, seed=0)
+    tasks = [TASKS.get(name) for name in regression_tasks()]
+    subject = encoder_subject("reconstruction", encoder, weights_sha256(encoder), place.setting, seed=0, command="")
+    subject = dataclasses.replace(subject, half=encoder.invariant)
     count = sum(profile.probing.pairs) * (1 + len(tasks))
     images = torch.rand(profile.encode_batch, 3, profile.image_size, profile.image_size)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -257,7 +257,7 @@ def _resolve(
     chosen_columns = _choose("column", columns, definition.columns)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"seeds must be distinct numbers from 0 on, not {list(seeds)}", "for example --seeds 0,1,2")
-    place = open_workplace(order)
+    place = open_workplace(replace(order, table=str(name)))
     return _Request(
         definition,
         chosen_rows,

@@ -1,4 +1,4 @@
-"""The command line: `equibench list | table | pretrain | certify`. Each command is a function of `equibench.api`."""
+"""The command line. Each command is a function of the package; those for a checkpoint stand in `cli_score`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from equibench import cli_score
+from equibench.cli_options import (
+    BaselineFiles,
+    Data,
+    DataRoot,
+    Device,
+    Devices,
+    Jobs,
+    ProfileOption,
+    Runs,
+    Variant,
+    names,
+    whole_numbers,
+)
 from equibench.errors import UserError
 
 app = typer.Typer(
@@ -25,22 +39,6 @@ app = typer.Typer(
     help="Train a method, score an encoder, believe the number.\n\n"
     "Smallest table: [bold]equibench table table2 --profile tiny[/bold]",
 )
-
-ProfileOption = Annotated[str, typer.Option(help="How large: tiny, demo, cifar10 (`equibench list profiles`).")]
-BaselineFiles = Annotated[
-    list[Path],
-    typer.Option("--baseline", help="A Python file that registers further baselines; may be repeated."),
-]
-Variant = Annotated[str, typer.Option(help="Views: headline (mirrored fill, disc) or paper_like (black fill).")]
-DataRoot = Annotated[
-    Path | None, typer.Option(help="Folder that holds the data; else $EQUIBENCH_DATA, the cache, a download.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Devices = Annotated[int, typer.Option(help="How many devices (on each node, under torchrun or SLURM).")]
-Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Units worked on side by side, one thread each; as many as cores on a CPU.")
-]
-Runs = Annotated[Path, typer.Option(help="Folder for work in progress: checkpoints, features, the journal.")]
 
 
 @app.command("list", epilog="Example: equibench list tasks")
@@ -88,9 +86,9 @@ def table(
 
     selection = {
         "profile": profile,
-        "rows": _names(rows),
-        "columns": _names(columns),
-        "seeds": _numbers(seeds),
+        "rows": names(rows),
+        "columns": names(columns),
+        "seeds": whole_numbers("--seeds", seeds),
         "baseline_files": baseline,
         "variant": variant,
         "data_root": data_root,
@@ -142,28 +140,33 @@ def pretrain(
         Console().print(f"{run.folder / 'encoder.safetensors'}  (log: {run.folder / 'log.jsonl'})", soft_wrap=True)
 
 
-@app.command(epilog="Examples:\n\nequibench certify translation\n\nequibench certify")
+@app.command(
+    epilog="Examples:\n\nequibench certify translation\n\nequibench certify\n\n"
+    "equibench certify my_task.py --data photographs/ --out certificates.json"
+)
 def certify(
-    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks; all if left out.")] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="Tasks, or Python files that register some; all if left out.")
+    ] = None,
+    data: Data = "cifar10",
     data_root: DataRoot = None,
+    inputs: Annotated[
+        str | None, typer.Option(help="Only some of both_views, view2_alone, border, interpolation.")
+    ] = None,
+    pairs: Annotated[str, typer.Option(help="Training, validation and test pairs.")] = "20000,2000,5000",
     out: Annotated[Path | None, typer.Option(help="File to write; by default the one kept with the tasks.")] = None,
 ) -> None:
-    """Measure what pixels hold and what view 2 alone gives away, with a small CNN."""
+    """Measure what pixels hold, and what view 2 alone, its border and the resampling give away, with a small CNN."""
     from equibench.certificate import certify as run_certify
 
-    written = run_certify(tasks or None, data_root=data_root, out=out)
-    Console().print(f"written: {written}", soft_wrap=True)
+    train, val, test = whole_numbers("--pairs", pairs, 3) or (0, 0, 0)
+    written = run_certify(
+        tasks or None, data=data, data_root=data_root, out=out, pairs=(train, val, test), inputs=names(inputs)
+    )
+    Console().print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
 
 
-def _names(text: str | None) -> list[str] | None:
-    return [part.strip() for part in text.split(",") if part.strip()] if text is not None else None
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds takes numbers separated by commas, not {text!r}", "--seeds 0,1,2") from None
+cli_score.add_to(app)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ oracle: the parameters themselves with a little noise; it shows that the pipelin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
+from torch.nn.functional import adaptive_avg_pool2d
 
 from equibench.data.pairs import Pairs
 from equibench.encoders.vit import ViewSpec
+from equibench.features import RENDER_BATCH_PIXELS, Views
 from equibench.probes.mlp import Split
 from equibench.transforms import visible_disc
 
@@ -26,6 +29,8 @@ Array = NDArray[Any]
 
 COMPONENTS = 512
 ORACLE_NOISE = 0.05
+LARGEST_SIDE, POOLED_SIDE = 64, 32
+"""Images of a larger side are averaged down to the second number before their pixels are taken."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,12 @@ RIVALS = ("random_init", "pixels", "image_statistics")
 """The controls that a row must beat before its score says anything about its training."""
 
 
-def pixel_features(
-    first: NDArray[np.uint8], second: NDArray[np.uint8], train: slice, spec: ViewSpec
-) -> tuple[Array, Array]:
-    """Principal components (N, at most 512) of both views' visible pixels, fitted on the training pairs' views."""
-    flat_first, flat_second = _visible_pixels(first, spec), _visible_pixels(second, spec)
+def pixel_features(first: Views, second: Views, train: slice, spec: ViewSpec) -> tuple[Array, Array]:
+    """Principal components (N, at most 512) of both views' visible pixels, fitted on the training pairs' views.
+
+    Images of more than 64 px are averaged down to 32 px first, for which a covariance matrix can still be had.
+    """
+    flat_first, flat_second = _of_pairs(first, _visible_pixels, spec), _of_pairs(second, _visible_pixels, spec)
     fit = np.concatenate([flat_first[train], flat_second[train]])
     # with few pairs, components beyond a quarter of them are noise that standardising would blow up
     components = min(COMPONENTS, len(fit) // 8, fit.shape[1])
@@ -64,9 +70,9 @@ def pixel_features(
     return pca.transform(flat_first), pca.transform(flat_second)
 
 
-def statistics_features(first: NDArray[np.uint8], second: NDArray[np.uint8], spec: ViewSpec) -> tuple[Array, Array]:
+def statistics_features(first: Views, second: Views, spec: ViewSpec) -> tuple[Array, Array]:
     """Per channel: mean, standard deviation and mean squared gradient inside the mask; (N, 9) each."""
-    return _statistics(first, spec), _statistics(second, spec)
+    return _of_pairs(first, _statistics, spec), _of_pairs(second, _statistics, spec)
 
 
 def oracle_features(pairs: Pairs, coded: NDArray[np.float64]) -> tuple[Array, Array]:
@@ -82,8 +88,23 @@ def constant_prediction(splits: dict[str, Split], split: str = "test") -> NDArra
     return np.broadcast_to(splits["train"].targets.mean(axis=0), splits[split].targets.shape).copy()
 
 
+def _of_pairs(views: Views, features: Callable[[NDArray[np.uint8], ViewSpec], Array], spec: ViewSpec) -> Array:
+    """Features of each pair's view, computed in batches of images."""
+    batch = max(1, RENDER_BATCH_PIXELS // views.images.shape[-1] ** 2)
+    starts = range(0, len(views.images), batch)
+    parts = [features(np.asarray(views.images[slice(start, start + batch)]), spec) for start in starts]
+    each = np.concatenate(parts)
+    return each if views.row is None else each[views.row]
+
+
 def _visible_pixels(images: NDArray[np.uint8], spec: ViewSpec) -> NDArray[np.float32]:
-    visible = _mask(images.shape[-1], spec).astype(bool)
+    mask = torch.from_numpy(_mask(images.shape[-1], spec))
+    if images.shape[-1] > LARGEST_SIDE:
+        # blanked before averaging, so that no hidden pixel enters a visible one
+        seen = torch.from_numpy(images).float() / 255 * mask
+        small, share = adaptive_avg_pool2d(seen, POOLED_SIDE), adaptive_avg_pool2d(mask[None], POOLED_SIDE)[0]
+        return small[:, :, share > 0.5].flatten(1).numpy()
+    visible = mask.bool().numpy()
     pixels: NDArray[np.float32] = images[:, :, visible].reshape(len(images), -1).astype(np.float32)
     return pixels / np.float32(255)
 

@@ -10,13 +10,13 @@ import torch
 
 from equibench.controls import CONTROLS
 from equibench.encoders.vit import ViTEncoder, view_spec
-from equibench.evaluate import Setting
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.loop import build, encode_pair
 from equibench.probes.mlp import FusedProbes
 from equibench.records import Record
 from equibench.registry import BASELINES
 from equibench.runner import Unit
+from equibench.setting import Setting
 
 PIXEL_CONTROL_SECONDS = 5 / 8000
 """For each pair of a task, where there is no encoder to measure."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,36 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
+    write_together([path], lambda files: write(files[0]))
+
+
+def write_together(paths: Sequence[Path], write: Callable[[list[Path]], object]) -> None:
+    """Let `write` fill a temporary file for each path; none is moved into place before all are complete.
+
+    Raises:
+        UserError: a folder cannot be written.
+    """
+    temporaries = [_temporary(path) for path in paths]
+    try:
+        write(temporaries)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+    except OSError as error:
+        names = ", ".join(map(str, paths))
+        raise UserError(f"could not write {names}: {error}", "free some space or choose another folder") from error
+    finally:
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
     writable_folder(path.parent)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"could not write {path}: {error}", "free some space or choose another folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    return Path(name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from equibench.errors import UserError
 from equibench.registry import closest
@@ -72,6 +72,25 @@ class Probing:
 
 
 @dataclass(frozen=True)
+class MetricSizes:
+    """How many test images the metrics beyond regression look at, where they need views of their own.
+
+    Attributes:
+        composition_images: two transformations after one another, for composition errors.
+        retrieval_images, bank: each image's transform is sought among `bank` transforms of the same image.
+        fixed_images, fixed: the same `fixed` transformations of all these images, for Wahba's problem.
+        lie_images: finite differences around the identity.
+    """
+
+    composition_images: int = 500
+    retrieval_images: int = 100
+    bank: int = 50
+    fixed_images: int = 500
+    fixed: int = 4
+    lie_images: int = 200
+
+
+@dataclass(frozen=True)
 class Profile:
     name: str
     title: str
@@ -82,6 +101,7 @@ class Profile:
     decoder: DecoderSize
     pretraining: Pretraining
     probing: Probing
+    metric_sizes: MetricSizes = field(default_factory=MetricSizes)
     encode_batch: int = 512
 
 
@@ -101,6 +121,9 @@ PROFILES = {
                 projector=(32, 32), checkpoint_every=10, log_every=5,
             ),
             probing=Probing(pairs=(256, 64, 128), width=32, epochs=20, batch=64, lr=3e-3),
+            metric_sizes=MetricSizes(
+                composition_images=60, retrieval_images=30, bank=10, fixed_images=100, fixed=2, lie_images=40
+            ),
         ),
         Profile(
             name="demo",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equibench.errors import UserError
-from equibench.files import append_line, read_lines, writable_folder, write_text
+from equibench.files import append_line, digest_of, read_lines, writable_folder, write_text
 
-FeatureSet = Literal["full", "invariant", "equivariant"]
+HALVES = ("full", "invariant", "equivariant")
 
 
 class Seeds(BaseModel):
@@ -22,37 +22,56 @@ class Seeds(BaseModel):
     probe: list[int] = Field(description="one probe each; the score is their mean")
 
 
+class Metric(BaseModel):
+    """One number beside or instead of R²; `equibench.metrics.catalogue` says what it means."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="null")
+    value: float | None = Field(description="null where it is not defined (0 divided by 0)")
+    low: float | None = Field(description="lower end of the 95 % bootstrap interval over test images")
+    high: float | None = Field(description="upper end of that interval")
+    chance: float | None = Field(default=None, description="what guessing scores, in closed form")
+
+
 class Record(BaseModel):
-    """One score of one row on one task."""
+    """One score of one subject on one task."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    baseline: str = Field(description="id of the row: a registered baseline or a control")
+    baseline: str = Field(description="id of the row: a registered baseline, a control, or the encoder that was scored")
     task: str = Field(description="id of the column")
     task_version: int = Field(description="version of the task's definition")
+    family: str = Field(description="how it is measured: regression, action, retrieval, invariance, wahba, lie")
     profile: str = Field(description="sizes and schedule: tiny, demo, cifar10")
     variant: str = Field(description="the views: headline (mirrored fill, disc) or paper_like (black fill, no disc)")
     data: str = Field(description="name of the data set")
     data_sha256: str = Field(description="digest of its images and labels")
-    features: FeatureSet = Field(description="which channels of the representation the probe saw")
-    seeds: Seeds = Field(description="pretraining seed and probe seeds")
-    r2: float | None = Field(
-        description="R² per dimension on standardised targets, averaged over dimensions and probe seeds; the headline. "
-        "null for a half of an encoder that has no halves"
+    features: str = Field(
+        description="which features were looked at: full, invariant, equivariant, or layer:NAME for an inner layer"
     )
-    r2_low: float | None = Field(description="lower end of the 95 % bootstrap interval over test images")
-    r2_high: float | None = Field(description="upper end of that interval")
-    r2_std_probe: float | None = Field(description="standard deviation over probe seeds")
-    r2_floor: float = Field(description="r2 of the constant predictor (the training mean)")
-    r2_pooled: float | None = Field(description="R² with one scalar mean over all dimensions, in the published coding")
-    r2_pooled_floor: float = Field(description="r2_pooled of the constant predictor")
-    per_dimension: list[float] | None = Field(description="R² of each parameter, mean over probe seeds")
+    seeds: Seeds = Field(description="pretraining seed and probe seeds")
+    headline: str = Field(description="the metric by which encoders are compared: r2, or a key of metrics")
+    r2: float | None = Field(
+        default=None,
+        description="R² per dimension on standardised targets, averaged over dimensions and probe seeds. "
+        "null for a half of an encoder that has no halves, and outside regression",
+    )
+    r2_low: float | None = Field(default=None, description="lower end of the 95 % bootstrap interval over test images")
+    r2_high: float | None = Field(default=None, description="upper end of that interval")
+    r2_std_probe: float | None = Field(default=None, description="standard deviation over probe seeds")
+    r2_floor: float | None = Field(default=None, description="r2 of the constant predictor (the training mean)")
+    r2_pooled: float | None = Field(
+        default=None, description="R² with one scalar mean over all dimensions, in the published coding"
+    )
+    r2_pooled_floor: float | None = Field(default=None, description="r2_pooled of the constant predictor")
+    per_dimension: list[float] | None = Field(default=None, description="R² of each parameter, mean over probe seeds")
+    metrics: dict[str, Metric] = Field(description="further numbers by name, see `equibench.metrics.catalogue`")
     parameters: list[str] = Field(description="what the dimensions are, with units")
     best_epochs: list[int] | None = Field(description="the probe epoch chosen on the validation split, per probe seed")
     pairs: list[int] = Field(description="number of pairs in train, val and test")
-    pairs_sha256: str = Field(description="digest of the pair manifest: images, parameters, splits")
+    pairs_sha256: str = Field(description="digest of the pair manifests: images, parameters, splits")
+    encoder: str | None = Field(description="the encoder in words; null for pixel controls")
     encoder_sha256: str | None = Field(description="digest of the encoder's weights; null for pixel controls")
-    recipe_sha256: str | None = Field(description="digest of the pretraining recipe; null for controls")
+    recipe_sha256: str | None = Field(description="digest of the pretraining recipe; null without one")
     evaluation_sha256: str = Field(description="digest of everything the score depends on; equal digests, equal scores")
     probe: dict[str, float] = Field(description="width, epochs, batch and learning rate of the probe")
     precision: str = Field(description="of encoder and probe: bf16-mixed or 32-true")
@@ -61,6 +80,39 @@ class Record(BaseModel):
     collapsed: bool | None = Field(description="whether pretraining ended with collapsed features")
     pretraining_seconds: float | None = Field(description="wall time of the pretraining run; null for controls")
     seconds: float = Field(description="wall time of this task's evaluation, shared by its feature sets")
+    command: str = Field(description="the command that makes the score again")
+
+    @property
+    def signature(self) -> str:
+        """The score's recipe in one short line, which `equibench explain` turns into the full one.
+
+        task.version | data.digest | pairs.digest | subject.weights | features | variant | identifier
+        """
+        weights = f".{self.encoder_sha256[:8]}" if self.encoder_sha256 else ""
+        parts = (
+            f"{self.task}.{self.task_version}",
+            f"{self.data}.{self.data_sha256[:8]}",
+            f"pairs{self.pairs[-1]}.{self.pairs_sha256[:8]}",
+            f"{self.baseline}{weights}",
+            self.features,
+            self.variant,
+            self.identifier,
+        )
+        return "|".join(part.replace("|", "/").replace(" ", "_") for part in parts)
+
+    @property
+    def identifier(self) -> str:
+        """The signature's last part, which is enough to find the record: 12 hexadecimal digits."""
+        return digest_of([self.evaluation_sha256, self.baseline, self.features, self.seeds.pretraining])[:12]
+
+    def headline_value(self) -> tuple[float, float, float] | None:
+        """The headline metric with its interval, or None where there is none."""
+        if self.headline == "r2":
+            found = (self.r2, self.r2_low, self.r2_high)
+        else:
+            metric = self.metrics.get(self.headline)
+            found = (metric.value, metric.low, metric.high) if metric else (None, None, None)
+        return None if None in found else found  # type: ignore[return-value]
 
 
 def read_records(path: Path) -> list[Record]:
@@ -71,11 +123,13 @@ def read_records(path: Path) -> list[Record]:
     """
     records = []
     for number, line in enumerate(read_lines(path), start=1):
+        line.pop("signature", None)
         try:
             records.append(Record.model_validate(line))
         except ValidationError as error:
+            first = error.errors()[0]
             raise UserError(
-                f"{path}, line {number} is not a record of this version: {error.errors()[0]['msg']}",
+                f"{path}, line {number} is not a record of this version: {first['loc'][0]}: {first['msg']}",
                 f"move {path} away; its scores are computed again",
             ) from error
     return records
@@ -86,9 +140,14 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
     writable_folder(path.parent)
     if path.exists() and (text := path.read_text(encoding="utf-8")) and not text.endswith("\n"):
         write_text(path, text[: text.rfind("\n") + 1])
-    append_line(path, "\n".join(record.model_dump_json() for record in records))
+    append_line(path, "\n".join(map(record_line, records)))
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write a whole file of records atomically."""
-    write_text(path, "".join(record.model_dump_json() + "\n" for record in records))
+    write_text(path, "".join(record_line(record) + "\n" for record in records))
+
+
+def record_line(record: Record) -> str:
+    """A record as one line of JSON, its signature first."""
+    return '{"signature":' + json.dumps(record.signature) + "," + record.model_dump_json()[1:]

@@ -8,18 +8,19 @@ checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from equibench.controls import CONTROLS
 from equibench.data.manifest import store_pairs
-from equibench.encoders.vit import weights_sha256
-from equibench.evaluate import Subject, evaluate, evaluation_digest
+from equibench.encoders.vit import ViTEncoder, weights_sha256
+from equibench.evaluate import evaluate, evaluation_digest
 from equibench.files import digest_of, read_lines
 from equibench.pretrain.loop import COLLAPSE_STD, Run, build_encoder, finished_run, pretrain, recipe
 from equibench.progress import Progress
-from equibench.records import Record, append_records, read_records
+from equibench.records import HALVES, Record, append_records, read_records
 from equibench.registry import BASELINES
+from equibench.setting import Setting, Subject, vit_identity
 from equibench.task import Task
 from equibench.workplace import Workplace
 
@@ -72,21 +73,46 @@ def plan(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place
 def find_subject(row: str, seed: int | None, place: Workplace) -> Subject | None:
     """The row's encoder or control, or None if it has to be pretrained first."""
     setting = place.setting
-    if row in CONTROLS:
-        if not CONTROLS[row].has_encoder:
-            return Subject(row)
-        assert seed is not None
-        encoder = build_encoder(setting.profile, setting.variant, seed).eval()
-        return Subject(row, encoder, weights_sha256(encoder), seed=seed)
+    command = _command(row, seed, place)
+    if row in CONTROLS and not CONTROLS[row].has_encoder:
+        return Subject(row, command=command)
     assert seed is not None
+    if row in CONTROLS:
+        encoder = build_encoder(setting.profile, setting.variant, seed).eval()
+        return encoder_subject(row, encoder, weights_sha256(encoder), setting, seed=seed, command=command)
     entry = BASELINES.get(row)
     digest = digest_of(recipe(entry, setting.profile, setting.dataset, setting.variant, seed))
     run = finished_run(setting.profile, place.run_folder(row, seed), setting.variant, seed, digest)
     if run is None:
         return None
+    subject = encoder_subject(row, run.encoder, run.encoder_sha256, setting, seed=seed, command=command)
+    half = run.encoder.invariant if entry.splits_features else None
+    return replace(subject, half=half, recipe_sha256=digest, seconds=run.seconds, collapsed=run.collapsed)
+
+
+def encoder_subject(
+    name: str, encoder: ViTEncoder, weights: str, setting: Setting, *, seed: int | None, command: str
+) -> Subject:
+    """An encoder that the suite pretrains, or its untrained twin."""
+    size = setting.profile.encoder
     return Subject(
-        row, run.encoder, run.encoder_sha256, entry.splits_features, seed, digest, run.seconds, run.collapsed
+        name,
+        encoder,
+        vit_identity(encoder, weights, setting.profile, setting.spec),
+        weights,
+        seed=seed,
+        description=f"ViT of width {size.width}, {size.depth} blocks, patch {size.patch}, mean of patch tokens",
+        command=command,
     )
+
+
+def _command(row: str, seed: int | None, place: Workplace) -> str:
+    order = place.order
+    parts = [f"equibench table {order.table} --profile {order.profile.name} --rows {row} --columns {{task}}"]
+    parts += [f"--seeds {seed}"] if seed is not None else []
+    parts += [f"--variant {order.variant}"] if order.variant != "headline" else []
+    parts += [f"--baseline {file}" for file in order.baseline_files]
+    return " ".join(parts)
 
 
 def carry_out(units: Iterable[Unit], place: Workplace, progress: Progress) -> None:
@@ -157,7 +183,7 @@ def current_records(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[
                 continue
             for task in tasks:
                 digest = _digest(subject, task, place)
-                for features in ("full", "invariant", "equivariant"):
+                for features in HALVES:
                     if (key := (digest, task.name, features, row)) in stored:
                         found.append(stored[key])
     return found
@@ -176,7 +202,7 @@ def final_log_lines(rows: Sequence[str], seeds: Sequence[int], place: Workplace)
 
 
 def _digest(subject: Subject, task: Task, place: Workplace) -> str:
-    return evaluation_digest(subject, task, place.setting.pairs(task), place.setting)
+    return evaluation_digest(subject, task, place.setting)
 
 
 def row_title(row: str) -> str:

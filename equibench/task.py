@@ -1,4 +1,4 @@
-"""What a regression task is: one column of a table."""
+"""What a task is: one column of a table, one row of an encoder's score."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from equibench.registry import TASKS
 
 @dataclass(frozen=True)
 class Task:
-    """Regress the parameters of one transformation from the representations of I and g(I).
+    """One question about what a representation does under one transformation g.
 
     Attributes:
         name: the column's id, as in a table's CSV.
@@ -18,6 +18,8 @@ class Task:
         transformation: the name of g.
         claims_clean: whether view 2 alone is claimed to give nothing away (R² at most `CLEAN_LEAK`, certified).
         note: what a reader must know about the column.
+        family: how it is measured: a name in `equibench.families.FAMILIES`. "regression" predicts θ from the
+            representations of I and g(I).
     """
 
     name: str
@@ -26,6 +28,7 @@ class Task:
     transformation: str
     claims_clean: bool
     note: str
+    family: str = "regression"
 
 
 CLEAN_LEAK = 0.1
@@ -40,3 +43,8 @@ def register_task(task: Task) -> Task:
     """
     TASKS.add(task.name, task)
     return task
+
+
+def regression_tasks() -> list[str]:
+    """Names of the registered tasks that regress θ."""
+    return [name for name in TASKS.names() if TASKS.get(name).family == "regression"]

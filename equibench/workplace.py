@@ -13,10 +13,10 @@ from threadpoolctl import threadpool_limits
 
 from equibench.data.datasets import Dataset, load_dataset, load_or_generate
 from equibench.errors import UserError
-from equibench.evaluate import Setting
 from equibench.pretrain.loop import default_precision, start_fabric
 from equibench.profiles import Profile
 from equibench.registry import closest, load_baseline_file
+from equibench.setting import Setting
 
 VARIANTS = ("headline", "paper_like")
 
@@ -29,6 +29,7 @@ class Order:
         runs: folder that holds all work in progress.
         baseline_files: files that register further baselines.
         dataset: the data set that has been found already, if so; it is not searched for again.
+        table: name or CSV of the table that is worked on, for the commands that records hold.
     """
 
     profile: Profile
@@ -39,6 +40,7 @@ class Order:
     runs: Path = Path("runs")
     baseline_files: tuple[Path, ...] = ()
     dataset: str | None = None
+    table: str = "table2"
 
 
 @dataclass(frozen=True)

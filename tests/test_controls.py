@@ -20,13 +20,19 @@ from equibench.controls import (
 from equibench.data.datasets import Dataset
 from equibench.data.pairs import SPLITS, Pairs, draw_pairs, draw_theta
 from equibench.encoders.vit import ViewSpec
+from equibench.features import Views
 from equibench.probes.mlp import Split, fit_probes
 from equibench.profiles import get_profile
 from equibench.registry import TASKS
+from equibench.task import regression_tasks
 from equibench.transforms import TRANSFORMATIONS
 
 WHOLE, DISC = ViewSpec("paper_like", "black", None), ViewSpec("headline", "reflect", 3.0)
 SIZES = (256, 60, 128)
+
+
+def seen(images: np.ndarray) -> Views:
+    return Views("of a test", np.ascontiguousarray(images))
 
 
 def manifest(dataset: Dataset, task_name: str) -> tuple[Pairs, np.ndarray]:
@@ -35,7 +41,7 @@ def manifest(dataset: Dataset, task_name: str) -> tuple[Pairs, np.ndarray]:
     return pairs, TRANSFORMATIONS[task.transformation].encode(pairs.theta, 32)
 
 
-@pytest.mark.parametrize("task", TASKS.names())
+@pytest.mark.parametrize("task", regression_tasks())
 def test_oracle_reaches_the_ceiling(task: str, solids_dataset: Dataset) -> None:
     pairs, coded = manifest(solids_dataset, task)
     first, second = oracle_features(pairs, coded)
@@ -76,7 +82,7 @@ def test_statistics_by_hand(spec: ViewSpec) -> None:
     shown = [
         [spec.radius is None or np.hypot(y - 3.5, x - 3.5) <= spec.radius for x in range(size)] for y in range(size)
     ]
-    first, second = statistics_features(images, images[::-1].copy(), spec)
+    first, second = statistics_features(seen(images), seen(images[::-1]), spec)
     np.testing.assert_allclose(second, first[::-1])
     assert first.shape == (2, 9)
     for n in range(2):
@@ -100,7 +106,7 @@ def test_pixels_are_principal_components_of_what_is_visible() -> None:
     fields = rng.normal(size=(80, 12)) * 0.7 ** np.arange(12) @ rng.normal(size=(12, 3 * 64))
     images = np.clip(128 + 20 * fields, 0, 255).astype(np.uint8).reshape(80, 3, 8, 8)
     first, second = images[:40], images[40:]
-    features = np.concatenate(pixel_features(first, second, slice(0, 30), WHOLE))
+    features = np.concatenate(pixel_features(seen(first), seen(second), slice(0, 30), WHOLE))
     fit = np.concatenate([first[:30], second[:30]]).reshape(60, -1) / 255
     reference = PCA(svd_solver="full").fit(fit)
     count = features.shape[1]
@@ -118,13 +124,15 @@ def test_pixels_outside_the_disc_are_not_seen() -> None:
     hidden = np.hypot(*np.meshgrid(np.arange(8) - 3.5, np.arange(8) - 3.5)) > 3.0
     changed = np.where(hidden, 255 - second, second)
     for one, other in zip(
-        pixel_features(first, second, slice(0, 16), DISC),
-        pixel_features(first, changed, slice(0, 16), DISC),
+        pixel_features(seen(first), seen(second), slice(0, 16), DISC),
+        pixel_features(seen(first), seen(changed), slice(0, 16), DISC),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
     for one, other in zip(
-        statistics_features(first, second, DISC), statistics_features(first, changed, DISC), strict=True
+        statistics_features(seen(first), seen(second), DISC),
+        statistics_features(seen(first), seen(changed), DISC),
+        strict=True,
     ):
         np.testing.assert_array_equal(one, other)
 

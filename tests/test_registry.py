@@ -13,6 +13,7 @@ from equibench.pretrain.baseline import Baseline, register_baseline
 from equibench.pretrain.loop import build
 from equibench.profiles import get_profile
 from equibench.registry import BASELINES, TASKS, Registry, closest, load_baseline_file
+from equibench.task import regression_tasks
 
 GOOD = '''
 import torch
@@ -57,7 +58,8 @@ def file_of(folder: Path, text: str, name: str = "mine.py") -> Path:
 
 def test_built_in_rows_and_columns_are_found() -> None:
     assert {"vicreg", "reconstruction", "sie_all", "sie_all_single", "sie_rot"} <= set(BASELINES.names())
-    assert TASKS.names() == ["rotation", "color", "blur", "translation", "crop", "flip"]
+    assert regression_tasks() == ["rotation", "color", "blur", "translation", "crop", "flip"]
+    assert {"rotation.retrieval", "flip.wahba", "color.lie"} <= set(TASKS.names())
     assert BASELINES.get("reconstruction").splits_features
     assert not BASELINES.get("vicreg").splits_features
 

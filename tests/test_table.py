@@ -57,7 +57,7 @@ def test_scores_can_be_computed_again_from_the_stored_predictions(result: api.Ta
     folder = result.place.setting.work / "predictions"
     for record in (r for r in result.records if r.r2 is not None):
         stored = np.load(folder / f"{record.evaluation_sha256[:32]}.npz")
-        again = np.mean([r2_score(stored["targets"], p) for p in stored[record.features]])
+        again = np.mean([r2_score(stored["targets"], p) for p in stored[f"{record.features}/predictions"]])
         assert record.r2 == pytest.approx(again, abs=1e-4)
         assert record.r2_low is not None
         assert record.r2_high is not None

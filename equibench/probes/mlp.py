@@ -7,7 +7,7 @@ batched; each one keeps the epoch that is best on the validation split.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from equibench.features import Gathered
 from equibench.profiles import Probing
+
+BLOCK_FLOATS = 2**26
+"""Numbers of a block of pairs that is read into memory at once: 256 MiB in float32, 65,536 pairs of 512 features."""
 
 STD_FLOOR = 1e-4
 """A feature that varies less than this share of the features' typical size is left as small as it is."""
@@ -24,11 +28,22 @@ STD_FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class Split:
-    """Representations of both views (N, D) each and coded targets (N, K)."""
+    """Representations of both views (N, D) each, in memory or on disk, and coded targets (N, K)."""
 
-    first: NDArray[np.floating]
-    second: NDArray[np.floating]
+    first: NDArray[np.floating] | Gathered
+    second: NDArray[np.floating] | Gathered
     targets: NDArray[np.float64]
+
+    def blocks(self) -> list[slice]:
+        """Ranges of pairs of which each fits in memory."""
+        rows = max(1, BLOCK_FLOATS // (2 * self.first.shape[1]))
+        return [slice(start, min(start + rows, len(self.targets))) for start in range(0, len(self.targets), rows)]
+
+    def read(self, rows: slice) -> NDArray[np.float32]:
+        """Representations of both views (n, 2, D)."""
+        block = np.empty((rows.stop - rows.start, 2, self.first.shape[1]), dtype=np.float32)
+        block[:, 0], block[:, 1] = self.first[rows], self.second[rows]
+        return block
 
 
 @dataclass(frozen=True)
@@ -61,24 +76,24 @@ class FusedProbes(nn.Module):
     ) -> None:
         super().__init__()
         self.columns, self.width, self.seeds = dict(columns), width, list(seeds)
-        first, hidden, out = {}, [], []
-        for name, column in columns.items():
+        first, hidden, out = [], [], []
+        for column in columns.values():
             inputs = 2 * len(range(*column.indices(features)))
             layers = [_initial_layers(inputs, width, targets, seed) for seed in seeds]
-            first[name] = nn.ParameterList(
-                [nn.Parameter(torch.stack([layer[0][i] for layer in layers], dim=-2)) for i in (0, 1)]
+            first.append(
+                nn.ParameterList([nn.Parameter(torch.stack([la[0][i] for la in layers], dim=-2)) for i in (0, 1)])
             )
             hidden += [layer[1] for layer in layers]
             out += [layer[2] for layer in layers]
-        self.first = nn.ModuleDict(first)
+        self.first = nn.ModuleList(first)
         self.hidden, self.hidden_bias = (nn.Parameter(torch.stack([h[i] for h in hidden])) for i in (0, 1))
         self.out, self.out_bias = (nn.Parameter(torch.stack([o[i] for o in out])) for i in (0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Both views' representations (N, 2, D) -> predictions (sets * seeds, N, K), set by set."""
         layers = []
-        for name, column in self.columns.items():
-            weight, bias = self.first[name].get_parameter("0"), self.first[name].get_parameter("1")
+        for column, first in zip(self.columns.values(), self.first, strict=True):
+            weight, bias = first.get_parameter("0"), first.get_parameter("1")
             y = F.linear(x[:, :, column].flatten(1), weight.flatten(1).T, bias.flatten())
             layers.append(F.relu(y).unflatten(1, (len(self.seeds), self.width)).transpose(0, 1))
         y = F.relu(torch.baddbmm(self.hidden_bias, torch.cat(layers), self.hidden))
@@ -89,9 +104,9 @@ class FusedProbes(nn.Module):
         """For each parameter, the axis along which its probes lie and which of all probes they are."""
         everyone = slice(0, len(self.columns) * len(self.seeds))
         axes = {name: (0, everyone) for name in ("hidden", "hidden_bias", "out", "out_bias")}
-        for number, name in enumerate(self.columns):
+        for number in range(len(self.columns)):
             mine = slice(number * len(self.seeds), (number + 1) * len(self.seeds))
-            axes |= {f"first.{name}.0": (1, mine), f"first.{name}.1": (0, mine)}
+            axes |= {f"first.{number}.0": (1, mine), f"first.{number}.1": (0, mine)}
         return axes
 
 
@@ -116,19 +131,21 @@ def fit_probes(
     Returns:
         For each feature set, its probes' predictions.
     """
-    inputs, moments = _standardised_inputs(splits, device), _moments(splits["train"].targets)
+    moments = _moments(splits["train"].targets)
     targets = {
         name: torch.from_numpy((splits[name].targets - moments[0]) / moments[1]).float().to(device)
         for name in ("train", "val")
     }
-    probes = FusedProbes(columns, inputs["train"].shape[2], targets["train"].shape[1], settings.width, seeds).to(device)
+    inputs = {name: _Inputs(split, *_standardisation(splits["train"]), device) for name, split in splits.items()}
+    features = splits["train"].first.shape[1]
+    probes = FusedProbes(columns, features, targets["train"].shape[1], settings.width, seeds).to(device)
     optimizer = torch.optim.Adam(probes.parameters(), lr=settings.lr, fused=True)
     best = _Best(probes)
-    order = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
         for epoch in range(1, settings.epochs + 1):
-            for rows in torch.randperm(len(targets["train"]), generator=order).to(device).split(settings.batch):
-                error = (probes(inputs["train"][rows]) - targets["train"][rows]).square()
+            for x, y in _batches(inputs["train"], targets["train"], settings.batch, generator):
+                error = (probes(x) - y).square()
                 # a sum over probes: each one's gradient is that of its own mean squared error
                 error.mean(dim=(1, 2)).sum().backward()
                 optimizer.step()
@@ -184,13 +201,56 @@ def _initial_layers(inputs: int, width: int, targets: int, seed: int) -> list[tu
     return layers
 
 
-def _standardised_inputs(splits: Mapping[str, Split], device: torch.device | str) -> dict[str, Tensor]:
-    """(N, 2, D) float32 per split, each view's columns standardised by the train split."""
-    train = np.stack([splits["train"].first, splits["train"].second], axis=1).astype(np.float32)
-    mean, std = train.mean(axis=0), train.std(axis=0)
-    std = np.maximum(std, STD_FLOOR * np.sqrt(np.square(train).mean()) + 1e-12)
-    stacked = {name: np.stack([s.first, s.second], axis=1).astype(np.float32) for name, s in splits.items()}
-    return {name: torch.from_numpy((x - mean) / std).to(device) for name, x in stacked.items()}
+class _Inputs:
+    """Standardised representations of one split; a split of one block is read once, a larger one in every pass."""
+
+    def __init__(
+        self, split: Split, mean: NDArray[np.float32], std: NDArray[np.float32], device: torch.device | str
+    ) -> None:
+        self.split, self.mean, self.std, self.device = split, mean, std, device
+        self.blocks = split.blocks()
+        self.whole = self.read(self.blocks[0]) if len(self.blocks) == 1 else None
+
+    def read(self, rows: slice) -> Tensor:
+        """(n, 2, D) float32 on the device."""
+        block = self.split.read(rows)
+        block -= self.mean
+        block /= self.std
+        return torch.from_numpy(block).to(self.device)
+
+    def passes(self, order: Sequence[int] | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """The blocks with their rows, in order or in the order given."""
+        for number in order or range(len(self.blocks)):
+            yield self.blocks[number], self.read(self.blocks[number]) if self.whole is None else self.whole
+
+
+def _batches(
+    inputs: _Inputs, targets: Tensor, batch: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch: pairs in random order within blocks, blocks in random order, so that a disk is read in sequence.
+
+    The pairs of a manifest are in random order already, so a block is a random sample of them.
+    """
+    several = len(inputs.blocks) > 1
+    order = torch.randperm(len(inputs.blocks), generator=generator).tolist() if several else None
+    for span, block in inputs.passes(order):
+        mine = targets[span]
+        for rows in torch.randperm(len(mine), generator=generator).to(mine.device).split(batch):
+            yield block[rows], mine[rows]
+
+
+def _standardisation(train: Split) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mean and standard deviation (2, D) of each view's columns, the latter bounded from below."""
+    count, shape = len(train.targets), (2, train.first.shape[1])
+    total, squares = np.zeros(shape), np.zeros(shape)
+    for rows in train.blocks():
+        total += train.read(rows).sum(axis=0, dtype=np.float64)
+    mean = total / count
+    for rows in train.blocks():
+        squares += np.square(train.read(rows) - mean.astype(np.float32)).sum(axis=0, dtype=np.float64)
+    std = np.sqrt(squares / count)
+    size = np.sqrt(np.mean(squares / count + np.square(mean)))
+    return mean.astype(np.float32), np.maximum(std, STD_FLOOR * size + 1e-12).astype(np.float32)
 
 
 def _moments(targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -198,5 +258,5 @@ def _moments(targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     return targets.mean(axis=0), np.where(std > 0, std, 1.0)
 
 
-def _predict(probes: FusedProbes, x: Tensor) -> Tensor:
-    return torch.cat([probes(part) for part in x.split(4096)], dim=1)
+def _predict(probes: FusedProbes, inputs: _Inputs) -> Tensor:
+    return torch.cat([probes(part) for _, block in inputs.passes() for part in block.split(4096)], dim=1)

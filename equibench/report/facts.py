@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from equibench.evaluate import Setting
+from equibench.setting import Setting
 from equibench.task import Task
 from equibench.transforms import TRANSFORMATIONS, max_shift
 from equibench.transforms.families import BLUR_RANGE, COLOR_RANGE, CROP_SCALE, MAX_ANGLE

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from equibench.controls import CONTROLS
-from equibench.evaluate import Setting
 from equibench.records import Record
 from equibench.report.facts import header
 from equibench.report.findings import geometry_findings, own_column_findings
 from equibench.runner import row_title
+from equibench.setting import Setting
 from equibench.tables import Cell, TableDefinition, cells_of, published
 from equibench.task import CLEAN_LEAK, Task
 
@@ -105,7 +105,7 @@ def _grid(rows: Sequence[str], tasks: Sequence[Task], text: Callable[[str, Task]
 
 
 def _floors(tasks: Sequence[Task], records: Sequence[Record]) -> str:
-    floors = {r.task: r.r2_pooled_floor for r in records}
+    floors = {r.task: r.r2_pooled_floor for r in records if r.r2_pooled_floor is not None}
     named = [f"{t.title} {plain(floors[t.name])}" for t in tasks if t.name in floors]
     return "One scalar mean over all dimensions (SIE's formula); a constant predictor scores: " + ", ".join(named) + "."
 

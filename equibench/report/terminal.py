@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from equibench.controls import CONTROLS
-from equibench.evaluate import Setting
 from equibench.progress import clock
 from equibench.records import Record
 from equibench.report.facts import header
 from equibench.report.markdown import MARK, score
 from equibench.runner import Plan, row_title
+from equibench.setting import Setting
 from equibench.tables import TableDefinition, cells_of, published
 from equibench.task import Task
 

@@ -1,0 +1,110 @@
+"""Records and the predictions behind them, found again: in results folders and in work in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from equibench.errors import UserError
+from equibench.evaluate import predictions_path, read_predictions
+from equibench.families.base import Arrays
+from equibench.records import Record, read_records
+from equibench.registry import closest
+
+RECORDS = "records.jsonl"
+PLACES = (Path("results"), Path("runs"))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A record and the file that holds it."""
+
+    record: Record
+    path: Path
+
+
+def stored_records(places: Iterable[str | Path] = PLACES) -> list[Stored]:
+    """All records below these folders (or in these files), each score once, in the order of the places.
+
+    Raises:
+        UserError: a file is no journal.
+    """
+    found: dict[str, Stored] = {}
+    for place in map(Path, places):
+        for path in [place] if place.is_file() else sorted(place.rglob(RECORDS)):
+            for record in read_records(path):
+                found.setdefault(record.identifier, Stored(record, path))
+    return list(found.values())
+
+
+class Predictions:
+    """The stored arrays behind scores, wherever below some folders they are kept."""
+
+    def __init__(self, places: Iterable[str | Path] = PLACES) -> None:
+        self.places = [Path(place) for place in places]
+        self._files: dict[str, Path] | None = None
+
+    def path(self, record: Record) -> Path | None:
+        """The file behind a record, or None where it is not here."""
+        if self._files is None:
+            folders = [f for place in self.places if place.is_dir() for f in place.rglob("predictions") if f.is_dir()]
+            self._files = {file.name: file for folder in folders for file in folder.glob("*.npz")}
+        return self._files.get(predictions_path(Path(), record.evaluation_sha256).name)
+
+    def arrays(self, record: Record) -> Arrays:
+        """The arrays behind a record.
+
+        Raises:
+            UserError: they are not here, or damaged.
+        """
+        path = self.path(record)
+        if path is None:
+            raise UserError(
+                f"the predictions behind {record.signature} are not below {', '.join(map(str, self.places))}",
+                f"make them again: {record.command}",
+            )
+        return read_predictions(path)
+
+
+def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
+    """The records of one subject.
+
+    Args:
+        name: the subject's name in any record below `places`; a results folder or records file with one scored
+            encoder; or such a path and a name, as in "results/demo:vicreg".
+
+    Raises:
+        UserError: nothing or nobody of that name.
+    """
+    path, _, row = name.partition(":")
+    whole = Path(name)
+    if whole.exists():
+        path, row = name, ""
+    if Path(path).exists():
+        records = [stored.record for stored in stored_records([path])]
+        names = sorted({record.baseline for record in records})
+        row = row or _only_encoder(path, records)
+    else:
+        records, row = [stored.record for stored in stored_records(places)], name
+        names = sorted({record.baseline for record in records})
+    chosen = [record for record in records if record.baseline == row]
+    if not chosen:
+        raise UserError(
+            f"no record of {row!r} was found{closest(row, names)}",
+            f"score it first: equibench score; known here: {', '.join(names) or 'nobody'}",
+        )
+    return chosen
+
+
+def _only_encoder(path: str, records: Sequence[Record]) -> str:
+    """The one encoder of a score's folder that is no control."""
+    from equibench.controls import CONTROLS
+
+    names = sorted({record.baseline for record in records if record.baseline not in CONTROLS})
+    if len(names) != 1:
+        raise UserError(
+            f"{path} holds {len(names)} scored encoders: {', '.join(names) or 'none'}",
+            f"say which: {path}:{names[0] if names else 'NAME'}",
+        )
+    return names[0]

@@ -1,0 +1,54 @@
+"""Does a matrix W(θ) act on the features as g acts on images, and do these matrices compose as the g do?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from equibench.data.pair_sets import composed_pairs
+from equibench.families.base import Family, Kept, Measurement, kept, manifest_of, ratio_headline, ratio_scores
+from equibench.families.regression_pairs import channels, fitted_actions, pairs_of
+from equibench.metrics.action import Triple, action_ratios, composition_error
+from equibench.setting import Setting, Subject
+from equibench.task import Task
+from equibench.transforms import TRANSFORMATIONS
+
+
+def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
+    """Fit W(θ) by ridge on the regression pairs; test it on theirs and on two-step pairs.
+
+    The inverse is tested where it lies in the range that W was fitted on, as it does for all but some colors.
+    """
+    transformation = TRANSFORMATIONS[task.transformation]
+    pairs = composed_pairs(setting.dataset, task, setting.metric_sizes.composition_images)
+    assert pairs.then is not None
+    first = setting.encode(subject, setting.views.first(pairs))
+    composed = setting.encode(subject, setting.views.second(pairs))
+    arrays: Kept = {}
+    for name, (action, test) in fitted_actions(subject, task, setting).items():
+        ratios = action_ratios(action, test, identity=np.array(transformation.identity))
+        before, after = channels(subject, first, name), channels(subject, composed, name)
+        ratios["composition_error"] = composition_error(action, before, pairs.theta, pairs.then, after)
+        if transformation.inverse:
+            inverse = transformation.inverse(test.theta)
+            inside = ((inverse >= test.theta.min(axis=0)) & (inverse <= test.theta.max(axis=0))).all(axis=1)
+            near = Triple(test.first[inside], test.second[inside], test.theta[inside])
+            ratios["inverse_error"] = action_ratios(action, near, inverse=inverse[inside])["inverse_error"]
+        arrays |= kept(ratios, name)
+    return Measurement(arrays)
+
+
+def _manifests(task: Task, setting: Setting) -> tuple[list[int], str]:
+    composed = composed_pairs(setting.dataset, task, setting.metric_sizes.composition_images)
+    return manifest_of(pairs_of(task, setting), composed)
+
+
+ACTION = Family(
+    name="action",
+    title="Closed-form action: f(gx) = W(θ) f(x)",
+    headline="equivariance_r2",
+    code=("families/action.py", "families/regression_pairs.py", "metrics/action.py"),
+    manifests=_manifests,
+    measure=measure,
+    scores=ratio_scores,
+    resampled=ratio_headline("equivariance_r2"),
+)

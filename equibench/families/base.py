@@ -1,0 +1,105 @@
+"""What a family of tasks is: how one is measured, what is kept of it, and what scores come out of what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equibench.data.pairs import Pairs
+from equibench.files import digest_of
+from equibench.metrics.catalogue import CATALOGUE
+from equibench.metrics.ratio import Ratio, resampled, resampled_each
+from equibench.records import Metric
+from equibench.setting import Setting, Subject
+from equibench.task import Task
+
+Arrays = Mapping[str, NDArray[Any]]
+Kept = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one subject on one task.
+
+    Attributes:
+        arrays: all that the scores are computed from, by "<feature set>/<name>"; stored, so that they can be again.
+        best_epochs: the probes' epochs by feature set, where there are probes.
+    """
+
+    arrays: Kept
+    best_epochs: dict[str, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One way of asking what a representation does under a transformation.
+
+    Attributes:
+        headline: name of the metric by which encoders are compared: "r2", or one of the catalogue.
+        code: files and folders of the package that its scores depend on, beside those that all families share.
+        manifests: (task, setting) -> what tells its pairs from all others, for digests.
+        measure: measures a subject.
+        scores: kept arrays, feature set -> fields of the record.
+        resampled: kept arrays, feature set -> the headline's bootstrap distribution; equal seeds draw equal images.
+    """
+
+    name: str
+    title: str
+    headline: str
+    code: tuple[str, ...]
+    manifests: Callable[[Task, Setting], tuple[list[int], str]]
+    measure: Callable[[Subject, Task, Setting], Measurement]
+    scores: Callable[[Arrays, str], dict[str, Any]]
+    resampled: Callable[[Arrays, str], NDArray[np.float64]]
+
+
+def kept(ratios: Mapping[str, Ratio], features: str) -> Kept:
+    """Ratios as arrays (2, N) under the names by which they are stored."""
+    return {f"{features}/{name}": np.stack([ratio.top, ratio.bottom]) for name, ratio in ratios.items()}
+
+
+def ratios_of(arrays: Arrays, features: str) -> dict[str, Ratio]:
+    """The stored ratios of one feature set."""
+    found = {}
+    for key, value in arrays.items():
+        owner, _, name = key.rpartition("/")
+        if owner == features and name in CATALOGUE:
+            top, bottom = np.asarray(value, dtype=np.float64)
+            found[name] = Ratio(top, bottom, complement=CATALOGUE[name].complement)
+    return found
+
+
+def ratio_scores(arrays: Arrays, features: str) -> dict[str, Any]:
+    """Fields of the record of a family whose scores are ratios without a chance level."""
+    return {"metrics": metrics_of(ratios_of(arrays, features))}
+
+
+def ratio_headline(name: str) -> Callable[[Arrays, str], NDArray[np.float64]]:
+    """The bootstrap distribution of one of the stored ratios."""
+    return lambda arrays, features: resampled(ratios_of(arrays, features)[name])
+
+
+def manifest_of(*pairs: Pairs) -> tuple[list[int], str]:
+    """Sizes of all manifests together, and one digest of them."""
+    sizes = np.sum([p.sizes for p in pairs], axis=0).tolist()
+    return sizes, pairs[0].sha256 if len(pairs) == 1 else digest_of([p.sha256 for p in pairs])
+
+
+def metrics_of(ratios: Mapping[str, Ratio], chance: Mapping[str, float] | None = None) -> dict[str, Metric]:
+    """Values and 95 % intervals for the record; what is not defined is null."""
+    by_count: dict[int, dict[str, Ratio]] = {}
+    for name, ratio in ratios.items():
+        by_count.setdefault(len(ratio.top), {})[name] = ratio
+    draws = {name: values for group in by_count.values() for name, values in resampled_each(group).items()}
+    return {name: _metric(ratio, draws[name], (chance or {}).get(name)) for name, ratio in ratios.items()}
+
+
+def _metric(ratio: Ratio, draws: NDArray[np.float64], chance: float | None) -> Metric:
+    if np.isnan(ratio.value):
+        return Metric(value=None, low=None, high=None, chance=chance)
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return Metric(value=ratio.value, low=float(low), high=float(high), chance=chance)

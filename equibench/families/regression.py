@@ -1,0 +1,123 @@
+"""Regression of θ from the representations of I and g(I): P1's question, with controls."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equibench.controls import constant_prediction, oracle_features, pixel_features, statistics_features
+from equibench.data.pairs import SPLITS, Pairs
+from equibench.families.base import Arrays, Family, Measurement
+from equibench.metrics.regression import resampled_r2
+from equibench.metrics.scores import Targets, floors, score
+from equibench.metrics.units import in_units
+from equibench.probes.mlp import Split, fit_probes
+from equibench.setting import Features, Setting, Subject
+from equibench.task import Task
+from equibench.transforms import TRANSFORMATIONS
+
+
+def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
+    """Probe every feature set and keep the test predictions (float32) beside the targets."""
+    pairs = setting.pairs(task)
+    coded = TRANSFORMATIONS[task.transformation].encode(pairs.theta, setting.size)
+    train = coded[pairs.rows("train")]
+    arrays: dict[str, NDArray[Any]] = {
+        "targets": coded[pairs.rows("test")],
+        "mean": train.mean(axis=0),
+        "std": train.std(axis=0),
+        "size": np.array(setting.size),
+        "transformation": np.array(task.transformation),
+    }
+    epochs: dict[str, list[int]] = {}
+    for layer, views in _representations(subject, pairs, coded, setting).items():
+        splits = {s: Split(views[0][pairs.rows(s)], views[1][pairs.rows(s)], coded[pairs.rows(s)]) for s in SPLITS}
+        predictions, chosen = _predictions(subject, layer, splits, setting)
+        arrays |= {f"{name}/predictions": p.astype(np.float32) for name, p in predictions.items()}
+        epochs |= chosen
+    return Measurement(arrays, epochs)
+
+
+def _representations(
+    subject: Subject, pairs: Pairs, coded: NDArray[np.float64], setting: Setting
+) -> dict[str, tuple[Features, Features]]:
+    """Representations of both views by layer."""
+    if subject.name == "oracle":
+        return {"default": oracle_features(pairs, coded)}
+    if subject.name == "constant":
+        return {"default": (np.zeros_like(coded), np.zeros_like(coded))}
+    first, second = setting.views.first(pairs), setting.views.second(pairs)
+    if subject.encoder is None:
+        if subject.name == "pixels":
+            return {"default": pixel_features(first, second, pairs.rows("train"), setting.spec)}
+        return {"default": statistics_features(first, second, setting.spec)}
+    one, other = setting.encode(subject, first), setting.encode(subject, second)
+    return {layer: (one[layer], other[layer]) for layer in subject.layers}
+
+
+def _predictions(
+    subject: Subject, layer: str, splits: dict[str, Split], setting: Setting
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[int]]]:
+    """Test predictions (seeds, N, K) and chosen epochs of the layer's feature sets."""
+    if subject.name == "constant":
+        return {"full": np.repeat(constant_prediction(splits)[None], len(setting.probe_seeds), axis=0)}, {}
+    columns = {name: channels for name, (owner, channels) in subject.feature_sets().items() if owner == layer}
+    results = fit_probes(
+        splits, columns, setting.probing, seeds=setting.probe_seeds, device=setting.device, bf16=setting.bf16
+    )
+    return {n: r.predictions for n, r in results.items()}, {n: r.best_epoch for n, r in results.items()}
+
+
+def targets_of(arrays: Arrays) -> Targets:
+    """The test targets with what standardises them, as they were stored."""
+    transformation = TRANSFORMATIONS[str(arrays["transformation"])]
+    test, mean, std = (np.asarray(arrays[key], dtype=np.float64) for key in ("targets", "mean", "std"))
+    return Targets(transformation, int(arrays["size"]), test, mean, std)
+
+
+def scores(arrays: Arrays, features: str) -> dict[str, Any]:
+    """R² in both versions with floors; errors in the parameters' own units where they have any."""
+    targets = targets_of(arrays)
+    predictions = np.asarray(arrays[f"{features}/predictions"], dtype=np.float64)
+    floor, pooled_floor = floors(targets)
+    return {
+        **asdict(score(targets, predictions)),
+        "r2_floor": floor,
+        "r2_pooled_floor": pooled_floor,
+        "metrics": in_units(targets, predictions),
+    }
+
+
+def resampled(arrays: Arrays, features: str) -> NDArray[np.float64]:
+    """Bootstrap distribution of the probe seeds' mean R²."""
+    targets = targets_of(arrays)
+    predictions = targets.standardise(np.asarray(arrays[f"{features}/predictions"], dtype=np.float64))
+    return resampled_r2(targets.standardise(targets.test), predictions)
+
+
+def manifests(task: Task, setting: Setting) -> tuple[list[int], str]:
+    pairs = setting.pairs(task)
+    return list(pairs.sizes), pairs.sha256
+
+
+REGRESSION = Family(
+    name="regression",
+    title="Regression of the transformation's parameters",
+    headline="r2",
+    code=(
+        "controls.py",
+        "probes",
+        "metrics/angles.py",
+        "metrics/regression.py",
+        "metrics/scores.py",
+        "metrics/units.py",
+        "families/regression.py",
+    ),
+    manifests=manifests,
+    measure=measure,
+    scores=scores,
+    resampled=resampled,
+)

@@ -1,0 +1,277 @@
+"""What is scored, on what: an encoder of any kind, its controls, tasks and data, opened and laid out for scoring."""
+
+from __future__ import annotations
+
+import fnmatch
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from equibench.controls import CONTROLS
+from equibench.data.datasets import Dataset, load_dataset
+from equibench.data.pairs import split_indices
+from equibench.encoders.adapter import ImageEncoder
+from equibench.encoders.native import open_native
+from equibench.encoders.sources import Opened, open_encoder
+from equibench.encoders.vit import view_spec
+from equibench.errors import UserError
+from equibench.pretrain.loop import default_precision, start_fabric
+from equibench.profiles import Probing, get_profile
+from equibench.registry import TASKS, closest, load_task_file
+from equibench.setting import Setting, Subject
+from equibench.task import Task, regression_tasks
+from equibench.workplace import VARIANTS
+
+REPEATS = 4
+"""A training or validation image is used so often, with other θ, where the data are smaller than the profile asks."""
+CPU_BATCH, GPU_BATCH = 8, 128
+"""Images of 224 px per forward pass; on a CPU the activations of more are slower to allocate than to compute."""
+
+Source = str | Path | nn.Module | Callable[[torch.Tensor], torch.Tensor]
+"""A run folder or baseline of equibench; "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"; a file of weights (with
+`arch`); an `nn.Module` or a callable on a batch of normalised images (N, 3, S, S)."""
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How an encoder is scored.
+
+    Attributes:
+        tasks: task names, patterns ("rotation*"), families ("retrieval"), "all", or Python files that register
+            tasks; the regression tasks if None.
+        data: "cifar10", "solids", or a folder of images.
+        data_root: folder that holds CIFAR-10.
+        image_size: to which the images of a folder are resized and cropped.
+        skip_bad: leave out images that do not decode, and count them.
+        profile: whose probe and whose number of pairs are used.
+        pairs: other numbers of training, validation and test pairs.
+        variant: "headline" or "paper_like" views.
+        arch: "timm:NAME" or "torchvision:NAME", for a file of weights.
+        name: the encoder's id in the records; made from the source by default.
+        pretrained: False for the untrained architecture.
+        size, mean, std, interpolation: override the model's own preprocessing.
+        pooling: "default" (the model's), "cls", "mean", or a layer's name.
+        layers: inner layers to score as well, or ("all",).
+        allow_partial: score although some keys are missing, unexpected or of another shape.
+        allow_random: score although less than 99 % of the parameters were loaded.
+        controls: score the untrained architecture, pixels, constant and oracle as well.
+        seed: of the untrained architecture, and of the run of a baseline.
+        device: "auto", "cpu" or "cuda".
+        runs: folder for work in progress: features, predictions, the journal.
+    """
+
+    tasks: Sequence[str] | None = None
+    data: str | Path = "cifar10"
+    data_root: str | Path | None = None
+    image_size: int = 224
+    skip_bad: bool = False
+    profile: str = "demo"
+    pairs: tuple[int, int, int] | None = None
+    variant: str = "headline"
+    arch: str | None = None
+    name: str | None = None
+    pretrained: bool = True
+    size: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    interpolation: str | None = None
+    pooling: str = "default"
+    layers: Sequence[str] | None = None
+    allow_partial: bool = False
+    allow_random: bool = False
+    controls: bool = True
+    seed: int = 0
+    device: str = "auto"
+    runs: str | Path = "runs"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A score that is ready to be made: its subjects (the encoder first, then its controls), tasks and setting."""
+
+    subjects: list[Subject]
+    tasks: list[Task]
+    setting: Setting
+    notes: list[str]
+
+    @property
+    def name(self) -> str:
+        """The encoder's id in the records."""
+        return self.subjects[0].name
+
+
+def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared:
+    """Open the encoder and the data and lay out the work; nothing is scored yet.
+
+    Args:
+        stack: keeps the temporary folder of an encoder whose weights have no digest, for which nothing is cached.
+
+    Raises:
+        UserError: a name, file, folder or device is wrong, or the weights do not fit.
+    """
+    variant = options.variant
+    if variant not in VARIANTS:
+        raise UserError(f"unknown variant {variant!r}{closest(variant, VARIANTS)}", f"one of {', '.join(VARIANTS)}")
+    chosen, profile = choose_tasks(options.tasks), get_profile(options.profile)
+    dataset = load_dataset(
+        options.data, data_root=options.data_root, size=options.image_size, skip_bad=options.skip_bad
+    )
+    opened = _open(source, options, dataset)
+    notes, runs = list(opened.notes), Path(options.runs) / "score" / f"{dataset.name}-{variant}"
+    if opened.encoder.identity is None:
+        runs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="equibench-")))
+        notes.append("its weights cannot be told from others', so nothing of it is kept but the score")
+    probing, repeats = _sizes(dataset, profile.probing, options.pairs)
+    fabric = start_fabric(options.device)
+    setting = Setting(
+        profile=replace(profile, probing=probing, image_size=int(dataset.train.images.shape[-1])),
+        dataset=dataset,
+        variant=variant,
+        work=runs,
+        device=fabric.device,
+        bf16=default_precision(fabric.device.type) == "bf16-mixed",
+        repeats=repeats,
+    )
+    command = command_of(source, options)
+    subject = _subject(options.name or opened.name, opened, options, setting, command)
+    controls = _controls(opened, subject, options.seed) if options.controls else []
+    return Prepared([subject, *controls], chosen, setting, notes)
+
+
+def choose_tasks(wanted: Sequence[str] | None) -> list[Task]:
+    """Tasks by name, pattern, family, "all", or the file that registers them; the regression tasks if None.
+
+    Raises:
+        UserError: a name that fits nothing.
+    """
+    names: list[str] = []
+    for entry in wanted if wanted is not None else ["regression"]:
+        if entry.endswith(".py"):
+            found = load_task_file(entry)
+        elif entry == "regression":
+            found = regression_tasks()
+        else:
+            known = TASKS.names()
+            found = [n for n in known if entry == "all" or fnmatch.fnmatch(n, entry) or TASKS.get(n).family == entry]
+        if not found:
+            TASKS.get(entry)  # raises, with the nearest name
+        names += found
+    return [TASKS.get(n) for n in dict.fromkeys(names)]
+
+
+def command_of(source: Source, options: ScoreOptions) -> str:
+    """The command line that makes the score again; what is as by default is left out."""
+    parts = ["equibench score", str(source) if isinstance(source, str | Path) else "ENCODER", "--tasks {task}"]
+    places = {"tasks", "data_root", "device", "runs", "controls"}
+    for field in fields(options):
+        value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name in places or value == field.default:
+            continue
+        if isinstance(value, bool):
+            parts.append(flag if value else f"--no-{field.name}")
+        elif isinstance(value, str | Path | int):
+            parts.append(f"{flag} {value}")
+        else:
+            parts.append(f"{flag} {','.join(map(str, value))}")
+    return " ".join(parts)
+
+
+def _open(source: Source, options: ScoreOptions, dataset: Dataset) -> Opened:
+    """An encoder of our own where the source is a run folder or a baseline's name, else any other."""
+    views = view_spec(options.variant, int(dataset.train.images.shape[-1]))
+    if isinstance(source, str | Path):
+        native = open_native(
+            source,
+            runs=Path(options.runs),
+            profile=options.profile,
+            data=dataset.name,
+            variant=options.variant,
+            seed=options.seed,
+            views=views,
+        )
+        if native is not None:
+            return native
+    return open_encoder(
+        source,
+        arch=options.arch,
+        views=views,
+        pretrained=options.pretrained,
+        size=options.size,
+        mean=options.mean,
+        std=options.std,
+        interpolation=options.interpolation,
+        pooling=options.pooling,
+        allow_partial=options.allow_partial,
+        allow_random=options.allow_random,
+        seed=options.seed,
+    )
+
+
+def _subject(name: str, opened: Opened, options: ScoreOptions, setting: Setting, command: str) -> Subject:
+    encoder: ImageEncoder = opened.encoder
+    layers = tuple(options.layers or ())
+    identity = encoder.identity or {"weights": None}
+    return Subject(
+        name,
+        encoder,
+        identity,
+        str(identity["weights"]) if identity["weights"] else None,
+        half=opened.half,
+        layers=("default", *(encoder.layers if layers == ("all",) else layers)),
+        batch=_batch(encoder, setting),
+        seed=opened.seed,
+        description=_description(opened),
+        command=command,
+    )
+
+
+def _batch(encoder: ImageEncoder, setting: Setting) -> int:
+    """Images per forward pass, by the pixels of one."""
+    side = encoder.preprocessing.size or setting.size
+    batch = GPU_BATCH if setting.device.type == "cuda" else CPU_BATCH
+    return max(1, min(512, round(batch * (224 / side) ** 2)))
+
+
+def _description(opened: Opened) -> str:
+    """The encoder in words: architecture, where its weights are from, preprocessing, pooling."""
+    encoder, own = opened.encoder, opened.encoder.preprocessing
+    weights = "untrained" if not opened.pretrained else "trained"
+    if opened.coverage is not None:
+        weights = f"{opened.coverage.share:.1%} of its parameters from {opened.name}"
+    sides = f"resized to {own.size} px ({own.interpolation})" if own.size else "images of the data's own size"
+    mean, std = ("/".join(f"{value:.3g}" for value in values) for values in (own.mean, own.std))
+    return f"{opened.architecture}, {weights}; {sides}, mean {mean}, std {std}; pooling {encoder.pooling}"
+
+
+def _controls(opened: Opened, subject: Subject, seed: int) -> list[Subject]:
+    controls = [Subject(c.name, command=subject.command) for c in CONTROLS.values() if not c.has_encoder]
+    if opened.fresh is None or not opened.pretrained:  # an untrained encoder is its own control
+        return controls
+    untrained = opened.fresh(seed)
+    identity = untrained.identity
+    assert identity is not None
+    twin = replace(
+        subject,
+        name="random_init",
+        encoder=untrained,
+        identity=identity,
+        encoder_sha256=str(identity["weights"]),
+        seed=seed,
+        description=f"{opened.architecture}, untrained, seed {seed}",
+    )
+    return [twin, *controls]
+
+
+def _sizes(dataset: Dataset, probing: Probing, pairs: tuple[int, int, int] | None) -> tuple[Probing, int]:
+    """The pairs asked for, or as many as the data allow with repeated training and validation images."""
+    wanted = pairs or probing.pairs
+    there = [len(indices) for indices in split_indices(dataset).values()]
+    if all(want <= have for want, have in zip(wanted, there, strict=True)):
+        return replace(probing, pairs=wanted), 1
+    fitted = [min(want, have * times) for want, have, times in zip(wanted, there, (REPEATS, REPEATS, 1), strict=True)]
+    return replace(probing, pairs=(fitted[0], fitted[1], fitted[2])), REPEATS

@@ -1,0 +1,137 @@
+"""Who is scored and on what: the subject, and the setting that all subjects of a table or a score share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from equibench.data.datasets import Dataset
+from equibench.data.pairs import Pairs, draw_pairs
+from equibench.encoders.vit import ViewSpec, ViTEncoder, view_spec
+from equibench.features import DEFAULT, FeatureStore, Gathered, Views, ViewStore
+from equibench.profiles import MetricSizes, Probing, Profile
+from equibench.task import Task
+
+Features = NDArray[Any] | Gathered
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is scored: an encoder, trained or not, or a control without an encoder.
+
+    Attributes:
+        name: the row's id.
+        encoder: has `represent` (and `outputs`, `token_map` for layers and token maps); None for pixel controls.
+        identity: what tells the encoder from all others: weights, architecture, and what it makes of an image.
+        encoder_sha256: digest of its weights.
+        half: channels of the invariant half where it has two halves, which are then scored alone too.
+        layers: whose outputs are scored: "default" is the encoder's representation.
+        batch: images per forward pass; None for the profile's.
+        seed: pretraining seed, None for controls without an encoder.
+        recipe_sha256, seconds, collapsed: of the pretraining run, if there was one.
+        description: the encoder in words.
+        command: the command that scores it, with {task} where the task's name goes.
+    """
+
+    name: str
+    encoder: nn.Module | None = None
+    identity: Mapping[str, object] | None = None
+    encoder_sha256: str | None = None
+    half: int | None = None
+    layers: tuple[str, ...] = DEFAULT
+    batch: int | None = None
+    seed: int | None = None
+    recipe_sha256: str | None = None
+    seconds: float | None = None
+    collapsed: bool | None = None
+    description: str | None = None
+    command: str = ""
+
+    def feature_sets(self) -> dict[str, tuple[str, slice]]:
+        """What is scored, by name: a layer and which of its channels."""
+        sets = {("full" if n == "default" else f"layer:{n}"): (n, slice(None)) for n in self.layers}
+        if self.half is not None and "default" in self.layers:
+            sets |= {
+                "invariant": ("default", slice(0, self.half)),
+                "equivariant": ("default", slice(self.half, None)),
+            }
+        return sets
+
+
+def vit_identity(encoder: ViTEncoder, weights: str, profile: Profile, spec: ViewSpec) -> dict[str, object]:
+    """The identity of an encoder that the suite pretrains."""
+    return {"weights": weights, "architecture": asdict(profile.encoder), "views": asdict(spec)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what subjects are scored; the same for a whole table.
+
+    Args:
+        work: folder for views, features and predictions.
+        repeats: how often a training or validation image may be used, each time with a new θ.
+        on_images: called with the number of images whenever some have been encoded.
+    """
+
+    profile: Profile
+    dataset: Dataset
+    variant: str
+    work: Path
+    device: torch.device
+    bf16: bool
+    repeats: int = 1
+    on_images: Callable[[int], None] | None = field(default=None, compare=False, repr=False)
+    _pairs: dict[Task, Pairs] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def size(self) -> int:
+        """The images' side in pixels."""
+        return int(self.dataset.train.images.shape[-1])
+
+    @property
+    def spec(self) -> ViewSpec:
+        return view_spec(self.variant, self.size)
+
+    @property
+    def probing(self) -> Probing:
+        return self.profile.probing
+
+    @property
+    def metric_sizes(self) -> MetricSizes:
+        return self.profile.metric_sizes
+
+    @property
+    def probe_seeds(self) -> list[int]:
+        return list(range(self.probing.seeds))
+
+    @property
+    def views(self) -> ViewStore:
+        return ViewStore(self.work / "views", self.dataset, self.spec)
+
+    def pairs(self, task: Task) -> Pairs:
+        """The task's manifest on this data, drawn once."""
+        if task not in self._pairs:
+            self._pairs[task] = draw_pairs(
+                self.dataset,
+                task.transformation,
+                self.probing.pairs,
+                task=task.name,
+                version=task.version,
+                repeats=self.repeats,
+            )
+        return self._pairs[task]
+
+    def encode(self, subject: Subject, views: Views, layers: Sequence[str] | None = None) -> dict[str, Features]:
+        """A subject's features of these views, by layer: from the store, else from one forward pass."""
+        assert subject.encoder is not None
+        assert subject.identity is not None
+        batch = subject.batch or self.profile.encode_batch
+        store = FeatureStore(self.work / "features", batch, self.device, self.bf16, self.on_images)
+        encoder = subject.encoder.to(self.device)
+        return dict(store.encode(encoder, subject.identity, views, layers or subject.layers))

@@ -1,0 +1,128 @@
+"""Compute every reported score again from the stored predictions, and every table from its records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from equibench.archive import RECORDS, Predictions
+from equibench.controls import CONTROLS
+from equibench.errors import UserError
+from equibench.families import FAMILIES
+from equibench.records import Metric, Record, read_records
+from equibench.tables import load_definition, table_frame, table_names
+
+TOLERANCE = 1e-9
+"""Largest difference between a reported and a recomputed number: sums may be taken in another order elsewhere."""
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes:
+        checked: scores computed again from their predictions.
+        mismatches: lines that say which number of which record or table is not what it should be.
+        absent: records whose predictions are not here.
+        tables: CSV files compared with their records.
+    """
+
+    checked: int = 0
+    mismatches: list[str] = field(default_factory=list)
+    absent: list[Record] = field(default_factory=list)
+    tables: int = 0
+
+
+def verify(
+    results: str | Path = "results",
+    *,
+    runs: str | Path = "runs",
+    report: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Check a results folder, or one file of records.
+
+    Args:
+        results: folder with records below it.
+        runs: folder below which the predictions are kept.
+        report: called with (records done, records in all).
+
+    Raises:
+        UserError: no records there, or a damaged file.
+    """
+    root = Path(results)
+    files = [root] if root.is_file() else sorted(root.rglob(RECORDS))
+    if not files:
+        raise UserError(f"there are no records below {root}", "give a folder that holds records.jsonl")
+    predictions, found = Predictions([runs]), Verification()
+    work = [(file, record) for file in files for record in read_records(file)]
+    for number, (file, record) in enumerate(work):
+        _check_record(file, record, predictions, found)
+        if report:
+            report(number + 1, len(work))
+    for file in files:
+        _check_tables(file, found)
+    return found
+
+
+def _check_record(file: Path, record: Record, predictions: Predictions, found: Verification) -> None:
+    if record.r2 is None and not record.metrics:
+        return  # a half of an encoder that has none: nothing is reported
+    if predictions.path(record) is None:
+        found.absent.append(record)
+        return
+    arrays = predictions.arrays(record)
+    if record.family not in FAMILIES:
+        found.mismatches.append(f"{file}: {record.signature}: unknown family {record.family}")
+        return
+    try:
+        scores = FAMILIES[record.family].scores(arrays, record.features)
+    except KeyError as error:
+        found.mismatches.append(f"{file}: {record.signature}: the predictions lack {error}")
+        return
+    found.checked += 1
+    reported = record.model_dump()
+    for name, value in scores.items():
+        for key, said, is_ in _pairs(name, reported[name], value):
+            if not _equal(said, is_):
+                found.mismatches.append(f"{file}: {record.signature}: {key} is reported as {said}, computed as {is_}")
+    lost = set(reported["metrics"]) - set(scores["metrics"])
+    found.mismatches += [f"{file}: {record.signature}: {name} is reported, and not computed" for name in sorted(lost)]
+
+
+def _pairs(name: str, said: Any, computed: Any) -> list[tuple[str, Any, Any]]:
+    """Numbers to compare, with their names: those of dictionaries and lists one by one."""
+    if isinstance(computed, Metric):
+        computed = computed.model_dump()
+    if isinstance(computed, dict):
+        said = said or {}
+        return [pair for key, value in computed.items() for pair in _pairs(f"{name}.{key}", said.get(key), value)]
+    if isinstance(computed, list):
+        return [(f"{name}[{n}]", said[n] if said else None, value) for n, value in enumerate(computed)]
+    return [(name, said, computed)]
+
+
+def _equal(said: Any, computed: Any) -> bool:
+    if said is None or computed is None:
+        return said is computed or (computed is not None and math.isnan(computed))
+    return math.isclose(said, computed, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _check_tables(file: Path, found: Verification) -> None:
+    """Tables beside a file of records must be what the records say, to the last character."""
+    records = read_records(file)
+    for name in table_names():
+        path = file.parent / f"{name}.csv"
+        if not path.is_file():
+            continue
+        definition = load_definition(name)
+        rows = [r for r in [*definition.rows, *CONTROLS] if any(x.baseline == r for x in records)]
+        others = {x.baseline for x in records} - set(rows)
+        rows = [*(r for r in rows if r not in CONTROLS), *sorted(others), *(r for r in rows if r in CONTROLS)]
+        columns = [c for c in definition.columns if any(x.task == c for x in records)]
+        found.tables += 1
+        expected = table_frame(definition, rows, columns, records).to_csv(index=False)
+        if expected != path.read_text(encoding="utf-8"):
+            found.mismatches.append(f"{path} is not what {file} says")
