@@ -14,6 +14,7 @@ from equibench.controls import CONTROLS
 from equibench.errors import UserError
 from equibench.estimate import estimate_seconds, total_seconds
 from equibench.files import writable_folder, write_text
+from equibench.metrics.catalogue import CATALOGUE
 from equibench.pretrain.loop import Run
 from equibench.profiles import PROFILES, get_profile
 from equibench.progress import Progress
@@ -73,7 +74,7 @@ class _Request:
 
 
 def list_names(kind: str) -> list[tuple[str, str]]:
-    """Names and one-line descriptions of the tasks, baselines (with controls), tables or profiles.
+    """Names and one-line descriptions of the tasks, baselines (with controls), tables, profiles or metrics.
 
     Raises:
         UserError: another kind.
@@ -89,7 +90,9 @@ def list_names(kind: str) -> list[tuple[str, str]]:
         return [(d.name, f"{len(d.rows)} rows x {len(d.columns)} tasks") for d in definitions]
     if kind == "profiles":
         return [(p.name, p.title) for p in PROFILES.values()]
-    kinds = ("tasks", "baselines", "tables", "profiles")
+    if kind == "metrics":
+        return [(name, f"{m.title} ({m.better} is better): {m.meaning}") for name, m in CATALOGUE.items()]
+    kinds = ("tasks", "baselines", "tables", "profiles", "metrics")
     raise UserError(f"unknown kind {kind!r}{closest(kind, kinds)}", f"one of {', '.join(kinds)}")
 
 

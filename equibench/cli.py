@@ -43,13 +43,13 @@ app = typer.Typer(
 
 @app.command("list", epilog="Example: equibench list tasks")
 def list_command(
-    kind: Annotated[str, typer.Argument(help="tasks, baselines, tables or profiles; everything if left out.")] = "",
+    kind: Annotated[str, typer.Argument(help="tasks, baselines, tables, profiles, metrics; or all.")] = "",
 ) -> None:
-    """Show what there is: tasks, baselines, tables, profiles."""
+    """Show what there is: tasks, baselines, tables, profiles, metrics."""
     from equibench.api import list_names
 
     console = Console()
-    for one in [kind] if kind else ["tasks", "baselines", "tables", "profiles"]:
+    for one in [kind] if kind else ["tasks", "baselines", "tables", "profiles", "metrics"]:
         shown = Table(title=None if kind else one, show_header=False, box=None, title_justify="left")
         shown.add_column(no_wrap=True, style="bold")
         for name, description in list_names(one):
@@ -154,6 +154,8 @@ def certify(
         str | None, typer.Option(help="Only some of both_views, view2_alone, border, interpolation.")
     ] = None,
     pairs: Annotated[str, typer.Option(help="Training, validation and test pairs.")] = "20000,2000,5000",
+    image_size: Annotated[int, typer.Option(help="To which the images of a folder are resized and cropped.")] = 224,
+    again: Annotated[bool, typer.Option("--again", help="Measure again what is on file.")] = False,
     out: Annotated[Path | None, typer.Option(help="File to write; by default the one kept with the tasks.")] = None,
 ) -> None:
     """Measure what pixels hold, and what view 2 alone, its border and the resampling give away, with a small CNN."""
@@ -161,7 +163,14 @@ def certify(
 
     train, val, test = whole_numbers("--pairs", pairs, 3) or (0, 0, 0)
     written = run_certify(
-        tasks or None, data=data, data_root=data_root, out=out, pairs=(train, val, test), inputs=names(inputs)
+        tasks or None,
+        data=data,
+        data_root=data_root,
+        out=out,
+        pairs=(train, val, test),
+        inputs=names(inputs),
+        size=image_size,
+        again=again,
     )
     Console().print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
 

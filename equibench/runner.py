@@ -65,7 +65,8 @@ def plan(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place
             subject = find_subject(row, seed, place)
             missing = tuple(tasks)
             if subject:
-                missing = tuple(t for t in tasks if (row, t.name, _digest(subject, t, place)) not in journal)
+                suited = [t for t in tasks if subject.suits(t)]
+                missing = tuple(t for t in suited if (row, t.name, _digest(subject, t, place)) not in journal)
             units.append(Unit(row, seed, subject is None, missing))
     return units
 
@@ -181,7 +182,7 @@ def current_records(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[
             subject = find_subject(row, seed, place)
             if subject is None:
                 continue
-            for task in tasks:
+            for task in filter(subject.suits, tasks):
                 digest = _digest(subject, task, place)
                 for features in HALVES:
                     if (key := (digest, task.name, features, row)) in stored:

@@ -105,7 +105,7 @@ def plan(prepared: Prepared) -> list[Work]:
     work = []
     for number, task in enumerate(prepared.tasks):
         for subject in prepared.subjects:
-            if not suits(subject, task):
+            if not subject.suits(task):
                 continue
             if (subject.name, evaluation_digest(subject, task, prepared.setting)) in done:
                 continue
@@ -115,11 +115,6 @@ def plan(prepared: Prepared) -> list[Work]:
             probe = prepared.setting.probing.epochs * prepared.setting.probing.pairs[0] * 5e-5
             work.append(Work(subject, task, views, views * speed.get(subject.name, 3e-4) + probe))
     return work
-
-
-def suits(subject: Subject, task: Task) -> bool:
-    """Whether a subject can be scored on a task: a control without an encoder only where a probe is trained."""
-    return subject.encoder is not None or task.family == "regression"
 
 
 def _views(task: Task, setting: Setting, first: bool) -> int:
@@ -188,7 +183,7 @@ def _write(prepared: Prepared, folder: Path) -> ScoreResult:
         (s.name, evaluation_digest(s, t, setting)): None
         for t in prepared.tasks
         for s in prepared.subjects
-        if suits(s, t)
+        if s.suits(t)
     }
     journal: dict[tuple[str, str, str], Record] = {}
     for record in read_records(setting.work / JOURNAL):

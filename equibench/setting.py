@@ -53,6 +53,10 @@ class Subject:
     description: str | None = None
     command: str = ""
 
+    def suits(self, task: Task) -> bool:
+        """Whether it can be scored on a task: a control without an encoder only where a probe is trained."""
+        return self.encoder is not None or task.family == "regression"
+
     def feature_sets(self) -> dict[str, tuple[str, slice]]:
         """What is scored, by name: a layer and which of its channels."""
         sets = {("full" if n == "default" else f"layer:{n}"): (n, slice(None)) for n in self.layers}

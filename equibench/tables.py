@@ -33,7 +33,7 @@ class TableDefinition:
 
 @dataclass(frozen=True)
 class Cell:
-    """One score of a table: the mean over pretraining seeds.
+    """One score of a table: the task's headline metric, R² in regression, as the mean over pretraining seeds.
 
     Attributes:
         low, high: the bootstrap intervals' ends, averaged over pretraining seeds. The seeds share their test
@@ -46,7 +46,7 @@ class Cell:
     r2: float
     low: float
     high: float
-    pooled: float
+    pooled: float | None
     seeds: int
     std_seeds: float | None
     beats_controls: bool | None = None
@@ -103,19 +103,18 @@ def cells_of(records: Sequence[Record], features: str = "full") -> dict[tuple[st
     """Cells by (row, column) for one feature set; rows that have no such features are left out."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        if record.features == features and record.r2 is not None:
+        if record.features == features and record.headline_value() is not None:
             groups.setdefault((record.baseline, record.task), []).append(record)
     cells = {key: _cell(group) for key, group in groups.items()}
     return {key: _judged(key, cell, cells) for key, cell in cells.items()}
 
 
 def _cell(group: Sequence[Record]) -> Cell:
-    def mean(field: str) -> float:
-        return float(np.mean([getattr(r, field) for r in group]))
-
-    scores = [r.r2 for r in group]
-    std = float(np.std(np.array(scores, dtype=float), ddof=1)) if len(group) > 1 else None
-    return Cell(mean("r2"), mean("r2_low"), mean("r2_high"), mean("r2_pooled"), len(group), std)
+    found = np.array([r.headline_value() for r in group])
+    value, low, high = found.mean(axis=0).tolist()
+    pooled = [r.r2_pooled for r in group if r.r2_pooled is not None]
+    std = float(np.std(found[:, 0], ddof=1)) if len(group) > 1 else None
+    return Cell(value, low, high, float(np.mean(pooled)) if pooled else None, len(group), std)
 
 
 def _judged(key: tuple[str, str], cell: Cell, cells: dict[tuple[str, str], Cell]) -> Cell:
@@ -148,7 +147,7 @@ def table_frame(
             line[f"{column}_low"] = _digits(cell.low) if cell else ""
             line[f"{column}_high"] = _digits(cell.high) if cell else ""
             line[f"{column}_std_seeds"] = _digits(cell.std_seeds) if cell and cell.std_seeds is not None else ""
-            line[f"{column}_pooled"] = _digits(cell.pooled) if cell else ""
+            line[f"{column}_pooled"] = _digits(cell.pooled) if cell and cell.pooled is not None else ""
             line[f"{column}_beats_controls"] = (
                 "" if not cell or cell.beats_controls is None else str(cell.beats_controls).lower()
             )

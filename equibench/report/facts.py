@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from equibench.setting import Setting
 from equibench.task import Task
-from equibench.transforms import TRANSFORMATIONS, max_shift
+from equibench.transforms import max_shift
 from equibench.transforms.families import BLUR_RANGE, COLOR_RANGE, CROP_SCALE, MAX_ANGLE
 
 
@@ -42,4 +42,4 @@ def ranges(tasks: Sequence[Task], size: int) -> str:
         "crop": f"crop area {CROP_SCALE[0]:g} to {CROP_SCALE[1]:g}",
         "flip": "flip or not",
     }
-    return ", ".join(text[t.transformation] for t in tasks if t.transformation in TRANSFORMATIONS)
+    return ", ".join(dict.fromkeys(text[t.transformation] for t in tasks if t.transformation in text))

@@ -14,6 +14,13 @@ from equibench.tables import Cell, TableDefinition, cells_of, published
 from equibench.task import CLEAN_LEAK, Task
 
 MARK = "†"
+CERTIFIED = {
+    "both_views": "both views (the pixels' ceiling)",
+    "view2_alone": "view 2 alone (the leak)",
+    "border": "of it the outermost ring alone",
+    "interpolation": "view 2 of noise (what resampling leaves)",
+}
+"""What a certificate measures, in print."""
 
 
 def markdown_table(
@@ -81,7 +88,8 @@ def _headline(definition: TableDefinition, cells: dict[tuple[str, str], Cell], r
 
 def _pooled(definition: TableDefinition, cells: dict[tuple[str, str], Cell], row: str, task: Task) -> str:
     cell = cells.get((row, task.name))
-    return f"{published(definition, row, task.name) or '–'} \\| {plain(cell.pooled) if cell else '–'}"
+    ours = plain(cell.pooled) if cell and cell.pooled is not None else "–"
+    return f"{published(definition, row, task.name) or '–'} \\| {ours}"
 
 
 def _std(cell: Cell | None) -> str:
@@ -121,9 +129,11 @@ def _certificate_lines(tasks: Sequence[Task], certificates: dict[str, dict[str, 
         f"claims to be clean leaks at most {CLEAN_LEAK:g}:",
         "",
     ]
-    rows = {"both views (the pixels' ceiling)": "both_views_r2", "view 2 alone (the leak)": "view2_alone_r2"}
     lines += ["| | " + " | ".join(t.title for t in known) + " |", "|---|" + "---|" * len(known)]
-    for title, key in rows.items():
-        lines.append(f"| {title} | " + " | ".join(plain(float(str(certificates[t.name][key]))) for t in known) + " |")
+    for name, title in CERTIFIED.items():
+        values = [certificates[t.name].get(f"{name}_r2") for t in known]
+        if any(value is not None for value in values):
+            shown = ["–" if value is None else plain(float(str(value))) for value in values]
+            lines.append(f"| {title} | " + " | ".join(shown) + " |")
     lines.append("| claims to be clean | " + " | ".join("yes" if t.claims_clean else "no" for t in known) + " |")
     return lines
