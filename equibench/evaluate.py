@@ -35,6 +35,8 @@ SHARED_CODE = (
     "families/base.py",
     "metrics/ratio.py",
 )
+ENCODER_CODE = ("encoders/adapter.py", "encoders/layers.py", "encoders/vit.py")
+"""What turns images into features, besides a network's own code, which is part of its identity."""
 
 
 def evaluation_digest(subject: Subject, task: Task, setting: Setting) -> str:
@@ -48,10 +50,11 @@ def evaluation_digest(subject: Subject, task: Task, setting: Setting) -> str:
             "layers": list(subject.layers),
             "task": [task.name, task.version],
             "pairs": family.manifests(task, setting),
+            "views": asdict(setting.spec),
             "probe": asdict(setting.probing),
             "bf16": setting.bf16,
             "device": setting.device.type,
-            "code": code_sha256(*SHARED_CODE, *family.code),
+            "code": code_sha256(*SHARED_CODE, *(ENCODER_CODE if subject.encoder else ()), *family.code),
         }
     )
 

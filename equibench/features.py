@@ -83,16 +83,33 @@ class Gathered:
 
 @dataclass(frozen=True)
 class _Rendered:
-    """Views that are rendered whenever a range of them is read."""
+    """Views that are rendered when a range of them is first read: nobody reads those whose features are stored.
+
+    Args:
+        path: the file that then keeps all of them; None: they are rendered again whenever they are read.
+    """
 
     shape: tuple[int, ...]
     render: Callable[[slice], NDArray[np.uint8]]
+    path: Path | None
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> NDArray[np.uint8]:
-        return self.render(rows)
+        if self.path is None:
+            return self.render(rows)
+        if not self.path.exists():
+            write_atomically(self.path, self._fill)
+        return np.load(self.path, mmap_mode="r")[rows]  # type: ignore[no-any-return]
+
+    def _fill(self, temporary: Path) -> None:
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=self.shape)
+        batch = max(1, RENDER_BATCH_PIXELS // (self.shape[-1] * self.shape[-2]))
+        for start in range(0, len(self), batch):
+            rows = slice(start, min(start + batch, len(self)))
+            array[rows] = self.render(rows)
+        array.flush()
 
 
 @dataclass(frozen=True)
@@ -143,7 +160,6 @@ class ViewStore:
     ) -> Images:
         """The views of the pairs `keep` (ascending), from the disk if they are or can be there."""
         shape = (len(keep), *self.dataset.train.images.shape[1:])
-        batch = max(1, RENDER_BATCH_PIXELS // (shape[-1] * shape[-2]))
         sets = [image_source(self.dataset, split).images for split in SPLITS]
         split = np.repeat(np.arange(3), pairs.sizes)[keep]
 
@@ -154,20 +170,8 @@ class ViewStore:
                 parts.append(make(sets[number][pairs.image[mine]], mine))
             return np.concatenate(parts)
 
-        if np.prod(shape, dtype=float) > STORE_LIMIT:
-            return _Rendered(shape, render)
-        path = self.folder / f"{digest[:32]}.npy"
-        if not path.exists():
-
-            def fill(temporary: Path) -> None:
-                array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-                for start in range(0, len(keep), batch):
-                    rows = slice(start, min(start + batch, len(keep)))
-                    array[rows] = render(rows)
-                array.flush()
-
-            write_atomically(path, fill)
-        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+        large = np.prod(shape, dtype=float) > STORE_LIMIT
+        return _Rendered(shape, render, None if large else self.folder / f"{digest[:32]}.npy")
 
 
 @dataclass(frozen=True)

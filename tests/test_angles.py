@@ -14,7 +14,11 @@ from equibench.metrics.angles import (
     degrees_median,
     degrees_ratios,
     hue_ratios,
+    resampled_auc,
+    resampled_balanced_accuracy,
+    resampled_median,
 )
+from equibench.metrics.ratio import draw_counts
 
 
 def test_error_is_the_angle_between_the_rotations() -> None:
@@ -62,3 +66,19 @@ def test_balanced_accuracy_weighs_classes_alike() -> None:
     predictions = np.random.default_rng(0).random((3, 10))
     expected = [balanced_accuracy_score(targets, p > 0.5) for p in predictions]
     assert balanced_accuracy(targets, predictions) == pytest.approx(np.mean(expected))
+
+
+def test_resampled_scores_are_those_of_the_resampled_images() -> None:
+    rng = np.random.default_rng(1)
+    targets = rng.integers(0, 2, size=31)
+    predictions = (targets + rng.normal(size=(2, 31))).round(1)
+    errors = rng.exponential(size=(2, 31))
+    draws = [np.repeat(np.arange(31), c.astype(int)) for chunk in draw_counts(31, 20, 0) for c in chunk]
+    for number, rows in enumerate(draws):
+        truth, guesses = targets[rows], predictions[:, rows]
+        found = resampled_auc(targets, predictions, resamples=20)[number]
+        assert found == pytest.approx(np.mean([roc_auc_score(truth, g) for g in guesses]))
+        found = resampled_balanced_accuracy(targets, predictions, resamples=20)[number]
+        assert found == pytest.approx(np.mean([balanced_accuracy_score(truth, g > 0.5) for g in guesses]))
+        found = resampled_median(errors, resamples=20)[number]
+        assert found == pytest.approx(np.mean([np.quantile(e[rows], 0.5, method="inverted_cdf") for e in errors]))

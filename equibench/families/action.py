@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from equibench.data.pair_sets import composed_pairs
-from equibench.families.base import Family, Kept, Measurement, kept, manifest_of, ratio_headline, ratio_scores
+from equibench.families.base import Arrays, Family, Kept, Measurement, kept, manifest_of, ratio_headline, ratio_scores
 from equibench.families.regression_pairs import channels, fitted_actions, pairs_of
 from equibench.metrics.action import Triple, action_ratios, composition_error
+from equibench.records import Metric
 from equibench.setting import Setting, Subject
 from equibench.task import Task
 from equibench.transforms import TRANSFORMATIONS
@@ -31,10 +34,18 @@ def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
         if transformation.inverse:
             inverse = transformation.inverse(test.theta)
             inside = ((inverse >= test.theta.min(axis=0)) & (inverse <= test.theta.max(axis=0))).all(axis=1)
-            near = Triple(test.first[inside], test.second[inside], test.theta[inside])
-            ratios["inverse_error"] = action_ratios(action, near, inverse=inverse[inside])["inverse_error"]
-        arrays |= kept(ratios, name)
+            if inside.any():
+                near = Triple(test.first[inside], test.second[inside], test.theta[inside])
+                ratios["inverse_error"] = action_ratios(action, near, inverse=inverse[inside])["inverse_error"]
+        arrays |= kept(ratios, name) | {f"{name}/explained": np.array(action.project.explained)}
     return Measurement(arrays)
+
+
+def scores(arrays: Arrays, features: str) -> dict[str, Any]:
+    """The ratios, and how much of the features' variance the components hold in which all of them are taken."""
+    found = ratio_scores(arrays, features)
+    share = Metric(value=float(arrays[f"{features}/explained"]), low=None, high=None)
+    return {"metrics": {**found["metrics"], "explained_variance": share}}
 
 
 def _manifests(task: Task, setting: Setting) -> tuple[list[int], str]:
@@ -49,6 +60,6 @@ ACTION = Family(
     code=("families/action.py", "families/regression_pairs.py", "metrics/action.py"),
     manifests=_manifests,
     measure=measure,
-    scores=ratio_scores,
+    scores=scores,
     resampled=ratio_headline("equivariance_r2"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from equibench.data.pairs import Pairs
+from equibench.data.pairs import SPLITS, Pairs
 from equibench.metrics.action import Action, Triple, fit_action
 from equibench.registry import TASKS
 from equibench.setting import Features, Setting, Subject
@@ -28,7 +28,8 @@ def encoded(subject: Subject, task: Task, setting: Setting) -> dict[str, dict[st
     pairs = pairs_of(task, setting)
     first = setting.encode(subject, setting.views.first(pairs))
     second = setting.encode(subject, setting.views.second(pairs))
-    splits = {s: pairs.rows(s) for s in ("train", "val", "test")}
+    splits = {s: pairs.rows(s) for s in SPLITS}
+    splits["train"] = slice(0, min(splits["train"].stop, FIT_PAIRS))
     return {
         name: {s: Triple(_read(first[n], r, c), _read(second[n], r, c), pairs.theta[r]) for s, r in splits.items()}
         for name, (n, c) in subject.feature_sets().items()
@@ -49,5 +50,4 @@ def channels(subject: Subject, features: dict[str, Features], name: str) -> np.n
 
 
 def _read(features: Features, rows: slice, columns: slice) -> np.ndarray:
-    rows = slice(rows.start, min(rows.stop, rows.start + FIT_PAIRS))
     return np.asarray(features[rows])[:, columns]

@@ -31,6 +31,7 @@ CATALOGUE: dict[str, MetricInfo] = {
     "identity_error": MetricInfo("identity error", "lower", "W(e) f(x) against f(x), over the spread of f"),
     "inverse_error": MetricInfo("inverse error", "lower", "W(g⁻¹) W(g) f(x) against f(x), over what g moves"),
     "composition_error": MetricInfo("composition error", "lower", "W(g₂) W(g₁) f(x) against f(g₂g₁x), over the move"),
+    "explained_variance": MetricInfo("variance kept", "neither", "of the features by the action's components"),
     "mrr": MetricInfo("MRR", "higher", "mean reciprocal rank of the true transform among those of the same image"),
     "hit_at_1": MetricInfo("H@1", "higher", "how often the true transform is the nearest"),
     "hit_at_5": MetricInfo("H@5", "higher", "how often it is among the five nearest"),

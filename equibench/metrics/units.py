@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from equibench.metrics.angles import auc, balanced_accuracy, degrees_median, degrees_ratios, hue_ratios
-from equibench.metrics.ratio import Array, Ratio, interval
+import numpy as np
+
+from equibench.metrics.angles import (
+    auc,
+    balanced_accuracy,
+    circular_error,
+    degrees_median,
+    degrees_ratios,
+    hue_ratios,
+    resampled_auc,
+    resampled_balanced_accuracy,
+    resampled_median,
+)
+from equibench.metrics.ratio import Array, Ratio, resampled
 from equibench.metrics.scores import Targets
 from equibench.records import Metric
 
@@ -24,24 +36,26 @@ def in_units(targets: Targets, predictions: Array) -> dict[str, Metric]:
     for number, period in enumerate(transformation.periods):
         truth, guess = theta[:, number], predicted[:, :, number]
         if period == DEGREES:
-            found |= _with_intervals(degrees_ratios(truth, guess))
-            found["degrees_median"] = _plain(degrees_median(truth, guess))
+            found |= _of_ratios(degrees_ratios(truth, guess))
+            draws = resampled_median(circular_error(truth, guess, DEGREES))
+            found["degrees_median"] = _metric(degrees_median(truth, guess), draws)
         elif period == TURNS:
-            found |= _with_intervals(hue_ratios(truth, guess))
+            found |= _of_ratios(hue_ratios(truth, guess))
     if transformation.discrete and theta.shape[1] == 1:
-        found["auc"] = _plain(auc(theta[:, 0], predicted[:, :, 0]), chance=0.5)
-        found["balanced_accuracy"] = _plain(balanced_accuracy(theta[:, 0], predicted[:, :, 0]), chance=0.5)
+        yes, guess = theta[:, 0], predicted[:, :, 0]
+        found["auc"] = _metric(auc(yes, guess), resampled_auc(yes, guess), chance=0.5)
+        draws = resampled_balanced_accuracy(yes, guess)
+        found["balanced_accuracy"] = _metric(balanced_accuracy(yes, guess), draws, chance=0.5)
     return found
 
 
-def _with_intervals(ratios: dict[str, Ratio]) -> dict[str, Metric]:
-    found = {}
-    for name, ratio in ratios.items():
-        low, high = interval(ratio)
-        found[name] = Metric(value=ratio.value, low=low, high=high)
-    return found
+def _of_ratios(ratios: dict[str, Ratio]) -> dict[str, Metric]:
+    return {name: _metric(ratio.value, resampled(ratio)) for name, ratio in ratios.items()}
 
 
-def _plain(value: float, chance: float | None = None) -> Metric:
-    """A number that is no ratio of sums, and comes without an interval."""
-    return Metric(value=value, low=None, high=None, chance=chance)
+def _metric(value: float, draws: Array, chance: float | None = None) -> Metric:
+    """A number with its 95 % interval; null where it is not defined, as the AUC of one class."""
+    if np.isnan(value):
+        return Metric(value=None, low=None, high=None, chance=chance)
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return Metric(value=value, low=float(low), high=float(high), chance=chance)
