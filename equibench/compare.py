@@ -86,8 +86,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def paired_p(differences: NDArray[np.float64]) -> float:
     """Two-sided p-value of a bootstrap distribution of differences, at least 2 / (resamples + 1)."""
-    below, above = (differences <= 0).sum(), (differences >= 0).sum()
-    return float(min(1.0, 2 * (1 + min(below, above)) / (1 + len(differences))))
+    defined = differences[~np.isnan(differences)]  # a ratio has no value where a resample's bottom is 0
+    below, above = (defined <= 0).sum(), (defined >= 0).sum()
+    return float(min(1.0, 2 * (1 + min(below, above)) / (1 + len(defined))))
 
 
 def _comparable(

@@ -18,6 +18,7 @@ from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
 from equibench.data.datasets import load_dataset
+from equibench.data.pairs import split_indices
 from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.checkpoint import Checkpoint, inspect_file, read_checkpoint
 from equibench.encoders.sources import Opened, candidates, open_encoder
@@ -199,9 +200,12 @@ def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: 
     with tempfile.TemporaryDirectory(prefix="equibench-") as folder:
         bf16 = default_precision(fabric.device.type) == "bf16-mixed"
         setting = Setting(profile, dataset, "headline", Path(folder), fabric.device, bf16, repeats=4)
+        enough = [pairs for pairs in QUICK_PAIRS if _enough(pairs, setting)]
+        if not enough:
+            found.hints.append(f"no quick score: {dataset.name} has too few images for one")
+            return
         seconds = _seconds_per_image(opened.encoder, images[:CPU_BATCH], setting)
-        affordable = [p for p in QUICK_PAIRS if sum(p) * 2 * seconds <= BUDGET and _enough(p, setting)]
-        pairs = affordable[0] if affordable else QUICK_PAIRS[-1]
+        pairs = next((p for p in enough if sum(p) * 2 * seconds <= BUDGET), enough[-1])
         found.rotation_pairs = pairs
         quick = replace(profile, probing=Probing(pairs, width=256, epochs=20, batch=64, lr=5e-4))
         setting = replace(setting, profile=quick)
@@ -222,7 +226,8 @@ def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: 
 
 
 def _enough(pairs: tuple[int, int, int], setting: Setting) -> bool:
-    return pairs[0] <= 3 * len(setting.dataset.train.labels) and pairs[2] <= len(setting.dataset.test.labels)
+    there = [len(indices) for indices in split_indices(setting.dataset).values()]
+    return all(n <= have * k for n, have, k in zip(pairs, there, (setting.repeats, setting.repeats, 1), strict=True))
 
 
 @torch.inference_mode()

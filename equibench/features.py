@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,11 +98,14 @@ class _Rendered:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> NDArray[np.uint8]:
-        if self.path is None:
-            return self.render(rows)
+        return self.render(rows) if self.path is None else self._stored[rows]
+
+    @cached_property
+    def _stored(self) -> NDArray[np.uint8]:
+        assert self.path is not None
         if not self.path.exists():
             write_atomically(self.path, self._fill)
-        return np.load(self.path, mmap_mode="r")[rows]  # type: ignore[no-any-return]
+        return np.load(self.path, mmap_mode="r")  # type: ignore[no-any-return]
 
     def _fill(self, temporary: Path) -> None:
         array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=self.shape)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import shlex
 import tempfile
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -114,6 +116,7 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
     Raises:
         UserError: a name, file, folder or device is wrong, or the weights do not fit.
     """
+    _check(options)
     variant = options.variant
     if variant not in VARIANTS:
         raise UserError(f"unknown variant {variant!r}{closest(variant, VARIANTS)}", f"one of {', '.join(VARIANTS)}")
@@ -123,6 +126,9 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
     )
     opened = _open(source, options, dataset)
     notes, runs = list(opened.notes), Path(options.runs) / "score" / f"{dataset.name}-{variant}"
+    name = options.name or opened.name
+    if name in CONTROLS:
+        raise UserError(f"{name!r} is the name of a control", "give the encoder another one: --name")
     if opened.encoder.identity is None:
         runs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="equibench-")))
         notes.append("its weights cannot be told from others', so nothing of it is kept but the score")
@@ -138,7 +144,7 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
         repeats=repeats,
     )
     command = command_of(source, options)
-    subject = _subject(options.name or opened.name, opened, options, setting, command)
+    subject = _subject(name, opened, options, setting, command)
     controls = _controls(opened, subject, options.seed) if options.controls else []
     return Prepared([subject, *controls], chosen, setting, notes)
 
@@ -164,9 +170,21 @@ def choose_tasks(wanted: Sequence[str] | None) -> list[Task]:
     return [TASKS.get(n) for n in dict.fromkeys(names)]
 
 
+def _check(options: ScoreOptions) -> None:
+    """See that lists are lists, and that there are pairs of each kind."""
+    for name in ("tasks", "layers"):
+        if isinstance(given := getattr(options, name), str):
+            raise UserError(f"{name} is a list of names, not the text {given!r}", f"{name}=[{given!r}]")
+    if options.pairs is not None and (len(options.pairs) != 3 or min(options.pairs) < 1):
+        raise UserError(
+            f"pairs {options.pairs} are not numbers of training, validation and test pairs", "--pairs 4000,1000,3000"
+        )
+
+
 def command_of(source: Source, options: ScoreOptions) -> str:
     """The command line that makes the score again; what is as by default is left out."""
-    parts = ["equibench score", str(source) if isinstance(source, str | Path) else "ENCODER", "--tasks {task}"]
+    named = shlex.quote(str(source)) if isinstance(source, str | Path) else "ENCODER"
+    parts = ["equibench score", named, "--tasks {task}"]
     places = {"tasks", "data_root", "device", "runs", "controls"}
     for field in fields(options):
         value, flag = getattr(options, field.name), f"--{field.name.replace('_', '-')}"
@@ -175,9 +193,9 @@ def command_of(source: Source, options: ScoreOptions) -> str:
         if isinstance(value, bool):
             parts.append(flag if value else f"--no-{field.name}")
         elif isinstance(value, str | Path | int):
-            parts.append(f"{flag} {value}")
+            parts.append(f"{flag} {shlex.quote(str(value))}")
         else:
-            parts.append(f"{flag} {','.join(map(str, value))}")
+            parts.append(f"{flag} {shlex.quote(','.join(map(str, value)))}")
     return " ".join(parts)
 
 
@@ -215,7 +233,7 @@ def _open(source: Source, options: ScoreOptions, dataset: Dataset) -> Opened:
 def _subject(name: str, opened: Opened, options: ScoreOptions, setting: Setting, command: str) -> Subject:
     encoder: ImageEncoder = opened.encoder
     layers = tuple(options.layers or ())
-    identity = encoder.identity or {"weights": None}
+    identity = _identity(encoder)
     return Subject(
         name,
         encoder,
@@ -228,6 +246,11 @@ def _subject(name: str, opened: Opened, options: ScoreOptions, setting: Setting,
         description=_description(opened),
         command=command,
     )
+
+
+def _identity(encoder: ImageEncoder) -> dict[str, object]:
+    """What tells the encoder from all others; where that cannot be known, a number that is never drawn twice."""
+    return encoder.identity or {"weights": None, "call": uuid.uuid4().hex}
 
 
 def _batch(encoder: ImageEncoder, setting: Setting) -> int:
@@ -253,14 +276,13 @@ def _controls(opened: Opened, subject: Subject, seed: int) -> list[Subject]:
     if opened.fresh is None or not opened.pretrained:  # an untrained encoder is its own control
         return controls
     untrained = opened.fresh(seed)
-    identity = untrained.identity
-    assert identity is not None
+    identity = _identity(untrained)
     twin = replace(
         subject,
         name="random_init",
         encoder=untrained,
         identity=identity,
-        encoder_sha256=str(identity["weights"]),
+        encoder_sha256=str(identity["weights"]) if identity["weights"] else None,
         seed=seed,
         description=f"{opened.architecture}, untrained, seed {seed}",
     )
@@ -273,5 +295,5 @@ def _sizes(dataset: Dataset, probing: Probing, pairs: tuple[int, int, int] | Non
     there = [len(indices) for indices in split_indices(dataset).values()]
     if all(want <= have for want, have in zip(wanted, there, strict=True)):
         return replace(probing, pairs=wanted), 1
-    fitted = [min(want, have * times) for want, have, times in zip(wanted, there, (REPEATS, REPEATS, 1), strict=True)]
-    return replace(probing, pairs=(fitted[0], fitted[1], fitted[2])), REPEATS
+    train, val, test = (min(n, have * k) for n, have, k in zip(wanted, there, (REPEATS, REPEATS, 1), strict=True))
+    return replace(probing, pairs=(train, val, test)), REPEATS if train > there[0] or val > there[1] else 1

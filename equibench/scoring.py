@@ -162,8 +162,9 @@ def _carry_out(prepared: Prepared, console: Console) -> None:
 
                     watched = replace(setting, on_images=report)
                     append_records(setting.work / JOURNAL, evaluate(work.subject, task, watched))
-            if mine and setting.size > 64 and task.family == "regression":
-                setting.views.discard(setting.pairs(task))  # hundreds of megabytes; its features are kept
+            if mine and setting.size > 64:  # hundreds of megabytes; its features are kept
+                for pairs in family_of(task).pairs(task, setting):
+                    setting.views.discard(pairs)
 
 
 def _check_features(prepared: Prepared) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Cell:
         low, high: the bootstrap intervals' ends, averaged over pretraining seeds. The seeds share their test
             images, so the interval of their mean is at most as wide.
         std_seeds: standard deviation over pretraining seeds; None for a single seed.
+        signatures: identifier of each seed's record, for `equibench explain`.
         beats_controls: whether low lies above the upper end of each control of `RIVALS`; None for the controls
             themselves and where one of them is missing.
     """
@@ -49,6 +50,7 @@ class Cell:
     pooled: float | None
     seeds: int
     std_seeds: float | None
+    signatures: tuple[str, ...]
     beats_controls: bool | None = None
 
 
@@ -114,7 +116,15 @@ def _cell(group: Sequence[Record]) -> Cell:
     value, low, high = found.mean(axis=0).tolist()
     pooled = [r.r2_pooled for r in group if r.r2_pooled is not None]
     std = float(np.std(found[:, 0], ddof=1)) if len(group) > 1 else None
-    return Cell(value, low, high, float(np.mean(pooled)) if pooled else None, len(group), std)
+    return Cell(
+        value,
+        low,
+        high,
+        float(np.mean(pooled)) if pooled else None,
+        len(group),
+        std,
+        tuple(r.identifier for r in group),
+    )
 
 
 def _judged(key: tuple[str, str], cell: Cell, cells: dict[tuple[str, str], Cell]) -> Cell:
@@ -123,7 +133,7 @@ def _judged(key: tuple[str, str], cell: Cell, cells: dict[tuple[str, str], Cell]
     if row in CONTROLS or None in rivals:
         return cell
     beats = cell.low > max(rival.high for rival in rivals if rival)
-    return Cell(cell.r2, cell.low, cell.high, cell.pooled, cell.seeds, cell.std_seeds, beats)
+    return replace(cell, beats_controls=beats)
 
 
 def table_frame(
@@ -131,7 +141,8 @@ def table_frame(
 ) -> pd.DataFrame:
     """The table as one row per baseline or control, for its CSV.
 
-    Columns for each task: published, r2, low, high, std_seeds, pooled, beats_controls, invariant, equivariant.
+    Columns for each task: published, r2, low, high, std_seeds, pooled, beats_controls, invariant, equivariant, and the
+    identifiers of the signatures of r2.
     """
     full = cells_of(records)
     halves = {half: cells_of(records, half) for half in ("invariant", "equivariant")}
@@ -154,6 +165,7 @@ def table_frame(
             for half, cells in halves.items():
                 other = cells.get((row, column))
                 line[f"{column}_{half}"] = _digits(other.r2) if other else ""
+            line[f"{column}_signature"] = " ".join(cell.signatures) if cell else ""
         lines.append(line)
     return pd.DataFrame(lines)
 

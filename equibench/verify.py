@@ -12,6 +12,7 @@ from equibench.archive import RECORDS, Predictions
 from equibench.controls import CONTROLS
 from equibench.errors import UserError
 from equibench.families import FAMILIES
+from equibench.files import read_lines
 from equibench.records import Metric, Record, read_records
 from equibench.tables import load_definition, table_frame, table_names
 
@@ -63,8 +64,17 @@ def verify(
         if report:
             report(number + 1, len(work))
     for file in files:
+        _check_signatures(file, found)
         _check_tables(file, found)
     return found
+
+
+def _check_signatures(file: Path, found: Verification) -> None:
+    """The signature that a line was written with must be that of the recipe in it."""
+    for line, record in zip(read_lines(file), read_records(file), strict=True):
+        written = line.get("signature", record.signature)
+        if written != record.signature:
+            found.mismatches.append(f"{file}: {written}: the recipe beside this signature has {record.signature}")
 
 
 def _check_record(file: Path, record: Record, predictions: Predictions, found: Verification) -> None:
@@ -100,7 +110,8 @@ def _pairs(name: str, said: Any, computed: Any) -> list[tuple[str, Any, Any]]:
         said = said or {}
         return [pair for key, value in computed.items() for pair in _pairs(f"{name}.{key}", said.get(key), value)]
     if isinstance(computed, list):
-        return [(f"{name}[{n}]", said[n] if said else None, value) for n, value in enumerate(computed)]
+        said = [*(said or []), *[None] * len(computed)]
+        return [(f"{name}[{n}]", said[n], value) for n, value in enumerate(computed)]
     return [(name, said, computed)]
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from equibench.data.pair_sets import composed_pairs
-from equibench.families.base import Arrays, Family, Kept, Measurement, kept, manifest_of, ratio_headline, ratio_scores
+from equibench.data.pairs import Pairs
+from equibench.families.base import Arrays, Family, Kept, Measurement, kept, ratio_headline, ratio_scores
 from equibench.families.regression_pairs import channels, fitted_actions, pairs_of
 from equibench.metrics.action import Triple, action_ratios, composition_error
 from equibench.records import Metric
@@ -48,9 +49,9 @@ def scores(arrays: Arrays, features: str) -> dict[str, Any]:
     return {"metrics": {**found["metrics"], "explained_variance": share}}
 
 
-def _manifests(task: Task, setting: Setting) -> tuple[list[int], str]:
+def _pairs(task: Task, setting: Setting) -> tuple[Pairs, ...]:
     composed = composed_pairs(setting.dataset, task, setting.metric_sizes.composition_images)
-    return manifest_of(pairs_of(task, setting), composed)
+    return pairs_of(task, setting), composed
 
 
 ACTION = Family(
@@ -58,7 +59,7 @@ ACTION = Family(
     title="Closed-form action: f(gx) = W(θ) f(x)",
     headline="equivariance_r2",
     code=("families/action.py", "families/regression_pairs.py", "metrics/action.py"),
-    manifests=_manifests,
+    pairs=_pairs,
     measure=measure,
     scores=scores,
     resampled=ratio_headline("equivariance_r2"),

@@ -41,7 +41,7 @@ class Family:
     Attributes:
         headline: name of the metric by which encoders are compared: "r2", or one of the catalogue.
         code: files and folders of the package that its scores depend on, beside those that all families share.
-        manifests: (task, setting) -> what tells its pairs from all others, for digests.
+        pairs: (task, setting) -> all pairs that it looks at.
         measure: measures a subject.
         scores: kept arrays, feature set -> fields of the record.
         resampled: kept arrays, feature set -> the headline's bootstrap distribution; equal seeds draw equal images.
@@ -51,10 +51,16 @@ class Family:
     title: str
     headline: str
     code: tuple[str, ...]
-    manifests: Callable[[Task, Setting], tuple[list[int], str]]
+    pairs: Callable[[Task, Setting], tuple[Pairs, ...]]
     measure: Callable[[Subject, Task, Setting], Measurement]
     scores: Callable[[Arrays, str], dict[str, Any]]
     resampled: Callable[[Arrays, str], NDArray[np.float64]]
+
+    def manifests(self, task: Task, setting: Setting) -> tuple[list[int], str]:
+        """Sizes of all its pairs together, and one digest of them."""
+        pairs = self.pairs(task, setting)
+        sizes = np.sum([p.sizes for p in pairs], axis=0).tolist()
+        return sizes, pairs[0].sha256 if len(pairs) == 1 else digest_of([p.sha256 for p in pairs])
 
 
 def kept(ratios: Mapping[str, Ratio], features: str) -> Kept:
@@ -81,12 +87,6 @@ def ratio_scores(arrays: Arrays, features: str) -> dict[str, Any]:
 def ratio_headline(name: str) -> Callable[[Arrays, str], NDArray[np.float64]]:
     """The bootstrap distribution of one of the stored ratios."""
     return lambda arrays, features: resampled(ratios_of(arrays, features)[name])
-
-
-def manifest_of(*pairs: Pairs) -> tuple[list[int], str]:
-    """Sizes of all manifests together, and one digest of them."""
-    sizes = np.sum([p.sizes for p in pairs], axis=0).tolist()
-    return sizes, pairs[0].sha256 if len(pairs) == 1 else digest_of([p.sha256 for p in pairs])
 
 
 def metrics_of(ratios: Mapping[str, Ratio], chance: Mapping[str, float] | None = None) -> dict[str, Metric]:

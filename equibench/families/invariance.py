@@ -8,7 +8,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from equibench.data.pairs import Pairs, image_source
-from equibench.families.base import Family, Kept, Measurement, kept, manifest_of, ratio_headline, ratio_scores
+from equibench.families.base import Family, Kept, Measurement, kept, ratio_headline, ratio_scores
 from equibench.families.regression_pairs import encoded, pairs_of
 from equibench.metrics.action import Triple
 from equibench.metrics.invariance import consistency_ratios, invariance_ratios
@@ -48,7 +48,7 @@ INVARIANCE = Family(
     title="Invariance, and consistency of predictions",
     headline="invariance_ratio",
     code=("families/invariance.py", "families/regression_pairs.py", "metrics/invariance.py"),
-    manifests=lambda task, setting: manifest_of(pairs_of(task, setting)),
+    pairs=lambda task, setting: (pairs_of(task, setting),),
     measure=measure,
     scores=ratio_scores,
     resampled=ratio_headline("invariance_ratio"),

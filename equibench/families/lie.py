@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from equibench.data.pair_sets import image_pairs
 from equibench.data.pairs import image_source
 from equibench.errors import UserError
-from equibench.families.base import Family, Kept, Measurement, kept, manifest_of, ratio_headline, ratio_scores
+from equibench.families.base import Family, Kept, Measurement, kept, ratio_headline, ratio_scores
 from equibench.features import outputs_of
 from equibench.metrics.lie import (
     lie_ratios,
@@ -104,7 +104,7 @@ LIE = Family(
     title="Lie derivative at the identity (LEE)",
     headline="lee_pooled_relative",
     code=("families/lie.py", "metrics/lie.py"),
-    manifests=lambda task, setting: manifest_of(image_pairs(setting.dataset, task, setting.metric_sizes.lie_images)),
+    pairs=lambda task, setting: (image_pairs(setting.dataset, task, setting.metric_sizes.lie_images),),
     measure=measure,
     scores=ratio_scores,
     resampled=ratio_headline("lee_pooled_relative"),

@@ -98,11 +98,6 @@ def resampled(arrays: Arrays, features: str) -> NDArray[np.float64]:
     return resampled_r2(targets.standardise(targets.test), predictions)
 
 
-def manifests(task: Task, setting: Setting) -> tuple[list[int], str]:
-    pairs = setting.pairs(task)
-    return list(pairs.sizes), pairs.sha256
-
-
 REGRESSION = Family(
     name="regression",
     title="Regression of the transformation's parameters",
@@ -116,7 +111,7 @@ REGRESSION = Family(
         "metrics/units.py",
         "families/regression.py",
     ),
-    manifests=manifests,
+    pairs=lambda task, setting: (setting.pairs(task),),
     measure=measure,
     scores=scores,
     resampled=resampled,

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from equibench.data.pair_sets import bank_pairs
+from equibench.data.pairs import Pairs
 from equibench.families.base import (
     Arrays,
     Family,
     Kept,
     Measurement,
     kept,
-    manifest_of,
     metrics_of,
     ratio_headline,
     ratios_of,
@@ -45,9 +45,9 @@ def scores(arrays: Arrays, features: str) -> dict[str, Any]:
     return {"metrics": metrics_of(ratios_of(arrays, features), random_baseline(int(arrays["bank"])))}
 
 
-def _manifests(task: Task, setting: Setting) -> tuple[list[int], str]:
+def _pairs(task: Task, setting: Setting) -> tuple[Pairs, ...]:
     sizes = setting.metric_sizes
-    return manifest_of(pairs_of(task, setting), bank_pairs(setting.dataset, task, sizes.retrieval_images, sizes.bank))
+    return pairs_of(task, setting), bank_pairs(setting.dataset, task, sizes.retrieval_images, sizes.bank)
 
 
 RETRIEVAL = Family(
@@ -55,7 +55,7 @@ RETRIEVAL = Family(
     title="Retrieval among transforms of the same image",
     headline="mrr",
     code=("families/retrieval.py", "families/regression_pairs.py", "metrics/action.py", "metrics/retrieval.py"),
-    manifests=_manifests,
+    pairs=_pairs,
     measure=measure,
     scores=scores,
     resampled=ratio_headline("mrr"),

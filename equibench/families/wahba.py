@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from equibench.data.pair_sets import fixed_pairs
-from equibench.families.base import Family, Kept, Measurement, kept, manifest_of, ratio_headline, ratio_scores
+from equibench.data.pairs import Pairs
+from equibench.families.base import Family, Kept, Measurement, kept, ratio_headline, ratio_scores
 from equibench.families.regression_pairs import channels
 from equibench.metrics.wahba import gamma_ratios, wahba_ratios
 from equibench.setting import Setting, Subject
@@ -24,9 +25,9 @@ def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
     return Measurement(arrays)
 
 
-def _manifests(task: Task, setting: Setting) -> tuple[list[int], str]:
+def _pairs(task: Task, setting: Setting) -> tuple[Pairs, ...]:
     sizes = setting.metric_sizes
-    return manifest_of(fixed_pairs(setting.dataset, task, sizes.fixed_images, sizes.fixed)[0])
+    return (fixed_pairs(setting.dataset, task, sizes.fixed_images, sizes.fixed)[0],)
 
 
 WAHBA = Family(
@@ -34,7 +35,7 @@ WAHBA = Family(
     title="Rotation of features (Wahba) and γ_f",
     headline="wahba",
     code=("families/wahba.py", "families/regression_pairs.py", "metrics/wahba.py"),
-    manifests=_manifests,
+    pairs=_pairs,
     measure=measure,
     scores=ratio_scores,
     resampled=ratio_headline("wahba"),

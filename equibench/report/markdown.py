@@ -66,7 +66,13 @@ def markdown_table(
         tasks,
         lambda r, t: _halves(inv.get((r, t.name)), equi.get((r, t.name))),
     )
+    lines += ["", "## Signatures", "", "`equibench explain` turns one into the score's recipe and command.", ""]
+    lines += _grid(rows, tasks, lambda r, t: _signatures(full.get((r, t.name))))
     return "\n".join(lines) + "\n"
+
+
+def _signatures(cell: Cell | None) -> str:
+    return " ".join(f"`{s}`" for s in cell.signatures) if cell else "–"
 
 
 def score(cell: Cell | None) -> str:
