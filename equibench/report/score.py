@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -16,7 +17,7 @@ from equibench.registry import TASKS
 from equibench.report.markdown import MARK, plain
 from equibench.setting import Setting
 
-COMPARED = ("random_init", "pixels", "image_statistics")
+COMPARED = {"random_init": "random init", "pixels": "pixels", "image_statistics": "image stats"}
 SHOWN = 6
 """Metrics of a family that a table has room for; the records hold all."""
 
@@ -86,7 +87,8 @@ Grid = tuple[str, list[str], list[list[str]]]
 
 def score_tables(name: str, records: Sequence[Record]) -> list[Grid]:
     """The tables of a score: regression, layers, and one for each further family."""
-    grids = [_regression(name, records), *(_halves(name, records)), *(_layers(name, records))]
+    grids = [_regression(name, records), _as_published(name, records)]
+    grids += [*_halves(name, records), *_layers(name, records)]
     for family in FAMILIES.values():
         mine = [r for r in records if r.family == family.name and r.features == "full"]
         if family.name != "regression" and mine:
@@ -96,22 +98,32 @@ def score_tables(name: str, records: Sequence[Record]) -> list[Grid]:
 
 def _regression(name: str, records: Sequence[Record]) -> Grid:
     by_row = {(r.baseline, r.task): r for r in records if r.family == "regression" and r.features == "full"}
-    controls = [c for c in CONTROLS if c in COMPARED and any(row == c for row, _ in by_row)]
-    head = ["", "R²", "of the way to the oracle", *(CONTROLS[c].title for c in controls), "floor"]
-    head += ["pooled R² (its floor)", "in units"]
+    controls = {c: title for c, title in COMPARED.items() if any(row == c for row, _ in by_row)}
     rows = []
     for (row, task), record in by_row.items():
-        if row != name:
+        if row != name or record.r2 is None:
             continue
         oracle = by_row.get(("oracle", task))
-        way = fraction_of_the_way(record.r2 or 0.0, record.r2_floor, oracle.r2 if oracle else None)
+        way = fraction_of_the_way(record.r2, record.r2_floor, oracle.r2 if oracle else None)
         rivals = [by_row[c, task] for c in RIVALS if (c, task) in by_row]
         behind = bool(rivals) and (record.r2_low or 0) <= max(r.r2_high or 0 for r in rivals)
         cells = [_title(task), _interval(record) + (MARK if behind else ""), "–" if way is None else f"{way:.0%}"]
-        cells += [_interval(by_row[c, task]) if (c, task) in by_row else "–" for c in controls]
-        pooled = f"{plain(record.r2_pooled or 0)} ({plain(record.r2_pooled_floor or 0)})"
-        rows.append([*cells, plain(record.r2_floor or 0), pooled, _units(record)])
-    return (f"{name}: R² of a probe that regresses the transformation", head, rows)
+        cells += [plain(by_row[c, task].r2 or 0) if (c, task) in by_row else "–" for c in controls]
+        rows.append([*cells, plain(record.r2_floor or 0)])
+    return (
+        "R² of a probe that regresses the transformation",
+        ["", "R²", "to oracle", *controls.values(), "floor"],
+        rows,
+    )
+
+
+def _as_published(name: str, records: Sequence[Record]) -> Grid:
+    rows = [
+        [_title(r.task), plain(r.r2_pooled), plain(r.r2_pooled_floor or 0), _units(r)]
+        for r in records
+        if r.baseline == name and r.features == "full" and r.r2_pooled is not None
+    ]
+    return ("As published, and in units", ["", "pooled R²", "its floor", "errors"], rows)
 
 
 def _halves(name: str, records: Sequence[Record]) -> list[Grid]:
@@ -143,24 +155,19 @@ def _layers(name: str, records: Sequence[Record]) -> list[Grid]:
 def _family(family: str, name: str, records: Sequence[Record]) -> Grid:
     shown = [m for m in CATALOGUE if any(m in r.metrics for r in records)][:SHOWN]
     arrows = {"higher": " ↑", "lower": " ↓", "neither": ""}
-    head = ["", "", *(f"{CATALOGUE[m].title}{arrows[CATALOGUE[m].better]}" for m in shown)]
+    head = ["", *(f"{CATALOGUE[m].title}{arrows[CATALOGUE[m].better]}" for m in shown)]
     rows = []
     for task in dict.fromkeys(r.task for r in records):
         for record in (r for r in records if r.task == task):
-            cells = []
-            for metric in shown:
-                found = record.metrics.get(metric)
-                cells.append(
-                    "–" if found is None or found.value is None else _plus_minus(found.value, found.low, found.high)
-                )
-            title = _title(task) if record.baseline == name else ""
-            rows.append([title, "" if record.baseline == name else CONTROLS[record.baseline].title, *cells])
+            cells = [_cell(record, metric) for metric in shown]
+            title = _title(task) if record.baseline == name else f"  {CONTROLS[record.baseline].title}"
+            rows.append([title, *cells])
         chances = next((r.metrics for r in records if r.task == task), {})
         if any(m.chance is not None for m in chances.values()):
             guesses = [
                 plain(chances[m].chance or 0) if m in chances and chances[m].chance is not None else "–" for m in shown
             ]
-            rows.append(["", "guessing", *guesses])
+            rows.append(["  guessing", *guesses])
     return (FAMILIES[family].title, head, rows)
 
 
@@ -200,7 +207,7 @@ def print_score(name: str, records: Sequence[Record], setting: Setting, notes: S
     for line in header(name, records, setting, notes):
         console.print(line, style="dim", highlight=False)
     for title, head, rows in score_tables(name, records):
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), title_style="bold")
         for number, column in enumerate(head):
             table.add_column(column, justify="right" if number else "left")
         for row in rows:
@@ -209,6 +216,14 @@ def print_score(name: str, records: Sequence[Record], setting: Setting, notes: S
     for record in records:
         if record.baseline == name and record.features == "full":
             console.print(record.signature, style="dim", highlight=False, soft_wrap=True)
+
+
+def _cell(record: Record, metric: str) -> str:
+    """A metric's value; the headline with its interval, the others' are in the records."""
+    found = record.metrics.get(metric)
+    if found is None or found.value is None:
+        return "–"
+    return _plus_minus(found.value, found.low, found.high) if metric == record.headline else plain(found.value)
 
 
 def _title(task: str) -> str:
@@ -221,14 +236,17 @@ def _interval(record: Record) -> str:
 
 
 def _plus_minus(value: float, low: float | None, high: float | None) -> str:
-    return plain(value) if low is None or high is None else f"{plain(value)} ±{(high - low) / 2:.3f}"
+    """Without a space, so that a narrow terminal breaks the heads and not the numbers."""
+    return plain(value) if low is None or high is None else f"{plain(value)}±{(high - low) / 2:.3f}"
 
 
 def _units(record: Record) -> str:
     texts = []
     for name, metric in record.metrics.items():
-        if metric.value is not None and name in CATALOGUE:
-            unit = "°" if name.startswith("degrees") else ""
-            digits = 1 if unit else 3
-            texts.append(f"{CATALOGUE[name].title} {metric.value:.{digits}f}{unit}")
-    return ", ".join(texts).replace(" in degrees", "").replace(" in turns", "")
+        if metric.value is None:
+            continue
+        if name.startswith("degrees"):
+            texts.append(f"{name.removeprefix('degrees_')} {metric.value:.1f}°")
+        else:
+            texts.append(f"{CATALOGUE[name].title if name in CATALOGUE else name} {metric.value:.3f}")
+    return ", ".join(texts) or "–"
