@@ -10,7 +10,7 @@ from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from equibench.probes.mlp import FusedProbes, Split, fit_probes
+from equibench.probes.mlp import FusedProbes, Split, _standardisation, fit_probes
 from equibench.profiles import Probing
 
 SETTINGS = Probing(pairs=(96, 40, 30), width=16, epochs=4, batch=32, lr=3e-3)
@@ -52,8 +52,8 @@ def plain_probe(
     )
     # the same starting point: that of a fused probe of this set and seed alone
     start = FusedProbes({"x": slice(None)}, inputs // 2, outputs, width, [seed])
-    weights = [start.first["x"][0][:, 0], start.hidden[0], start.out[0]]
-    biases = [start.first["x"][1][0], start.hidden_bias[0, 0], start.out_bias[0, 0]]
+    weights = [start.first[0][0][:, 0], start.hidden[0], start.out[0]]
+    biases = [start.first[0][1][0], start.hidden_bias[0, 0], start.out_bias[0, 0]]
     with torch.no_grad():
         for layer, weight, bias in zip(mlp[::2], weights, biases, strict=True):
             layer.weight.copy_(weight.T)
@@ -103,9 +103,9 @@ def test_initial_weights_are_those_of_linear_layers() -> None:
     probes = FusedProbes({"a": slice(None)}, 32, 3, 64, [0])
     torch.manual_seed(0)
     for ours, reference in (
-        (probes.first["a"][0], nn.Linear(64, 64).weight),
+        (probes.first[0][0], nn.Linear(64, 64).weight),
         (probes.hidden, nn.Linear(64, 64).weight),
-        (probes.first["a"][1], nn.Linear(64, 64).bias),
+        (probes.first[0][1], nn.Linear(64, 64).bias),
     ):
         pair = (tensor.detach().flatten().numpy() for tensor in (ours, reference))
         assert stats.ks_2samp(*pair).pvalue > 0.01
@@ -160,3 +160,40 @@ def test_features_that_hardly_vary_do_no_harm() -> None:
     moved = fit_probes(constant, {"full": slice(None)}, SETTINGS, seeds=[0])["full"]
     spread = splits["train"].targets.std(axis=0)
     assert np.abs((moved.predictions - result.predictions) / spread).max() < 10
+
+
+class OnDisk:
+    """An array that counts the largest range read at once."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.most = array, array.shape, 0
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        self.most = max(self.most, rows.stop - rows.start)
+        return self.array[rows]
+
+
+def test_large_splits_are_read_in_blocks_and_taught_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = data(sizes=(1000, 200, 200))
+    settings = Probing(pairs=(1000, 200, 200), width=32, epochs=15, batch=32, lr=3e-3)
+    whole = fit_probes(splits, COLUMNS, settings, seeds=SEEDS)["full"].predictions
+    monkeypatch.setattr("equibench.probes.mlp.BLOCK_FLOATS", 2 * 8 * 300)
+    watched = {n: Split(OnDisk(s.first), OnDisk(s.second), s.targets) for n, s in splits.items()}  # type: ignore[arg-type]
+    parts = fit_probes(watched, COLUMNS, settings, seeds=SEEDS)["full"].predictions
+    assert watched["train"].first.most == 300  # type: ignore[union-attr]
+    truth = splits["test"].targets
+    scores = [np.mean([r2_score(truth, p) for p in predictions]) for predictions in (whole, parts)]
+    assert scores[0] > 0.9
+    assert scores[1] == pytest.approx(scores[0], abs=0.03)
+    again = fit_probes(watched, COLUMNS, settings, seeds=SEEDS)["full"].predictions
+    np.testing.assert_array_equal(again, parts)
+
+
+def test_columns_are_standardised_by_the_training_pairs_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = data(sizes=(1000, 40, 40))
+    monkeypatch.setattr("equibench.probes.mlp.BLOCK_FLOATS", 2 * 8 * 70)
+    mean, std = _standardisation(splits["train"])
+    for view, features in enumerate((splits["train"].first, splits["train"].second)):
+        scaler = StandardScaler().fit(features.astype(np.float64))
+        np.testing.assert_allclose(mean[view], scaler.mean_, rtol=1e-5)
+        np.testing.assert_allclose(std[view], scaler.scale_, rtol=1e-5)
