@@ -22,6 +22,7 @@ from equibench.data.pairs import split_indices
 from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.checkpoint import Checkpoint, inspect_file, read_checkpoint
 from equibench.encoders.sources import Opened, candidates, open_encoder
+from equibench.encoders.untrained import settle_batch_norm
 from equibench.encoders.vit import view_spec
 from equibench.errors import UserError
 from equibench.evaluate import evaluate
@@ -210,6 +211,8 @@ def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: 
         quick = replace(profile, probing=Probing(pairs, width=256, epochs=20, batch=64, lr=5e-4))
         setting = replace(setting, profile=quick)
         untrained = opened.fresh(0) if opened.fresh and sum(pairs) * 4 * seconds <= 1.5 * BUDGET else None
+        if untrained is not None:
+            settle_batch_norm(untrained, [images])
         for name, encoder in ((Path(found.file).name, opened.encoder), ("untrained", untrained)):
             if encoder is not None:
                 masked = ImageEncoder(

@@ -32,6 +32,9 @@ STORE_LIMIT = 4 * 2**30
 """A set of views of more bytes than this is rendered again whenever it is needed instead of being kept."""
 
 DEFAULT = ("default",)
+FEATURE_CODE = ("encoders/adapter.py", "encoders/layers.py", "encoders/vit.py", "features.py")
+SMALLEST = 1e-4
+"""Features that are all smaller would lose their digits in float16."""
 
 
 class Images(Protocol):
@@ -225,7 +228,7 @@ class FeatureStore:
 
     def _path(self, identity: Mapping[str, object], views_digest: str, layer: str) -> Path:
         key = [layer, dict(identity), views_digest, self.bf16, self.device.type, self.batch]
-        return self.folder / f"{digest_of([*key, code_sha256('encoders', 'features.py')])[:32]}.npy"
+        return self.folder / f"{digest_of([*key, code_sha256(*FEATURE_CODE)])[:32]}.npy"
 
     def _write(self, encoder: nn.Module, images: Images, paths: dict[str, Path]) -> None:
         layers = list(paths)
@@ -264,11 +267,15 @@ def outputs_of(encoder: nn.Module, images: Tensor, layers: Sequence[str]) -> dic
 
 
 def _as_float16(features: Tensor, layer: str) -> NDArray[np.float16]:
-    half = features.to(torch.float16)
+    half, largest = features.to(torch.float16), features.abs().max()
+    if 0 < largest < SMALLEST:
+        raise UserError(
+            f"the encoder's features (layer: {layer}) are too small to be told apart (largest: {largest:.3g})",
+            "is it trained, with BatchNorm statistics? else multiply its output by a constant",
+        )
     if not torch.isfinite(half).all():
         raise UserError(
-            f"the encoder's features (layer: {layer}) are not finite, or exceed 65,504 "
-            f"(largest: {features.abs().max():.3g})",
+            f"the encoder's features (layer: {layer}) are not finite, or exceed 65,504 (largest: {largest:.3g})",
             "look at the weights, or at the run's log: training may have diverged",
         )
     return half.cpu().numpy()

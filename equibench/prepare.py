@@ -11,15 +11,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from equibench.controls import CONTROLS
 from equibench.data.datasets import Dataset, load_dataset
-from equibench.data.pairs import split_indices
+from equibench.data.pairs import choose_images, split_indices
 from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.native import open_native
 from equibench.encoders.sources import Opened, open_encoder
+from equibench.encoders.untrained import settle_batch_norm
 from equibench.encoders.vit import view_spec
 from equibench.errors import UserError
 from equibench.pretrain.loop import default_precision, start_fabric
@@ -33,6 +35,9 @@ REPEATS = 4
 """A training or validation image is used so often, with other θ, where the data are smaller than the profile asks."""
 CPU_BATCH, GPU_BATCH = 8, 128
 """Images of 224 px per forward pass; on a CPU the activations of more are slower to allocate than to compute."""
+
+SETTLING_IMAGES, SETTLING_BATCH = 256, 32
+SETTLED = f", BatchNorm statistics (if any) of {SETTLING_IMAGES} training images"
 
 Source = str | Path | nn.Module | Callable[[torch.Tensor], torch.Tensor]
 """A run folder or baseline of equibench; "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"; a file of weights (with
@@ -125,6 +130,8 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
         options.data, data_root=options.data_root, size=options.image_size, skip_bad=options.skip_bad
     )
     opened = _open(source, options, dataset)
+    if not opened.pretrained:
+        settle_batch_norm(opened.encoder, settling_images(dataset))
     notes, runs = list(opened.notes), Path(options.runs) / "score" / f"{dataset.name}-{variant}"
     name = options.name or opened.name
     if name in CONTROLS:
@@ -145,7 +152,7 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
     )
     command = command_of(source, options)
     subject = _subject(name, opened, options, setting, command)
-    controls = _controls(opened, subject, options.seed) if options.controls else []
+    controls = _controls(opened, subject, dataset, options.seed) if options.controls else []
     return Prepared([subject, *controls], chosen, setting, notes)
 
 
@@ -263,7 +270,7 @@ def _batch(encoder: ImageEncoder, setting: Setting) -> int:
 def _description(opened: Opened) -> str:
     """The encoder in words: architecture, where its weights are from, preprocessing, pooling."""
     encoder, own = opened.encoder, opened.encoder.preprocessing
-    weights = "untrained" if not opened.pretrained else "trained"
+    weights = "trained" if opened.pretrained else "untrained" + SETTLED
     if opened.coverage is not None:
         weights = f"{opened.coverage.share:.1%} of its parameters from {opened.name}"
     sides = f"resized to {own.size} px ({own.interpolation})" if own.size else "images of the data's own size"
@@ -271,11 +278,19 @@ def _description(opened: Opened) -> str:
     return f"{opened.architecture}, {weights}; {sides}, mean {mean}, std {std}; pooling {encoder.pooling}"
 
 
-def _controls(opened: Opened, subject: Subject, seed: int) -> list[Subject]:
+def settling_images(dataset: Dataset) -> list[torch.Tensor]:
+    """Batches of training images for the BatchNorm statistics of an untrained network."""
+    count = min(SETTLING_IMAGES, len(split_indices(dataset)["train"]))
+    images = torch.from_numpy(np.array(dataset.train.images[np.sort(choose_images(dataset, "train", count))]))
+    return [batch.float() / 255 for batch in images.split(SETTLING_BATCH)]
+
+
+def _controls(opened: Opened, subject: Subject, dataset: Dataset, seed: int) -> list[Subject]:
     controls = [Subject(c.name, command=subject.command) for c in CONTROLS.values() if not c.has_encoder]
     if opened.fresh is None or not opened.pretrained:  # an untrained encoder is its own control
         return controls
     untrained = opened.fresh(seed)
+    norms = settle_batch_norm(untrained, settling_images(dataset))
     identity = _identity(untrained)
     twin = replace(
         subject,
@@ -284,7 +299,7 @@ def _controls(opened: Opened, subject: Subject, seed: int) -> list[Subject]:
         identity=identity,
         encoder_sha256=str(identity["weights"]) if identity["weights"] else None,
         seed=seed,
-        description=f"{opened.architecture}, untrained, seed {seed}",
+        description=f"{opened.architecture}, untrained, seed {seed}" + (SETTLED if norms else ""),
     )
     return [twin, *controls]
 

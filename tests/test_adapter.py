@@ -16,6 +16,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from equibench.encoders.adapter import NO_MASK, ImageEncoder, Preprocessing, check_varies
 from equibench.encoders.layers import first_bad_layer, layer_names, pool, record_layers
+from equibench.encoders.sources import open_encoder
+from equibench.encoders.untrained import settle_batch_norm
 from equibench.encoders.vit import ViewSpec, ViTEncoder, view_spec
 from equibench.errors import UserError
 from equibench.profiles import EncoderSize
@@ -311,3 +313,21 @@ def test_constant_features_are_refused_by_name() -> None:
 def test_no_mask_is_the_default() -> None:
     assert encoder(nn.Identity()).views == NO_MASK
     assert NO_MASK.radius is None
+
+
+def test_an_untrained_network_gets_the_batch_norm_statistics_of_its_images() -> None:
+    opened = open_encoder("torchvision:mobilenet_v2", pretrained=False, size=32)
+    images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert opened.encoder.represent(images).std(dim=0).mean() < 1e-6, "as initialised, its features vanish"
+    weights = {n: p.clone() for n, p in opened.encoder.named_parameters()}
+    assert settle_batch_norm(opened.encoder, [images[:12], images[12:]]) == 52
+    assert opened.encoder.represent(images).std(dim=0).mean() > 0.01
+    for name, value in opened.encoder.named_parameters():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=0)
+    first = opened.encoder.model.features[0]  # type: ignore[union-attr, index]
+    seen = [first[0](opened.encoder.prepare(images[rows])) for rows in (slice(0, 12), slice(12, None))]  # type: ignore[index]
+    expected = torch.stack([s.mean(dim=(0, 2, 3)) for s in seen]).mean(dim=0)
+    torch.testing.assert_close(first[1].running_mean, expected, rtol=1e-3, atol=1e-5)  # type: ignore[index]
+    before = first[1].running_mean.clone()  # type: ignore[index]
+    opened.encoder.represent(images)
+    torch.testing.assert_close(first[1].running_mean, before, rtol=0, atol=0)  # type: ignore[index]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from equibench.encoders.adapter import ImageEncoder, Preprocessing
 from equibench.encoders.sources import Opened
 from equibench.encoders.vit import ViewSpec, ViTEncoder, view_spec, weights_sha256
 from equibench.errors import UserError
-from equibench.profiles import PROFILES, Profile
+from equibench.profiles import PROFILES, Profile, get_profile
 from equibench.registry import BASELINES
 
 WEIGHTS, FACTS = "encoder.safetensors", "run.json"
@@ -39,9 +40,13 @@ def open_native(
             return None
         folder = runs / profile / f"{data}-{variant}" / "pretraining" / str(source) / f"seed{seed}"
         if not (folder / FACTS).exists():
+            command = f"equibench pretrain {source} --profile {profile} --seed {seed}"
+            command += f" --variant {variant}" if variant != "headline" else ""
+            command += f" --runs {shlex.quote(str(runs))}" if runs != Path("runs") else ""
+            elsewhere = f"; to score a run on other data than {get_profile(profile).dataset}, give its folder"
             raise UserError(
                 f"the baseline {source!r} has not been pretrained here ({folder} is not a finished run)",
-                f"equibench pretrain {source} --profile {profile} --seed {seed}",
+                command + (elsewhere if data != get_profile(profile).dataset else ""),
             )
     elif not (folder / FACTS).exists() or not (folder / WEIGHTS).exists():
         raise UserError(

@@ -28,7 +28,7 @@ def score_frame(name: str, records: Sequence[Record]) -> pd.DataFrame:
     Columns: subject, task, family, features, metric, value, low, high, floor (of the constant predictor, or of
     guessing), fraction (of the way from the floor to the oracle, for r2), signature.
     """
-    oracle = {r.task: r.r2 for r in records if r.baseline == "oracle"}
+    oracle = {r.task: r.r2 for r in records if r.baseline == "oracle" and r.features == "full"}
     lines = []
     for record in records:
         for metric, value, low, high, floor in _numbers(record):
