@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from equibench.compare import compare
+    from equibench.comparison import compare
     from equibench.doctor import examine
-    from equibench.explain import explain
+    from equibench.explanation import explain
     from equibench.scoring import score
-    from equibench.verify import verify
+    from equibench.verification import verify
 
 __version__ = "0.1.0"
 
 _FUNCTIONS = {
     "score": "equibench.scoring",
-    "compare": "equibench.compare",
-    "explain": "equibench.explain",
-    "verify": "equibench.verify",
+    "compare": "equibench.comparison",
+    "explain": "equibench.explanation",
+    "verify": "equibench.verification",
     "examine": "equibench.doctor",
 }
 

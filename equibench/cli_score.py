@@ -148,7 +148,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare two scored encoders on the same images: differences, intervals, p-values, ties."""
-    from equibench.compare import compare as run_compare
+    from equibench.comparison import compare as run_compare
 
     found = run_compare(a, b, tasks=names(tasks), features=features, places=places)
     if as_json:
@@ -180,8 +180,8 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Turn a signature into the full recipe and the command that makes the score again."""
-    from equibench.explain import explain as find
-    from equibench.explain import recipe_lines
+    from equibench.explanation import explain as find
+    from equibench.explanation import recipe_lines
 
     found = find(signature, places)
     if as_json:
@@ -200,7 +200,7 @@ def verify(
     runs: Runs = Path("runs"),
 ) -> None:
     """Compute every reported score again from the stored predictions; exit status 1 if one differs."""
-    from equibench.verify import verify as run_verify
+    from equibench.verification import verify as run_verify
 
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -212,6 +212,8 @@ def verify(
         f"{found.checked} scores computed again from their predictions, {found.tables} tables from their records: "
         f"{len(found.mismatches) or 'no'} mismatches"
     )
+    for line in found.skipped:
+        console.print(f"not compared: {escape(line)}", soft_wrap=True, highlight=False, style="yellow")
     if found.absent:
         console.print(
             f"{len(found.absent)} scores could not be checked: their predictions are not below {runs}. "

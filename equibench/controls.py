@@ -92,7 +92,7 @@ def _of_pairs(views: Views, features: Callable[[NDArray[np.uint8], ViewSpec], Ar
     """Features of each pair's view, computed in batches of images."""
     batch = max(1, RENDER_BATCH_PIXELS // views.images.shape[-1] ** 2)
     starts = range(0, len(views.images), batch)
-    parts = [features(np.asarray(views.images[slice(start, start + batch)]), spec) for start in starts]
+    parts = [features(np.array(views.images[slice(start, start + batch)]), spec) for start in starts]
     each = np.concatenate(parts)
     return each if views.row is None else each[views.row]
 

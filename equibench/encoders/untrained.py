@@ -32,7 +32,8 @@ def settle_batch_norm(encoder: ImageEncoder, batches: Sequence[Tensor]) -> int:
         norm.momentum = None  # the mean over all batches
         norm.train()
     for batch in batches if norms else ():
-        encoder.represent(batch)
+        if len(batch) > 1:  # one image has no variance
+            encoder.represent(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

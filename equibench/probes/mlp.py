@@ -7,6 +7,7 @@ batched; each one keeps the epoch that is best on the validation split.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,17 @@ class Split:
         """Representations of both views (n, 2, D)."""
         block = np.empty((rows.stop - rows.start, 2, self.first.shape[1]), dtype=np.float32)
         block[:, 0], block[:, 1] = self.first[rows], self.second[rows]
+        if len(self.blocks()) > 1:
+            _forget(self.first)
+            _forget(self.second)
         return block
+
+
+def _forget(array: NDArray[np.floating] | Gathered) -> None:
+    """Give the pages of a mapped file back, which otherwise count as this process's memory until it ends."""
+    mapped = getattr(array.array if isinstance(array, Gathered) else array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)  # they are read-only, and stay in the system's cache
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,8 @@ def fit_probes(
         name: torch.from_numpy((splits[name].targets - moments[0]) / moments[1]).float().to(device)
         for name in ("train", "val")
     }
-    inputs = {name: _Inputs(split, *_standardisation(splits["train"]), device) for name, split in splits.items()}
+    standard = _standardisation(splits["train"])
+    inputs = {name: _Inputs(split, *standard, device) for name, split in splits.items()}
     features = splits["train"].first.shape[1]
     probes = FusedProbes(columns, features, targets["train"].shape[1], settings.width, seeds).to(device)
     optimizer = torch.optim.Adam(probes.parameters(), lr=settings.lr, fused=True)
@@ -237,6 +249,7 @@ def _batches(
         mine = targets[span]
         for rows in torch.randperm(len(mine), generator=generator).to(mine.device).split(batch):
             yield block[rows], mine[rows]
+        del block  # before the next one is read
 
 
 def _standardisation(train: Split) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -247,7 +260,10 @@ def _standardisation(train: Split) -> tuple[NDArray[np.float32], NDArray[np.floa
         total += train.read(rows).sum(axis=0, dtype=np.float64)
     mean = total / count
     for rows in train.blocks():
-        squares += np.square(train.read(rows) - mean.astype(np.float32)).sum(axis=0, dtype=np.float64)
+        block = train.read(rows)
+        block -= mean.astype(np.float32)
+        squares += np.square(block, out=block).sum(axis=0, dtype=np.float64)
+        del block  # before the next one is read
     std = np.sqrt(squares / count)
     size = np.sqrt(np.mean(squares / count + np.square(mean)))
     return mean.astype(np.float32), np.maximum(std, STD_FLOOR * size + 1e-12).astype(np.float32)

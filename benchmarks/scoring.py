@@ -1,0 +1,430 @@
+"""How fast an encoder is scored: against its bare forward passes, and against the protocol that papers use.
+
+    python benchmarks/scoring.py [--quick] [--only large,demo,...] [--threads N] [--out FILE]
+
+Prints JSON; the parts, each a ratio taken within one run, are
+
+large      six regression tasks of a ViT-S/16 at 224 px, 2,000 + 500 generated images, three probes of 50 epochs:
+           times the bare forward passes of the views (at the best batch size), and times faster than the usual
+           protocol (plain_protocol.py), of which one epoch is measured and the rest extrapolated
+seeds      in the same run, from its stored features: what one more probe seed adds
+demo       the same for the demo profile's ViT, pairs and probe on CIFAR-10 ($EQUIBENCH_DATA)
+agreement  a small case, in which the usual protocol is run in full: the R² of both
+linear     seconds for N, 2 N and 4 N pairs, and the exponent that fits them
+memory     1,000,000 pairs of 512 stored features: peak memory of the probes, and of the bootstrap on 50,000 test pairs
+
+About 20 minutes on two CPU cores that do nothing else; --quick tries every path in two minutes and claims nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from plain_protocol import PlainProtocol
+from torch import Tensor, nn
+
+from equibench.data.datasets import Dataset, ImageSet, load_dataset
+from equibench.data.pairs import Pairs
+from equibench.encoders.adapter import ImageEncoder
+from equibench.encoders.sources import open_encoder
+from equibench.encoders.vit import ViTEncoder, view_spec, weights_sha256
+from equibench.evaluate import evaluate
+from equibench.metrics.regression import r2_per_dimension
+from equibench.metrics.scores import Targets, score
+from equibench.prepare import CPU_BATCH
+from equibench.pretrain.loop import build_encoder, default_precision
+from equibench.probes.mlp import Split, fit_probes
+from equibench.profiles import Probing, Profile, get_profile
+from equibench.registry import TASKS
+from equibench.runner import encoder_subject
+from equibench.setting import Setting, Subject
+from equibench.task import Task, regression_tasks
+from equibench.transforms import TRANSFORMATIONS
+
+LARGE, MIDDLE = "timm:vit_small_patch16_224", "timm:vit_tiny_patch16_224"
+SEEDS = (1, 2, 3, 6)
+FLOOR_SHARE = 4
+"""Of each task's views one in so many is passed through the bare encoder right after the task is scored."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    large: tuple[int, int, int] = (1700, 300, 500)
+    large_epochs: int = 50
+    demo: tuple[int, int, int] | None = None
+    agreement: tuple[int, int, int] = (300, 80, 200)
+    agreement_epochs: int = 12
+    linear: tuple[int, int, int] = (140, 30, 30)
+    rounds: int = 2
+    stored: tuple[int, int, int] = (900_000, 50_000, 50_000)
+
+
+QUICK = Sizes((24, 8, 16), 10, (200, 100, 100), (100, 40, 60), 4, (14, 3, 3), 1, (9_000, 500, 500))
+
+
+@dataclass(frozen=True)
+class Case:
+    """An encoder, its tasks and the setting in which it is scored."""
+
+    subject: Subject
+    tasks: list[Task]
+    setting: Setting
+
+    @property
+    def encoder(self) -> ImageEncoder | ViTEncoder:
+        assert isinstance(self.subject.encoder, ImageEncoder | ViTEncoder)
+        return self.subject.encoder
+
+    @property
+    def views(self) -> list[int]:
+        """Views that each task has to encode: its own, and the first one the untransformed ones for all."""
+        own = sum(self.setting.probing.pairs)
+        return [2 * own] + [own] * (len(self.tasks) - 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="try every path; the numbers claim nothing")
+    parser.add_argument("--only", default="large,demo,agreement,linear,memory", help="parts; seeds come with large")
+    parser.add_argument("--threads", type=int, help="torch's own number if not given, as `equibench score` uses")
+    parser.add_argument("--out", type=Path, help="also write the JSON here")
+    parser.add_argument("--stored", type=Path, help=argparse.SUPPRESS)  # what the memory part runs in a process
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    sizes = QUICK if arguments.quick else Sizes()
+    if arguments.stored:
+        print(json.dumps(memory_inside(arguments.stored, sizes)))
+        return
+    parts = {"large": large, "demo": demo, "agreement": agreement, "linear": linear, "memory": memory}
+    facts: dict[str, Any] = {
+        "quick": arguments.quick,
+        "threads": torch.get_num_threads(),
+        "precision": default_precision("cpu"),
+        "torch": torch.__version__,
+    }
+    for name in arguments.only.split(","):
+        with tempfile.TemporaryDirectory(prefix="equibench-benchmark-") as folder:
+            started = time.perf_counter()
+            facts[name] = parts[name](sizes, Path(folder))
+            facts[name]["seconds_of_this_part"] = round(time.perf_counter() - started, 1)
+            print(f"{name}: {json.dumps(facts[name])}", file=sys.stderr, flush=True)
+    text = json.dumps(facts, indent=1)
+    if arguments.out:
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def large(sizes: Sizes, folder: Path) -> dict[str, Any]:
+    """A ViT-S/16 at 224 px on generated images, and what more probe seeds add."""
+    case = timm_case(LARGE, sizes.large, sizes.large_epochs, folder)
+    facts = {"encoder": LARGE, **against_floor_and_plain(case, batches=(1, 2, 4, 8, 16, 32)), "seeds": seeds(case)}
+    facts["share_per_extra_seed"] = round(facts["seeds"]["seconds_per_extra_seed"] / facts["scoring_seconds"], 4)
+    return facts
+
+
+def demo(sizes: Sizes, folder: Path) -> dict[str, Any]:
+    """The demo profile's own encoder, pairs and probe."""
+    profile = get_profile("demo")
+    if sizes.demo:
+        profile = with_probing(profile, pairs=sizes.demo)
+    case = own_case(profile, load_dataset("cifar10"), folder)
+    batches = (16, 32, 64, 128, 256, 512, 1024)
+    return {"encoder": "demo", **against_floor_and_plain(case, batches)}
+
+
+def against_floor_and_plain(case: Case, batches: Sequence[int]) -> dict[str, Any]:
+    """Seconds of scoring on all tasks from nothing, of the bare forward passes, and of the usual protocol."""
+    batch, found = best_batch(case, batches)
+    rendering, scoring, floor = [], [], []
+    for task, views in zip(case.tasks, case.views, strict=True):
+        pairs = case.setting.pairs(task)
+        rendering.append(seconds(lambda p=pairs: render(case.setting, p)))
+        scoring.append(seconds(lambda t=task: evaluate(case.subject, t, case.setting)))
+        floor.append(bare_seconds(case, batch, max(batch, views // FLOOR_SHARE)) * views)
+    probes = seconds(lambda: [evaluate(case.subject, task, case.setting) for task in case.tasks])
+    whole, bare = sum(rendering) + sum(scoring), sum(floor)
+    plain = plain_seconds(case, batch)
+    return {
+        "pairs": list(case.setting.probing.pairs),
+        "views": sum(case.views),
+        "tasks": len(case.tasks),
+        "probe_epochs": case.setting.probing.epochs,
+        "probe_seeds": case.setting.probing.seeds,
+        "milliseconds_per_view_by_batch": found,
+        "best_batch": batch,
+        "forward_seconds": round(bare, 2),
+        "scoring_seconds": round(whole, 2),
+        "of_it_rendering": round(sum(rendering), 2),
+        "of_it_probes_and_scores": round(probes, 2),
+        "of_it_encoding": round(whole - sum(rendering) - probes, 2),
+        "rendering_by_task": {t.name: round(s, 2) for t, s in zip(case.tasks, rendering, strict=True)},
+        "times_forward": round(whole / bare, 3),
+        "plain": {name: round(value, 1) for name, value in plain.items()},
+        "times_faster_than_plain": round(plain["seconds"] / whole, 1),
+    }
+
+
+def render(setting: Setting, pairs: Pairs) -> None:
+    """Make the views of these pairs that are not on the disk yet, which reading one of them does."""
+    for views in (setting.views.first(pairs), setting.views.second(pairs)):
+        assert views.images[slice(0, 1)].size
+
+
+def best_batch(case: Case, batches: Sequence[int]) -> tuple[int, dict[int, float]]:
+    """The batch size whose bare forward pass is the quickest for each image, and milliseconds for every size."""
+    found = {batch: float("inf") for batch in batches}
+    for _ in range(2):
+        for batch in batches:
+            found[batch] = min(found[batch], bare_seconds(case, batch, max(batch, batches[-1] // 2)))
+    return min(found, key=lambda b: found[b]), {batch: round(1e3 * value, 2) for batch, value in found.items()}
+
+
+def bare_seconds(case: Case, batch: int, count: int) -> float:
+    """Seconds per image of the network alone, on normalised images that are there already."""
+    setting, encoder = case.setting, case.encoder.eval()
+    network: nn.Module = encoder.model if isinstance(encoder, ImageEncoder) else encoder
+    images = torch.randn(batch, 3, setting.size, setting.size)
+    passes = -(-count // batch)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.bf16):
+        network(images)
+        return seconds(lambda: [network(images) for _ in range(passes)]) / (passes * batch)
+
+
+def plain_seconds(case: Case, batch: int) -> dict[str, float]:
+    """One epoch of the usual protocol on one task, measured, and what all tasks, seeds and epochs make of it.
+
+    The task is rotation, whose views are among the quickest to make. Every probe is charged for its epochs and for
+    one evaluation of the validation and of the test pairs: less than a choice of the epoch would cost.
+    """
+    task = next(t for t in case.tasks if t.transformation == "rotation")
+    protocol = PlainProtocol(case.encoder, case.setting.pairs(task), case.setting, batch)
+    inputs = protocol.features("val", torch.arange(2)).shape[1]
+    probe = protocol.probe(0, (torch.zeros(inputs), torch.ones(inputs)))  # not charged for the pass that finds them
+    probing = case.setting.probing
+    optimizer = torch.optim.Adam(probe.parameters(), lr=probing.lr, fused=True)
+    epoch = seconds(lambda: protocol.train_epoch(probe, optimizer, torch.Generator().manual_seed(0)))
+    val = seconds(lambda: protocol.predict(probe, "val"))
+    once = val * (1 + probing.pairs[2] / probing.pairs[1])
+    runs = len(case.tasks) * probing.seeds
+    return {
+        "epoch_seconds": epoch,
+        "validation_seconds": val,
+        "seconds": runs * (probing.epochs * epoch + once),
+        "seconds_if_validated_in_every_epoch": runs * (probing.epochs * (epoch + val) + once - val),
+    }
+
+
+def seeds(case: Case) -> dict[str, Any]:
+    """Seconds of probes and scores on all tasks with more and more seeds, from stored features."""
+    spent = {}
+    for count in SEEDS:
+        setting = dataclasses.replace(case.setting, profile=with_probing(case.setting.profile, seeds=count))
+        spent[count] = seconds(lambda s=setting: [evaluate(case.subject, task, s) for task in case.tasks])
+    slope = float(np.polyfit(list(spent), list(spent.values()), 1)[0])
+    return {"seconds_by_seeds": {n: round(s, 2) for n, s in spent.items()}, "seconds_per_extra_seed": round(slope, 2)}
+
+
+def agreement(sizes: Sizes, folder: Path) -> dict[str, Any]:
+    """R² of the suite and of the usual protocol, run in full in float32, on the same pairs with the same probes.
+
+    The protocol runs twice: as it is, and with views and features rounded as the suite stores them.
+    """
+    data = load_dataset("solids", sizes=(10 * sizes.agreement[1], sizes.agreement[2]))
+    profile = with_probing(get_profile("tiny"), pairs=sizes.agreement, epochs=sizes.agreement_epochs)
+    case, found = own_case(profile, data, folder), {}
+    case = dataclasses.replace(case, setting=dataclasses.replace(case.setting, bf16=False))
+    for task in case.tasks:
+        record = next(r for r in evaluate(case.subject, task, case.setting) if r.features == "full")
+        assert record.r2 is not None
+        found[task.name] = {
+            "suite": round(record.r2, 5),
+            "std_over_probe_seeds": round(record.r2_std_probe or 0.0, 5),
+            "plain": round(plain_r2(case, task, rounded=False), 5),
+            "plain_rounded_as_stored": round(plain_r2(case, task, rounded=True), 5),
+        }
+    return {
+        "pairs": list(sizes.agreement),
+        "epochs": sizes.agreement_epochs,
+        "r2": found,
+        "largest_difference": round(max(abs(f["suite"] - f["plain"]) for f in found.values()), 5),
+        "largest_difference_rounded_as_stored": round(
+            max(abs(f["suite"] - f["plain_rounded_as_stored"]) for f in found.values()), 5
+        ),
+    }
+
+
+def plain_r2(case: Case, task: Task, *, rounded: bool) -> float:
+    """The probe seeds' mean R² on the test pairs, by the usual protocol."""
+    pairs = case.setting.pairs(task)
+    protocol = PlainProtocol(case.encoder, pairs, case.setting, batch=128, rounded=rounded)
+    truth = TRANSFORMATIONS[task.transformation].encode(pairs.theta, case.setting.size)[pairs.rows("test")]
+    return float(np.mean([r2_per_dimension(truth, protocol.run(seed)) for seed in case.setting.probe_seeds]))
+
+
+def linear(sizes: Sizes, folder: Path) -> dict[str, Any]:
+    """Seconds for N, 2 N and 4 N pairs of a middle-sized encoder on two tasks; the quickest of some rounds."""
+    spent: dict[int, float] = {}
+    for number in range(sizes.rounds):
+        for times in (1, 2, 4):
+            pairs = tuple(times * n for n in sizes.linear)
+            case = timm_case(MIDDLE, (pairs[0], pairs[1], pairs[2]), 20, folder / f"{number}-{times}")
+            tasks = [t for t in case.tasks if t.transformation in ("rotation", "color")]
+            taken = seconds(lambda c=case, t=tasks: [evaluate(c.subject, task, c.setting) for task in t])
+            spent[sum(pairs)] = min(taken, spent.get(sum(pairs), float("inf")))
+    exponent = np.polyfit(np.log(list(spent)), np.log(list(spent.values())), 1)[0]
+    return {
+        "encoder": MIDDLE,
+        "seconds_by_pairs": {n: round(s, 2) for n, s in spent.items()},
+        "exponent": round(float(exponent), 3),
+    }
+
+
+# Memory
+
+
+def memory(sizes: Sizes, folder: Path) -> dict[str, Any]:
+    """Peak memory of the probes on stored features, in a process of its own that may not allocate 2 GiB."""
+    count = sum(sizes.stored)
+    rng = np.random.default_rng(0)
+    np.save(folder / "targets.npy", rng.standard_normal((count, 1)))
+    for name in ("first", "second"):
+        array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (count, 512))
+        for start in range(0, count, 10_000):
+            rows = min(10_000, count - start)
+            array[start : start + rows] = rng.standard_normal((rows, 512), dtype=np.float32)
+        array.flush()
+        del array
+    command = [sys.executable, __file__, "--stored", str(folder), "--threads", str(torch.get_num_threads())]
+    command += ["--quick"] if sizes is QUICK else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"failed": done.stderr[-500:]}
+    return dict(json.loads(done.stdout))
+
+
+def memory_inside(folder: Path, sizes: Sizes) -> dict[str, Any]:
+    """What the process does: three probes of width 256 for one epoch, then the scores of its test pairs."""
+    resource.setrlimit(resource.RLIMIT_DATA, (2 * GIB, 2 * GIB))
+    anonymous = [0.0]
+    threading.Thread(target=watch, args=(anonymous,), daemon=True).start()
+    facts: dict[str, Any] = {"pairs": list(sizes.stored), "after_imports_gib": status("VmHWM")}
+    first, second = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("first", "second"))
+    targets = np.load(folder / "targets.npy")
+    starts = np.cumsum([0, *sizes.stored])
+    rows = {s: slice(a, b) for s, a, b in zip(("train", "val", "test"), starts[:-1], starts[1:], strict=True)}
+    splits = {s: Split(first[r], second[r], targets[r]) for s, r in rows.items()}
+    settings = Probing(sizes.stored, width=256, epochs=1, batch=256, lr=1e-3)
+    started = time.perf_counter()
+    result = fit_probes(splits, {"full": slice(None)}, settings, seeds=[0, 1, 2], bf16=bf16())["full"]
+    facts |= {"probes_seconds": round(time.perf_counter() - started, 1), "probes_peak_gib": status("VmHWM")}
+    started = time.perf_counter()
+    train = targets[rows["train"]]
+    scores = score(
+        Targets(TRANSFORMATIONS["rotation"], 32, targets[rows["test"]], train.mean(axis=0), train.std(axis=0)),
+        result.predictions,
+    )
+    facts |= {"scores_seconds": round(time.perf_counter() - started, 1), "r2": round(scores.r2, 4)}
+    return facts | {
+        "peak_gib": status("VmHWM"),
+        "peak_anonymous_gib": round(anonymous[0], 3),
+        "allowed_to_allocate_gib": 2.0,
+    }
+
+
+def watch(anonymous: list[float]) -> None:
+    """Keep the largest anonymous memory seen, a hundred times a second."""
+    while True:
+        anonymous[0] = max(anonymous[0], status("RssAnon"))
+        time.sleep(0.01)
+
+
+def status(field: str) -> float:
+    """A number of /proc/self/status in GiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return round(int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / GIB, 3)
+
+
+# Cases
+
+
+def timm_case(name: str, pairs: tuple[int, int, int], epochs: int, folder: Path) -> Case:
+    """An untrained encoder of timm's on generated images of 224 px, as `equibench score` lays it out."""
+    data = generated(pairs[0] + pairs[1], pairs[2], validation=pairs[1], side=224)
+    profile = dataclasses.replace(with_probing(get_profile("demo"), pairs=pairs, epochs=epochs), image_size=224)
+    encoder = open_encoder(name, pretrained=False, views=view_spec("headline", 224)).encoder
+    identity = encoder.identity
+    assert identity is not None
+    subject = Subject(name, encoder, identity, str(identity["weights"]), batch=CPU_BATCH)
+    return Case(subject, tasks(), setting_of(profile, data, folder))
+
+
+def own_case(profile: Profile, data: Dataset, folder: Path) -> Case:
+    """A profile's untrained encoder, as a table lays it out."""
+    encoder, setting = build_encoder(profile, "headline", 0).eval(), setting_of(profile, data, folder)
+    subject = encoder_subject("encoder", encoder, weights_sha256(encoder), setting, seed=0, command="")
+    return Case(subject, tasks(), setting)
+
+
+def setting_of(profile: Profile, data: Dataset, folder: Path) -> Setting:
+    return Setting(profile, data, "headline", folder, torch.device("cpu"), bf16=bf16())
+
+
+def tasks() -> list[Task]:
+    return [TASKS.get(name) for name in regression_tasks()]
+
+
+def bf16() -> bool:
+    return default_precision("cpu") == "bf16-mixed"
+
+
+def with_probing(profile: Profile, **changes: Any) -> Profile:
+    return dataclasses.replace(profile, probing=dataclasses.replace(profile.probing, **changes))
+
+
+def generated(train: int, test: int, *, validation: int, side: int) -> Dataset:
+    """Smooth random colour images."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.cat([_smooth(min(100, train + test - n), side, generator) for n in range(0, train + test, 100)])
+    sets = [ImageSet(part.numpy(), np.zeros(len(part), np.int64)) for part in images.split([train, test])]
+    digest = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    return Dataset(
+        "generated", "smooth random colour images", *sets, class_names=(), sha256=digest, validation=validation
+    )
+
+
+def _smooth(count: int, side: int, generator: torch.Generator) -> Tensor:
+    small = torch.rand(count, 3, 14, 14, generator=generator)
+    return torch.nn.functional.interpolate(small, size=side, mode="bicubic").mul(255).clamp(0, 255).to(torch.uint8)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long a call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

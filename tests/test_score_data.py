@@ -1,0 +1,129 @@
+"""`equibench score` on data of any size and with any options: what is cut, removed, planned and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scored import PAIRS, Pixels, quick
+from torch import nn
+
+import equibench.controls
+import equibench.features
+import equibench.prepare
+from equibench.data.datasets import Dataset, ImageSet
+from equibench.errors import UserError
+from equibench.prepare import choose_tasks
+from equibench.profiles import get_profile
+from equibench.registry import TASKS
+from equibench.scoring import plan_score
+
+RESNET = {"pretrained": False, "size": 32}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_data(solids_dataset: Dataset) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equibench.prepare, "load_dataset", lambda *_, **__: solids_dataset)
+        patch.setattr(equibench.controls, "POOLED_SIDE", 12)  # few pixels, whose components are had at once
+        yield
+
+
+def test_pairs_beyond_the_data_are_cut_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"tasks": ["flip"], "pairs": (9000, 32, 9000), "controls": False}
+    profile = get_profile("tiny")
+    short = replace(profile, probing=replace(profile.probing, batch=512, epochs=1, width=8, seeds=1))
+    monkeypatch.setattr(equibench.prepare, "get_profile", lambda _: short)
+    result = quick(Pixels(), tmp_path, **given)
+    assert result.records[0].pairs == [4 * 540, 32, 200]
+    assert (
+        "2,160 training and 32 validation (an image is used up to 4 times) and 200 test" in result.files[2].read_text()
+    )
+    fitting = quick(Pixels(), tmp_path, **{**given, "pairs": (128, 32, 9000)})
+    assert fitting.records[0].pairs == [128, 32, 200]
+    assert "used up to" not in fitting.files[2].read_text()
+
+
+def test_large_views_are_removed_when_a_task_is_done(
+    solids_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enlarged(half: ImageSet, count: int) -> ImageSet:
+        images = torch.from_numpy(np.array(half.images[:count])).float()
+        large = nn.functional.interpolate(images, size=(72, 72), mode="bilinear")
+        return ImageSet(large.byte().numpy(), half.labels[:count])
+
+    train, test = enlarged(solids_dataset.train, 200), enlarged(solids_dataset.test, 64)
+    data = Dataset("large", "72 px", train, test, solids_dataset.class_names, "0" * 64)
+    monkeypatch.setattr(equibench.prepare, "load_dataset", lambda *_, **__: data)
+    rendered: list[int] = []
+    transform = equibench.features.transform_sequence
+    monkeypatch.setattr(
+        equibench.features, "transform_sequence", lambda *a: (rendered.append(len(a[0])), transform(*a))[1]
+    )
+    options = {"pairs": (128, 16, 64), "size": 32, "pretrained": False}
+    result = quick("timm:test_resnet", tmp_path, tasks=["translation", "translation.wahba"], **options)
+    assert sum(rendered) == 208 + 2 * 64
+    assert all(r.r2 is not None for r in result.records if r.baseline == "pixels" and r.features == "full")
+    views = tmp_path / "runs/score/large-headline/views"
+    assert len(list(views.iterdir())) == 2  # the untransformed ones of the pairs and of all test images
+    rendered.clear()
+    quick("timm:test_resnet", tmp_path, tasks=["translation.invariance"], **options)
+    assert not rendered  # the features are there, so the views are not made again
+    assert len(list(views.iterdir())) == 2
+
+
+def test_a_plan_changes_nothing_on_disk(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"profile": "tiny", "pairs": PAIRS, "runs": tmp_path / "runs", **RESNET}
+    work = plan_score("timm:test_vit", tasks=["rotation", "flip"], **given)
+    assert len(work) == 2 * 5
+    assert all(w.seconds > 0 and w.views > 0 for w in work)
+    assert not list(tmp_path.iterdir())
+    quick("timm:test_vit", tmp_path, tasks=["flip.wahba"], **RESNET)
+    before = sorted(tmp_path.rglob("*"))
+    left = plan_score("timm:test_vit", tasks=["flip.wahba", "flip.action"], **given)
+    assert {w.task.name for w in left} == {"flip.action"}
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"taks": ["flip"]}, "did you mean 'tasks'"),
+        ({"tasks": ["rotaton"]}, "did you mean 'rotation'"),
+        ({"tasks": "rotation"}, "tasks is a list"),
+        ({"layers": "all"}, "layers is a list"),
+        ({"layers": ["layer33"]}, "did you mean 'layer3'"),
+        ({"variant": "paper"}, "did you mean 'paper_like'"),
+        ({"profile": "tinny"}, "did you mean 'tiny'"),
+        ({"pairs": (128, 0, 64)}, "pairs"),
+        ({"pooling": "avg"}, "pooling"),
+        ({"name": "oracle"}, "control"),
+    ],
+)
+def test_a_wrong_option_is_said_with_a_hint(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        quick("timm:test_resnet", tmp_path, **RESNET, **options)
+    assert not list(tmp_path.rglob("records.jsonl"))
+
+
+def test_tasks_by_pattern_family_and_file(tmp_path: Path) -> None:
+    names = [task.name for task in choose_tasks(None)]
+    assert "rotation" in names
+    assert all(TASKS.get(n).family == "regression" for n in names)
+    assert [t.name for t in choose_tasks(["flip*", "flip"])][0] == "flip"
+    assert {t.family for t in choose_tasks(["retrieval"])} == {"retrieval"}
+    assert len(choose_tasks(["all"])) == len(TASKS.names())
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from equibench.task import Task, register_task\n"
+        "register_task(Task('mirror.mine', 'Mirror', 1, 'flip', False, '', family='wahba'))\n"
+    )
+    try:
+        assert [t.name for t in choose_tasks([str(file), "flip"])] == ["mirror.mine", "flip"]
+    finally:
+        TASKS._entries.pop("mirror.mine", None)
