@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from equibench.pretrain.loop import build
 from equibench.profiles import get_profile
 from equibench.registry import BASELINES, TASKS, Registry, closest, load_baseline_file
 from equibench.task import regression_tasks
+
+ROOT = Path(__file__).parent.parent
 
 GOOD = '''
 import torch
@@ -160,3 +163,10 @@ def test_a_file_that_is_missing_or_no_python(tmp_path: Path) -> None:
         load_baseline_file(tmp_path)
     with pytest.raises(UserError, match="is not a Python file"):
         load_baseline_file(file_of(tmp_path, GOOD, "mine.txt"))
+
+
+def test_every_package_is_installed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    moved = {name for name in settings["package-dir"] if name != "equibench"}
+    there = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "equibench").rglob("__init__.py")}
+    assert set(settings["packages"]) == there | moved
