@@ -11,6 +11,7 @@ from equibench.evaluate import predictions_path, read_predictions
 from equibench.families.base import Arrays
 from equibench.records import Record, read_records
 from equibench.registry import closest
+from equibench.transforms import TRANSFORMATIONS
 
 RECORDS = "records.jsonl"
 PLACES = (Path("results"), Path("runs"))
@@ -65,6 +66,12 @@ class Predictions:
                 f"make them again: {record.command}",
             )
         return read_predictions(path)
+
+
+def unknown_transformation(arrays: Arrays) -> str | None:
+    """The transformation behind stored predictions, if it is one that no built-in and no loaded file has registered."""
+    name = str(arrays.get("transformation", ""))
+    return name if name and name not in TRANSFORMATIONS else None
 
 
 def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:

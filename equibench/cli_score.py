@@ -198,6 +198,9 @@ def explain(
 def verify(
     results: Annotated[Path, typer.Argument(help="A results folder, or one records.jsonl.")] = Path("results"),
     runs: Runs = Path("runs"),
+    tasks: Annotated[
+        list[Path], typer.Option("--tasks", help="A Python file that registers tasks of your own; may be repeated.")
+    ] = [],  # noqa: B006
 ) -> None:
     """Compute every reported score again from the stored predictions; exit status 1 if one differs."""
     from equibench.verification import verify as run_verify
@@ -205,7 +208,11 @@ def verify(
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("verifying", total=None)
-        found = run_verify(results, runs=runs, report=lambda n, total: progress.update(bar, completed=n, total=total))
+
+        def report(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        found = run_verify(results, runs=runs, task_files=tasks, report=report)
     for line in found.mismatches:
         console.print(f"[bold red]mismatch:[/] {escape(line)}", soft_wrap=True, highlight=False)
     console.print(

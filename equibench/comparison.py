@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from equibench.archive import PLACES, Predictions, select
+from equibench.archive import PLACES, Predictions, select, unknown_transformation
 from equibench.errors import UserError
 from equibench.families import FAMILIES
 from equibench.metrics.catalogue import CATALOGUE
 from equibench.records import Record
+from equibench.registry import load_task_file
 
 LEVEL = 0.05
 
@@ -55,13 +56,16 @@ def compare(
 
     Args:
         a, b: names of scored encoders, results folders, or both as in "results/demo:vicreg"; see `archive.select`.
-        tasks: only these; all common ones if None.
+        tasks: only these; all common ones if None. A Python file stands for the tasks that it registers.
         features: which feature set is compared.
         places: folders in which records and predictions are looked for.
 
     Raises:
         UserError: nothing in common; task versions or pairs that differ; predictions that are not here.
     """
+    for entry in tasks or ():
+        if entry.endswith(".py"):
+            tasks = [*(t for t in tasks or () if t != entry), *load_task_file(entry)]
     ours, theirs = ([r for r in select(n, places) if r.features == features] for n in (a, b))
     common = [t for t in dict.fromkeys(r.task for r in ours) if any(r.task == t for r in theirs)]
     if tasks is not None:
@@ -135,11 +139,22 @@ def _difference(task: str, ours: Sequence[Record], theirs: Sequence[Record], pre
 def _mean_of_seeds(records: Sequence[Record], predictions: Predictions) -> tuple[float, NDArray[np.float64]]:
     """Value and bootstrap distribution, means over pretraining seeds; equal seeds of the bootstrap, equal images."""
     latest = {r.seeds.pretraining: r for r in records}
-    draws = [FAMILIES[r.family].resampled(predictions.arrays(r), r.features) for r in latest.values()]
+    draws = [_resampled(record, predictions) for record in latest.values()]
     values = [found[0] for r in latest.values() if (found := r.headline_value())]
     if len(values) < len(latest):
         raise UserError(f"{records[0].signature} has no score", f"score it again: {records[0].command}")
     return float(np.mean(values)), np.mean(draws, axis=0)
+
+
+def _resampled(record: Record, predictions: Predictions) -> NDArray[np.float64]:
+    arrays = predictions.arrays(record)
+    unknown = unknown_transformation(arrays)
+    if unknown:
+        raise UserError(
+            f"{record.task} is a task on {unknown!r}, which no file has registered here",
+            f"name the file: --tasks FILE.py,{record.task}",
+        )
+    return FAMILIES[record.family].resampled(arrays, record.features)
 
 
 def _judged(found: Difference, p_holm: float) -> Difference:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from equibench.archive import RECORDS, Predictions
+from equibench.archive import RECORDS, Predictions, unknown_transformation
 from equibench.controls import CONTROLS
 from equibench.errors import UserError
 from equibench.families import FAMILIES
 from equibench.files import read_lines
 from equibench.records import Metric, Record, read_records
+from equibench.registry import load_task_file
 from equibench.tables import load_definition, table_frame, table_names
 
 TOLERANCE = 1e-9
@@ -29,7 +30,7 @@ class Verification:
         mismatches: lines that say which number of which record or table is not what it should be.
         absent: records whose predictions are not here.
         tables: CSV files compared with their records.
-        skipped: lines that say which CSV file could not be, and why.
+        skipped: lines that say what could not be compared, and why.
     """
 
     checked: int = 0
@@ -43,6 +44,7 @@ def verify(
     results: str | Path = "results",
     *,
     runs: str | Path = "runs",
+    task_files: Sequence[str | Path] = (),
     report: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Check a results folder, or one file of records.
@@ -50,11 +52,14 @@ def verify(
     Args:
         results: folder with records below it.
         runs: folder below which the predictions are kept.
+        task_files: Python files that register the tasks of one's own that were scored.
         report: called with (records done, records in all).
 
     Raises:
         UserError: no records there, or a damaged file.
     """
+    for task_file in task_files:
+        load_task_file(task_file)
     root = Path(results)
     files = [root] if root.is_file() else sorted(root.rglob(RECORDS))
     if not files:
@@ -86,6 +91,10 @@ def _check_record(file: Path, record: Record, predictions: Predictions, found: V
         found.absent.append(record)
         return
     arrays = predictions.arrays(record)
+    unknown = unknown_transformation(arrays)
+    if unknown:
+        found.skipped.append(f"{record.signature}: {unknown!r} is registered by a file of yours; give --tasks FILE.py")
+        return
     if record.family not in FAMILIES:
         found.mismatches.append(f"{file}: {record.signature}: unknown family {record.family}")
         return
