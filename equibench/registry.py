@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from equibench.errors import UserError
+from equibench.version import depend_on_transformations
 
 if TYPE_CHECKING:
     from equibench.pretrain.baseline import BaselineEntry
@@ -139,10 +140,13 @@ def _import_file(path: Path, source: Path, module_name: str, before: dict[str, s
     except (Exception, SystemExit) as error:
         _forget(module_name, before)
         raise _import_failure(path, source, error) from error
-    module.__dict__["_equibench_registered"] = {
+    added = {
         kind: [name for name in entries if name not in before[kind]]
         for kind, entries in _everything_registered().items()
     }
+    module.__dict__["_equibench_registered"] = added
+    if added["transformation"]:
+        depend_on_transformations(source)
 
 
 def _everything_registered() -> dict[str, dict[str, Any]]:

@@ -10,6 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 
 
+_transformation_files: set[str] = set()
+
+
+def depend_on_transformations(file: Path) -> None:
+    """From now on, what depends on "transforms" depends on this file too, which registers a transformation.
+
+    Views and scores that were made before the file was changed are then not taken for those that it makes now.
+    """
+    _transformation_files.add(hashlib.sha256(file.read_bytes()).hexdigest())
+    code_sha256.cache_clear()
+
+
 @lru_cache
 def code_sha256(*parts: str) -> str:
     """Digest of the named files and folders of the package, without their comments and docstrings.
@@ -22,6 +34,8 @@ def code_sha256(*parts: str) -> str:
         path = ROOT / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(f"{file.relative_to(ROOT).as_posix()}|{_logic(file)}|".encode())
+    if "transforms" in parts:
+        digest.update("".join(sorted(_transformation_files)).encode())
     return digest.hexdigest()
 
 

@@ -31,3 +31,15 @@ def test_every_make_target_named_is_there() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_task_is_the_file_that_the_tests_run() -> None:
+    assert block("task").strip() == "```python\n" + (ROOT / "examples/my_task.py").read_text() + "```"
+
+
+def test_the_scores_are_committed_results() -> None:
+    reports = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "results/external").rglob("score.md"))
+    rows = [line for line in block("external").splitlines() if line.startswith("|")]
+    assert len(rows) > 10
+    for row in rows:
+        assert row in reports

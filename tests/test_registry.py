@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from equibench import version
 from equibench.errors import UserError
 from equibench.pretrain.baseline import Baseline, register_baseline
 from equibench.pretrain.loop import build
 from equibench.profiles import get_profile
-from equibench.registry import BASELINES, TASKS, Registry, closest, load_baseline_file
+from equibench.registry import BASELINES, TASKS, Registry, closest, load_baseline_file, load_task_file
 from equibench.task import regression_tasks
+from equibench.transforms import TRANSFORMATIONS
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,3 +172,22 @@ def test_every_package_is_installed() -> None:
     moved = {name for name in settings["package-dir"] if name != "equibench"}
     there = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "equibench").rglob("__init__.py")}
     assert set(settings["packages"]) == there | moved
+
+
+def test_a_changed_transformation_makes_old_views_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version, "_transformation_files", set())
+    example = (ROOT / "examples/my_task.py").read_text(encoding="utf-8")
+    builtin = version.code_sha256("transforms")
+    digests = []
+    for number, text in enumerate((example, example.replace("MOST = 0.3", "MOST = 0.2"))):
+        text = text.replace('name="shear"', f'name="shear{number}"')
+        text = text.replace('transformation="shear"', f'transformation="shear{number}"')
+        (tmp_path / f"shear{number}.py").write_text(text)
+        assert load_task_file(tmp_path / f"shear{number}.py") == [f"shear{number}"]
+        digests.append(version.code_sha256("transforms"))
+    assert len({builtin, *digests}) == 3
+    monkeypatch.undo()
+    version.code_sha256.cache_clear()
+    for number in (0, 1):
+        del TASKS._entries[f"shear{number}"], TRANSFORMATIONS[f"shear{number}"]
+    assert version.code_sha256("transforms") == builtin
