@@ -190,12 +190,27 @@ def _write(prepared: Prepared, folder: Path) -> ScoreResult:
     for record in read_records(setting.work / JOURNAL):
         journal.setdefault((record.baseline, record.evaluation_sha256, record.features), record)
     records = [r for key in wanted for (n, d, _), r in journal.items() if (n, d) == key]
-    frame = score_frame(prepared.name, records)
     files = [folder / f for f in ("records.jsonl", "score.csv", "score.md")]
+    records = [*_still_true(read_records(files[0]), records, prepared), *records]
+    frame = score_frame(prepared.name, records)
     write_records(files[0], records)
     write_text(files[1], frame.to_csv(index=False))
     write_text(files[2], score_markdown(prepared.name, records, setting, prepared.notes))
     return ScoreResult(prepared.name, frame, records, setting, prepared.notes, files)
+
+
+def _still_true(before: list[Record], now: list[Record], prepared: Prepared) -> list[Record]:
+    """What the folder held of other tasks, if it is of the same encoder, data, views and probe; the rest goes."""
+
+    def kind(record: Record) -> tuple[object, ...]:
+        return record.data_sha256, record.variant, record.profile, record.probe, record.precision
+
+    tasks, kinds = {t.name for t in prepared.tasks}, [kind(r) for r in now]
+    others = [r for r in before if r.task not in tasks and kind(r) in kinds]
+    it = prepared.subjects[0]
+    encoder = (it.name, it.description, it.encoder_sha256)
+    same = {r.task for r in others if (r.baseline, r.encoder, r.encoder_sha256) == encoder}
+    return [r for r in others if r.task in same]
 
 
 def _slug(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scored import PAIRS, Pixels, quick
+from scored import PAIRS, FlipInvariant, Pixels, quick
 from torch import nn
 
 import equibench.controls
@@ -20,6 +20,7 @@ from equibench.data.datasets import Dataset, ImageSet
 from equibench.errors import UserError
 from equibench.prepare import choose_tasks
 from equibench.profiles import get_profile
+from equibench.records import read_records
 from equibench.registry import TASKS
 from equibench.scoring import plan_score
 
@@ -127,3 +128,12 @@ def test_tasks_by_pattern_family_and_file(tmp_path: Path) -> None:
         assert [t.name for t in choose_tasks([str(file), "flip"])] == ["mirror.mine", "flip"]
     finally:
         TASKS._entries.pop("mirror.mine", None)
+
+
+def test_a_second_score_adds_its_tasks_to_the_folder(tmp_path: Path) -> None:
+    seen = []
+    for tasks, encoder in ((["rotation"], Pixels()), (["flip", "flip.wahba"], Pixels()), (["flip"], FlipInvariant())):
+        result = quick(encoder, tmp_path, tasks=tasks, name="one", controls=False)
+        seen.append(list(dict.fromkeys(r.task for r in result.records)))
+        assert result.records == read_records(tmp_path / "out/records.jsonl")
+    assert seen == [["rotation"], ["rotation", "flip", "flip.wahba"], ["flip"]], "of other weights nothing is kept"
