@@ -7,7 +7,7 @@ PROFILE ?= demo
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup table2 test lint bench certify clean
+.PHONY: help setup table2 test lint bench verify certify clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +32,15 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## pretraining and evaluation against their floor
+bench: $(READY)  ## pretraining and scoring against their floor (about 30 minutes)
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/scoring.py
 
-certify: $(READY)  ## measure again what each task's pixels hold and leak (about 20 minutes)
-	$(BIN)/equibench certify
+verify: $(READY)  ## compute every score in results/ again from the stored predictions
+	$(BIN)/equibench verify results
+
+certify: $(READY)  ## measure again what each task's pixels hold and leak (about an hour)
+	$(BIN)/equibench certify --again
 
 clean:  ## remove work in progress and caches; results stay
 	rm -rf runs results/*/partial results/*/*/partial build .pytest_cache .mypy_cache .ruff_cache *.egg-info
