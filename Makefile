@@ -35,6 +35,7 @@ lint: $(READY)  ## ruff and mypy
 bench: $(READY)  ## pretraining and scoring against their floor (about 30 minutes)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/memory.py
 
 verify: $(READY)  ## compute every score in results/ again from the stored predictions
 	$(BIN)/equibench verify results

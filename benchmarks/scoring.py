@@ -11,7 +11,6 @@ seeds      in the same run, from its stored features: what one more probe seed a
 demo       the same for the demo profile's ViT, pairs and probe on CIFAR-10 ($EQUIBENCH_DATA)
 agreement  a small case, in which the usual protocol is run in full: the R² of both
 linear     seconds for N, 2 N and 4 N pairs, and the exponent that fits them
-memory     1,000,000 pairs of 512 stored features: peak memory of the probes, and of the bootstrap on 50,000 test pairs
 
 About 20 minutes on two CPU cores that do nothing else; --quick tries every path in two minutes and claims nothing.
 """
@@ -23,11 +22,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,11 +44,9 @@ from equibench.encoders.sources import open_encoder
 from equibench.encoders.vit import ViTEncoder, view_spec, weights_sha256
 from equibench.evaluate import evaluate
 from equibench.metrics.regression import r2_per_dimension
-from equibench.metrics.scores import Targets, score
 from equibench.prepare import CPU_BATCH
 from equibench.pretrain.loop import build_encoder, default_precision
-from equibench.probes.mlp import Split, fit_probes
-from equibench.profiles import Probing, Profile, get_profile
+from equibench.profiles import Profile, get_profile
 from equibench.registry import TASKS
 from equibench.runner import encoder_subject
 from equibench.setting import Setting, Subject
@@ -63,7 +57,6 @@ LARGE, MIDDLE = "timm:vit_small_patch16_224", "timm:vit_tiny_patch16_224"
 SEEDS = (1, 2, 3, 6)
 FLOOR_SHARE = 4
 """Of each task's views one in so many is passed through the bare encoder right after the task is scored."""
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -77,10 +70,9 @@ class Sizes:
     agreement_epochs: int = 12
     linear: tuple[int, int, int] = (140, 30, 30)
     rounds: int = 2
-    stored: tuple[int, int, int] = (900_000, 50_000, 50_000)
 
 
-QUICK = Sizes((24, 8, 16), 10, (200, 100, 100), (100, 40, 60), 4, (14, 3, 3), 1, (9_000, 500, 500))
+QUICK = Sizes((24, 8, 16), 10, (200, 100, 100), (100, 40, 60), 4, (14, 3, 3), 1)
 
 
 @dataclass(frozen=True)
@@ -106,18 +98,14 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="try every path; the numbers claim nothing")
-    parser.add_argument("--only", default="large,demo,agreement,linear,memory", help="parts; seeds come with large")
+    parser.add_argument("--only", default="large,demo,agreement,linear", help="parts; seeds come with large")
     parser.add_argument("--threads", type=int, help="torch's own number if not given, as `equibench score` uses")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
-    parser.add_argument("--stored", type=Path, help=argparse.SUPPRESS)  # what the memory part runs in a process
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     sizes = QUICK if arguments.quick else Sizes()
-    if arguments.stored:
-        print(json.dumps(memory_inside(arguments.stored, sizes)))
-        return
-    parts = {"large": large, "demo": demo, "agreement": agreement, "linear": linear, "memory": memory}
+    parts = {"large": large, "demo": demo, "agreement": agreement, "linear": linear}
     facts: dict[str, Any] = {
         "quick": arguments.quick,
         "threads": torch.get_num_threads(),
@@ -299,71 +287,6 @@ def linear(sizes: Sizes, folder: Path) -> dict[str, Any]:
         "seconds_by_pairs": {n: round(s, 2) for n, s in spent.items()},
         "exponent": round(float(exponent), 3),
     }
-
-
-# Memory
-
-
-def memory(sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """Peak memory of the probes on stored features, in a process of its own that may not allocate 2 GiB."""
-    count = sum(sizes.stored)
-    rng = np.random.default_rng(0)
-    np.save(folder / "targets.npy", rng.standard_normal((count, 1)))
-    for name in ("first", "second"):
-        array = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (count, 512))
-        for start in range(0, count, 10_000):
-            rows = min(10_000, count - start)
-            array[start : start + rows] = rng.standard_normal((rows, 512), dtype=np.float32)
-        array.flush()
-        del array
-    command = [sys.executable, __file__, "--stored", str(folder), "--threads", str(torch.get_num_threads())]
-    command += ["--quick"] if sizes is QUICK else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"failed": done.stderr[-500:]}
-    return dict(json.loads(done.stdout))
-
-
-def memory_inside(folder: Path, sizes: Sizes) -> dict[str, Any]:
-    """What the process does: three probes of width 256 for one epoch, then the scores of its test pairs."""
-    resource.setrlimit(resource.RLIMIT_DATA, (2 * GIB, 2 * GIB))
-    anonymous = [0.0]
-    threading.Thread(target=watch, args=(anonymous,), daemon=True).start()
-    facts: dict[str, Any] = {"pairs": list(sizes.stored), "after_imports_gib": status("VmHWM")}
-    first, second = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("first", "second"))
-    targets = np.load(folder / "targets.npy")
-    starts = np.cumsum([0, *sizes.stored])
-    rows = {s: slice(a, b) for s, a, b in zip(("train", "val", "test"), starts[:-1], starts[1:], strict=True)}
-    splits = {s: Split(first[r], second[r], targets[r]) for s, r in rows.items()}
-    settings = Probing(sizes.stored, width=256, epochs=1, batch=256, lr=1e-3)
-    started = time.perf_counter()
-    result = fit_probes(splits, {"full": slice(None)}, settings, seeds=[0, 1, 2], bf16=bf16())["full"]
-    facts |= {"probes_seconds": round(time.perf_counter() - started, 1), "probes_peak_gib": status("VmHWM")}
-    started = time.perf_counter()
-    train = targets[rows["train"]]
-    scores = score(
-        Targets(TRANSFORMATIONS["rotation"], 32, targets[rows["test"]], train.mean(axis=0), train.std(axis=0)),
-        result.predictions,
-    )
-    facts |= {"scores_seconds": round(time.perf_counter() - started, 1), "r2": round(scores.r2, 4)}
-    return facts | {
-        "peak_gib": status("VmHWM"),
-        "peak_anonymous_gib": round(anonymous[0], 3),
-        "allowed_to_allocate_gib": 2.0,
-    }
-
-
-def watch(anonymous: list[float]) -> None:
-    """Keep the largest anonymous memory seen, a hundred times a second."""
-    while True:
-        anonymous[0] = max(anonymous[0], status("RssAnon"))
-        time.sleep(0.01)
-
-
-def status(field: str) -> float:
-    """A number of /proc/self/status in GiB."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return round(int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / GIB, 3)
 
 
 # Cases
