@@ -16,6 +16,7 @@ from equibench.records import Record
 from equibench.registry import TASKS
 from equibench.report.markdown import MARK, plain
 from equibench.setting import Setting
+from equibench.tables import load_certificates
 
 COMPARED = {"random_init": "random init", "pixels": "pixels", "image_statistics": "image stats"}
 SHOWN = 6
@@ -119,11 +120,22 @@ def _regression(name: str, records: Sequence[Record]) -> Grid:
 
 def _as_published(name: str, records: Sequence[Record]) -> Grid:
     rows = [
-        [_title(r.task), plain(r.r2_pooled), plain(r.r2_pooled_floor or 0), _units(r)]
+        [_title(r.task), plain(r.r2_pooled), plain(r.r2_pooled_floor or 0), _units(r), *_certified(r)]
         for r in records
         if r.baseline == name and r.features == "full" and r.r2_pooled is not None
     ]
-    return ("As published, and in units", ["", "pooled R²", "its floor", "errors"], rows)
+    head = ["", "pooled R²", "its floor", "errors", "CNN, view 2 alone", "CNN, both views"]
+    return ("As published, in units, and what a small CNN reads from pixels", head, rows)
+
+
+def _certified(record: Record) -> list[str]:
+    """The task's leak and its ceiling, where it has been certified on these data."""
+    facts = load_certificates().get(record.task, {})
+    keys = ("task_version", "data")
+    if [facts.get(k) for k in keys] != [record.task_version, record.data] or record.variant != "headline":
+        return ["–", "–"]
+    values = [facts.get(f"{source}_r2") for source in ("view2_alone", "both_views")]
+    return ["–" if value is None else plain(float(str(value))) for value in values]
 
 
 def _halves(name: str, records: Sequence[Record]) -> list[Grid]:
