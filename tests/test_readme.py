@@ -43,3 +43,13 @@ def test_the_scores_are_committed_results() -> None:
     assert len(rows) > 10
     for row in rows:
         assert row in reports
+
+
+def test_the_signature_is_that_of_a_committed_score() -> None:
+    found = re.findall(r"`(\S+\|\S+\|[0-9a-f]{12})`", README)
+    assert found
+    records = (ROOT / "results/demo/records.jsonl").read_text(encoding="utf-8")
+    for signature in found:
+        assert f'"signature":"{signature}"' in records
+    for identifier in re.findall(r"equibench explain ([0-9a-f]{12})", README):
+        assert f'{identifier}"' in records
