@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -149,20 +150,24 @@ def compare(
 ) -> None:
     """Compare two scored encoders on the same images: differences, intervals, p-values, ties."""
     from equibench.comparison import compare as run_compare
+    from equibench.metrics.catalogue import CATALOGUE
 
     found = run_compare(a, b, tasks=names(tasks), features=features, places=places)
     if as_json:
         typer.echo(json.dumps([asdict(difference) for difference in found]))
         return
-    table = Table(title=f"A = {a}, B = {b}: paired bootstrap over test images", title_justify="left")
-    for number, head in enumerate(("task", "metric", "A", "B", "A - B [95 %]", "p (Holm)", "")):
-        table.add_column(head, justify="left" if number < 2 else "right")
+    console = Console()
+    console.print(f"A = {a}\nB = {b}\npaired bootstrap over test images", style="dim", highlight=False, soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for number, head in enumerate(("task, metric", "A", "B", "A - B", "95 % interval", "p", "")):
+        table.add_column(head, justify="right" if number else "left", no_wrap=number > 0)
     for d in found:
         said = {"tie": "tie", "A": f"A {_ahead(d.metric)}", "B": f"B {_ahead(d.metric)}"}[d.verdict]
-        interval = f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
         style = "dim" if d.verdict == "tie" else ""
-        table.add_row(d.task, d.metric, f"{d.a:.3f}", f"{d.b:.3f}", interval, f"{d.p_holm:.4f}", said, style=style)
-    console = Console()
+        values = [f"{value:.3f}" for value in (d.a, d.b)]
+        interval = [f"{d.difference:+.3f}", f"{d.low:+.3f}..{d.high:+.3f}"]
+        metric = CATALOGUE[d.metric].title if d.metric in CATALOGUE else "R²"
+        table.add_row(f"{d.task}, {metric}", *values, *interval, f"{d.p_holm:.3f}", said, style=style)
     console.print(table)
     console.print(f"p-values are corrected over {len(found)} tasks; 'tie' is p ≥ 0.05", style="dim")
 
