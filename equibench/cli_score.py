@@ -159,24 +159,20 @@ def compare(
     console = Console()
     console.print(f"A = {a}\nB = {b}\npaired bootstrap over test images", style="dim", highlight=False, soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for number, head in enumerate(("task, metric", "A", "B", "A - B", "95 % interval", "p", "")):
+    for number, head in enumerate(("task, metric", "A", "B", "A - B", "95 % interval", "p", "better")):
         table.add_column(head, justify="right" if number else "left", no_wrap=number > 0, min_width=0 if number else 20)
     for d in found:
-        said = {"tie": "tie", "A": f"A {_ahead(d.metric)}", "B": f"B {_ahead(d.metric)}"}[d.verdict]
+        neither = d.metric in CATALOGUE and CATALOGUE[d.metric].better == "neither"
+        said = f"{d.verdict} ↑" if neither and d.verdict != "tie" else d.verdict
         style = "dim" if d.verdict == "tie" else ""
         values = [f"{value:.3f}" for value in (d.a, d.b)]
         interval = [f"{d.difference:+.3f}", f"{d.low:+.3f}..{d.high:+.3f}"]
         metric = CATALOGUE[d.metric].title if d.metric in CATALOGUE else "R²"
         table.add_row(f"{d.task}, {metric}", *values, *interval, f"{d.p_holm:.3f}", said, style=style)
     console.print(table)
-    console.print(f"p-values are corrected over {len(found)} tasks; 'tie' is p ≥ 0.05", style="dim")
-
-
-def _ahead(metric: str) -> str:
-    from equibench.metrics.catalogue import CATALOGUE
-
-    known = CATALOGUE.get(metric)
-    return "higher" if known and known.better == "neither" else "better"
+    console.print(
+        f"p-values are corrected over {len(found)} tasks; tie: p ≥ 0.05; ↑: higher, which is not better", style="dim"
+    )
 
 
 def explain(
