@@ -158,7 +158,7 @@ def compare(
         return
     console = Console()
     console.print(f"A = {a}\nB = {b}\npaired bootstrap over test images", style="dim", highlight=False, soft_wrap=True)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for number, head in enumerate(("task, metric", "A", "B", "A - B", "95 % interval", "p", "better")):
         table.add_column(head, justify="right" if number else "left", no_wrap=number > 0, min_width=0 if number else 20)
     for d in found:

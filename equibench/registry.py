@@ -146,7 +146,7 @@ def _import_file(path: Path, source: Path, module_name: str, before: dict[str, s
     }
     module.__dict__["_equibench_registered"] = added
     if added["transformation"]:
-        depend_on_transformations(source)
+        depend_on_transformations([hashlib.sha256(source.read_bytes()).hexdigest()])
 
 
 def _everything_registered() -> dict[str, dict[str, Any]]:

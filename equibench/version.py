@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,13 +14,18 @@ ROOT = Path(__file__).parent
 _transformation_files: set[str] = set()
 
 
-def depend_on_transformations(file: Path) -> None:
-    """From now on, what depends on "transforms" depends on this file too, which registers a transformation.
+def depend_on_transformations(digests: Iterable[str]) -> None:
+    """From now on, what depends on "transforms" depends on these files too, which register transformations.
 
-    Views and scores that were made before the file was changed are then not taken for those that it makes now.
+    Views and scores that were made before such a file was changed are then not taken for those that it makes now.
     """
-    _transformation_files.add(hashlib.sha256(file.read_bytes()).hexdigest())
+    _transformation_files.update(digests)
     code_sha256.cache_clear()
+
+
+def transformation_files() -> list[str]:
+    """Digests of the files that `depend_on_transformations` was told of, for another process to be told."""
+    return sorted(_transformation_files)
 
 
 @lru_cache
@@ -35,7 +41,7 @@ def code_sha256(*parts: str) -> str:
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(f"{file.relative_to(ROOT).as_posix()}|{_logic(file)}|".encode())
     if "transforms" in parts:
-        digest.update("".join(sorted(_transformation_files)).encode())
+        digest.update("".join(transformation_files()).encode())
     return digest.hexdigest()
 
 

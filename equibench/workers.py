@@ -26,6 +26,7 @@ from equibench.errors import UserError
 from equibench.progress import Advance, Progress
 from equibench.records import Record, append_records
 from equibench.runner import Unit, do_unit
+from equibench.version import depend_on_transformations, transformation_files
 from equibench.workplace import Order, Workplace, open_workplace
 
 _here: dict[str, Any] = {}
@@ -50,7 +51,7 @@ def carry_out_in_parallel(units: Sequence[Unit], place: Workplace, progress: Pro
     """
     context = multiprocessing.get_context("spawn")
     messages: Any = context.Queue()
-    pool = ProcessPoolExecutor(min(jobs, len(units)), context, _start, (place.order, messages))
+    pool = ProcessPoolExecutor(min(jobs, len(units)), context, _start, (place.order, messages, transformation_files()))
     try:
         futures = [pool.submit(_work, number, unit) for number, unit in enumerate(units)]
         _follow(futures, messages, place, progress)
@@ -112,12 +113,13 @@ class _Remote(Progress):
         self.messages.put(("warn", self.number, message))
 
 
-def _start(order: Order, messages: Any) -> None:
+def _start(order: Order, messages: Any, files: list[str]) -> None:
     """Prepare a worker: one thread, its own workplace, and an end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interruption, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     threadpool_limits(1)
+    depend_on_transformations(files)  # or its digests would not be the parent's
     _here.update(place=open_workplace(order), messages=messages)
 
 
