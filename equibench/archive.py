@@ -89,7 +89,8 @@ def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
     if whole.exists():
         path, row = name, ""
     if Path(path).exists():
-        records = [stored.record for stored in stored_records([path])]
+        own = Path(path) / RECORDS  # a folder with records is meant without those of the folders below it
+        records = [stored.record for stored in stored_records([own if own.is_file() else path])]
         names = sorted({record.baseline for record in records})
         row = row or _only_encoder(path, records)
     else:

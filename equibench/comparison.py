@@ -72,8 +72,11 @@ def compare(
         common = [t for t in common if t in tasks]
     if not common:
         raise UserError(f"{a} and {b} have no task in common", "score both on the same tasks: equibench score")
-    groups = {task: _comparable(task, a, b, ours, theirs) for task in common}
     predictions = Predictions([*places, *(p for n in (a, b) if (p := n.partition(":")[0]) and Path(p).is_dir())])
+    groups = {}
+    for task in common:
+        one, other = _comparable(task, a, b, ours, theirs)
+        groups[task] = _with_predictions(one, predictions), _with_predictions(other, predictions)
     found = [_difference(task, *groups[task], predictions) for task in common]
     return [_judged(d, p) for d, p in zip(found, holm([d.p for d in found]), strict=True)]
 
@@ -126,6 +129,11 @@ def _comparable(
     return tuple(  # type: ignore[return-value]
         [r for r in side if (r.task_version, r.pairs_sha256, r.variant) == shared[0]] for side in sides
     )
+
+
+def _with_predictions(records: list[Record], predictions: Predictions) -> list[Record]:
+    """The records (of several pretraining seeds) whose predictions are here; all of them if none are."""
+    return [record for record in records if predictions.path(record)] or records
 
 
 def _difference(task: str, ours: Sequence[Record], theirs: Sequence[Record], predictions: Predictions) -> Difference:
