@@ -84,11 +84,8 @@ def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
     Raises:
         UserError: nothing or nobody of that name.
     """
-    path, _, row = name.partition(":")
-    whole = Path(name)
-    if whole.exists():
-        path, row = name, ""
-    if Path(path).exists():
+    path, row = (name, "") if _holds_records(name) else name.partition(":")[::2]
+    if _holds_records(path):
         own = Path(path) / RECORDS  # a folder with records is meant without those of the folders below it
         records = [stored.record for stored in stored_records([own if own.is_file() else path])]
         names = sorted({record.baseline for record in records})
@@ -103,6 +100,11 @@ def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
             f"score it first: equibench score; known here: {', '.join(names) or 'nobody'}",
         )
     return chosen
+
+
+def _holds_records(path: str) -> bool:
+    """Whether a name is meant as a place of records: an encoder may be called like its file of weights."""
+    return bool(path) and (Path(path).is_dir() or (Path(path).is_file() and path.endswith(".jsonl")))
 
 
 def _only_encoder(path: str, records: Sequence[Record]) -> str:

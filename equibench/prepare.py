@@ -99,12 +99,18 @@ class ScoreOptions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A score that is ready to be made: its subjects (the encoder first, then its controls), tasks and setting."""
+    """A score that is ready to be made.
+
+    Attributes:
+        subjects: the encoder first, then its controls.
+        files: by task, the Python file that registers it, where it was named by one.
+    """
 
     subjects: list[Subject]
     tasks: list[Task]
     setting: Setting
     notes: list[str]
+    files: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -153,7 +159,8 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
     command = command_of(source, options)
     subject = _subject(name, opened, options, setting, command)
     controls = _controls(opened, subject, dataset, options.seed) if options.controls else []
-    return Prepared([subject, *controls], chosen, setting, notes)
+    files = {task: f for f in options.tasks or () if f.endswith(".py") for task in load_task_file(f)}
+    return Prepared([subject, *controls], chosen, setting, notes, files)
 
 
 def choose_tasks(wanted: Sequence[str] | None) -> list[Task]:

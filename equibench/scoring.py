@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
@@ -161,7 +162,9 @@ def _carry_out(prepared: Prepared, console: Console) -> None:
                         advance(min(0.99, encoded / views), f"{encoded:,} views encoded")
 
                     watched = replace(setting, on_images=report)
-                    append_records(setting.work / JOURNAL, evaluate(work.subject, task, watched))
+                    named = shlex.quote(prepared.files.get(task.name, task.name))
+                    subject = replace(work.subject, command=work.subject.command.replace("{task}", named))
+                    append_records(setting.work / JOURNAL, evaluate(subject, task, watched))
             if mine and setting.size > 64:  # hundreds of megabytes; its features are kept
                 for pairs in family_of(task).pairs(task, setting):
                     setting.views.discard(pairs)

@@ -203,3 +203,11 @@ def test_on_the_command_line(places: list[Path]) -> None:
     )
     found = json.loads(CliRunner().invoke(app, ["compare", "good", "like_good", *told, "--json"]).stdout)
     assert [(line["task"], line["verdict"]) for line in found][0] == ("some.regression", "tie")
+
+
+def test_an_encoder_may_be_called_like_a_file_that_is_there(
+    places: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "good").write_bytes(b"\x80weights")
+    monkeypatch.chdir(tmp_path)
+    assert select("good", places)

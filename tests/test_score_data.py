@@ -137,3 +137,11 @@ def test_a_second_score_adds_its_tasks_to_the_folder(tmp_path: Path) -> None:
         seen.append(list(dict.fromkeys(r.task for r in result.records)))
         assert result.records == read_records(tmp_path / "out/records.jsonl")
     assert seen == [["rotation"], ["rotation", "flip", "flip.wahba"], ["flip"]], "of other weights nothing is kept"
+
+
+def test_the_command_of_a_task_of_ones_own_names_its_file(tmp_path: Path) -> None:
+    example = str(Path(__file__).parent.parent / "examples/my_task.py")
+    result = quick(Pixels(), tmp_path, tasks=[example, "flip"], controls=False)
+    commands = {record.task: record.command for record in result.records}
+    assert f"--tasks {example}" in commands["shear"]
+    assert "--tasks flip" in commands["flip"]

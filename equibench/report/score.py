@@ -219,7 +219,9 @@ def print_score(name: str, records: Sequence[Record], setting: Setting, notes: S
     for line in header(name, records, setting, notes):
         console.print(line, style="dim", highlight=False)
     for title, head, rows in score_tables(name, records):
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1), title_style="bold")
+        table = Table(
+            title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold"
+        )
         for number, column in enumerate(head):
             table.add_column(column, justify="right" if number else "left")
         for row in rows:
