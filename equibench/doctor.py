@@ -30,6 +30,7 @@ from equibench.prepare import CPU_BATCH
 from equibench.pretrain.loop import default_precision, start_fabric
 from equibench.profiles import Probing, get_profile
 from equibench.registry import TASKS
+from equibench.scoring import seconds_per_view
 from equibench.setting import Setting, Subject
 
 SURE = 0.99
@@ -205,7 +206,7 @@ def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: 
         if not enough:
             found.hints.append(f"no quick score: {dataset.name} has too few images for one")
             return
-        seconds = _seconds_per_image(opened.encoder, images[:CPU_BATCH], setting)
+        seconds = seconds_per_view(Subject("", opened.encoder, batch=CPU_BATCH), setting)
         pairs = next((p for p in enough if sum(p) * 2 * seconds <= BUDGET), enough[-1])
         found.rotation_pairs = pairs
         quick = replace(profile, probing=Probing(pairs, width=256, epochs=20, batch=64, lr=5e-4))
@@ -233,17 +234,6 @@ def _enough(pairs: tuple[int, int, int], setting: Setting) -> bool:
     return all(n <= have * k for n, have, k in zip(pairs, there, (setting.repeats, setting.repeats, 1), strict=True))
 
 
-@torch.inference_mode()
-def _seconds_per_image(encoder: ImageEncoder, images: Tensor, setting: Setting) -> float:
-    seconds = 0.0
-    with torch.autocast(setting.device.type, dtype=torch.bfloat16, enabled=setting.bf16):
-        for _ in range(2):
-            started = time.perf_counter()
-            encoder.to(setting.device).represent(images.to(setting.device))
-            seconds = time.perf_counter() - started
-    return seconds / len(images)
-
-
 @torch.no_grad()
 def _normalisation(encoder: ImageEncoder, images: Tensor, found: Findings) -> str:
     """Which common normalisation brings the first BatchNorm's input closest to the statistics that it has stored."""
@@ -268,9 +258,8 @@ def _normalisation(encoder: ImageEncoder, images: Tensor, found: Findings) -> st
     best = min(distances, key=lambda name: distances[name])
     if distances[OWN] > 1.5 * distances[best] + 0.1:
         found.hints.append(f"its first BatchNorm expects another normalisation: {best}; set --mean and --std")
-    return (
-        f"the first BatchNorm's input is off by {distances[OWN]:.2f} with {OWN}, by {distances[best]:.2f} with {best}"
-    )
+    other = "" if best == OWN else f", by {distances[best]:.2f} with {best}"
+    return f"the first BatchNorm's input is off by {distances[OWN]:.2f} with {OWN}{other}"
 
 
 def print_findings(found: Findings, console: Console) -> None:

@@ -112,7 +112,7 @@ def plan(prepared: Prepared) -> list[Work]:
                 continue
             views = _views(task, prepared.setting, first=number == 0)
             if subject.encoder is not None and subject.name not in speed:
-                speed[subject.name] = _seconds_per_view(subject, prepared.setting)
+                speed[subject.name] = seconds_per_view(subject, prepared.setting)
             probe = prepared.setting.probing.epochs * prepared.setting.probing.pairs[0] * 5e-5
             work.append(Work(subject, task, views, views * speed.get(subject.name, 3e-4) + probe))
     return work
@@ -125,7 +125,7 @@ def _views(task: Task, setting: Setting, first: bool) -> int:
     return sum(sizes) + (own if first else 0)
 
 
-def _seconds_per_view(subject: Subject, setting: Setting) -> float:
+def seconds_per_view(subject: Subject, setting: Setting) -> float:
     """One timed forward pass after one to warm up."""
     encoder, batch = subject.encoder, subject.batch or 1
     assert encoder is not None
