@@ -30,6 +30,7 @@ class Reconstruction(Baseline):
     """VICReg on the invariant half, cross-attention reconstruction of view 2 from the equivariant half."""
 
     splits_features = True
+    use_of_theta = "unused"
     visible: Tensor
 
     def __init__(self, profile: Profile, encoder: ViTEncoder, query_residual: bool = False) -> None:

@@ -1,7 +1,8 @@
 """SIE: an invariant half, and an equivariant half that a linear map chosen by θ carries from view 1 to view 2.
 
 Garrido, Najman, LeCun, "Self-supervised learning of split invariant equivariant representations", ICML 2023, with
-the weights of its published command (PROTOCOL 1.5) and heads sized for a ViT (PROTOCOL 2.4 #24).
+the weights of its published command (PROTOCOL 1.5) and heads sized for a ViT (PROTOCOL 2.4 #24). Eight rows are for
+transformed images, two for views of 3-D objects.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ WEIGHTS = {
 def transformation_code(views: Views, names: tuple[str, ...]) -> Tensor:
     """The code z of the transformations between the views: (N, K).
 
-    A rotation is (cos, sin), so that W = cos H1 + sin H2 holds the identity at θ = 0; every other parameter is
-    standardised, with a constant 1 appended once. An entry whose transformation was not drawn for a sample is 0.
+    A rotation is (cos, sin), so that W = cos H1 + sin H2 holds the identity at θ = 0, and a pose its quaternion, as
+    SIE has it; every other parameter is standardised, with a constant 1 appended once unless a pose is there. An entry
+    whose transformation was not drawn for a sample is 0.
     """
     columns = []
     for name in names:
@@ -40,11 +42,13 @@ def transformation_code(views: Views, names: tuple[str, ...]) -> Tensor:
         if name == "rotation":
             angle = theta * math.radians(MAX_ANGLE)
             column = torch.cat([angle.cos(), angle.sin()], dim=1)
+        elif name == "pose":
+            column = theta
         else:
             mean, std = (torch.as_tensor(m, dtype=theta.dtype, device=theta.device) for m in standard_moments(name))
             column = (theta - mean) / std
         columns.append(column * known)
-    if names != ("rotation",):
+    if _has_constant(names):
         columns.append(torch.ones_like(columns[0][:, :1]))
     return torch.cat(columns, dim=1)
 
@@ -52,7 +56,12 @@ def transformation_code(views: Views, names: tuple[str, ...]) -> Tensor:
 def code_size(names: tuple[str, ...]) -> int:
     """Number of entries of `transformation_code`."""
     entries = sum(2 if n == "rotation" else len(TRANSFORMATIONS[n].parameters) for n in names)
-    return entries + (names != ("rotation",))
+    return entries + _has_constant(names)
+
+
+def _has_constant(names: tuple[str, ...]) -> bool:
+    """Whether the code needs an entry that is there when all others are 0: a pose's quaternion never is."""
+    return names != ("rotation",) and "pose" not in names
 
 
 class HypernetworkPredictor(nn.Module):
@@ -136,5 +145,7 @@ for _id, _title, _name in [
     ("sie_flip", "SIE(flip)", "flip"),
 ]:
     register_baseline(_id, title=_title, transformations=(_name,))(SIE)
+register_baseline("sie_pose", title="SIE(rot), 3-D", transformations=("pose",))(SIE)
+register_baseline("sie_pose_hues", title="SIE(rot+color), 3-D", transformations=("pose", "hues"))(SIE)
 register_baseline("sie_all", title="SIE(all)")(SIE)
 register_baseline("sie_all_single", title="SIE(all, single each time)", one_at_a_time=True)(SIE)

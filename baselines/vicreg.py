@@ -37,6 +37,8 @@ def vicreg_loss(x: Tensor, y: Tensor, weights: tuple[float, float, float] = SIE_
 class VICReg(Baseline):
     """Joint embedding with variance, invariance and covariance terms on all channels."""
 
+    use_of_theta = "unused"
+
     def __init__(
         self, profile: Profile, encoder: ViTEncoder, weights: tuple[float, float, float] = SIE_WEIGHTS
     ) -> None:

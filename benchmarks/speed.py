@@ -61,7 +61,7 @@ def main() -> None:
 
 def pretraining(row: str, profile: Profile, place: Workplace, steps: int) -> dict[str, float]:
     """Median milliseconds of each part of a step, and the floor's, on the same batches."""
-    module = build(BASELINES.get(row), profile, "headline", 0)
+    module = build(BASELINES.get(row), profile, "headline", 0, 10)
     stream = PairStream(place.setting.dataset, "train", module.method, place.setting.spec, 0)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     wrapped, optimizer = place.fabric.setup(module, optimizer)
@@ -107,7 +107,7 @@ def run_step(row: str, profile: Profile, place: Workplace, steps: int) -> float:
 
 def evaluation(profile: Profile, place: Workplace) -> dict[str, float]:
     """Seconds of the six-task evaluation from an empty store, and of its bare forward passes."""
-    module = build(BASELINES.get("reconstruction"), profile, "headline", 0)
+    module = build(BASELINES.get("reconstruction"), profile, "headline", 0, 10)
     encoder = module.encoder.eval()
     tasks = [TASKS.get(name) for name in regression_tasks()]
     subject = encoder_subject("reconstruction", encoder, weights_sha256(encoder), place.setting, seed=0, command="")

@@ -10,7 +10,7 @@ import torch
 
 from equibench.controls import CONTROLS
 from equibench.encoders.vit import ViTEncoder, view_spec
-from equibench.pretrain.batches import PairStream
+from equibench.pretrain.batches import open_stream
 from equibench.pretrain.loop import build, encode_pair
 from equibench.probes.mlp import FusedProbes
 from equibench.records import Record
@@ -55,9 +55,10 @@ def _time_pretraining(row: str, setting: Setting) -> float:
     """Time two steps on a small batch and scale by the pairs of a run."""
     profile = setting.profile
     batch = min(profile.pretraining.batch, 64)
-    module = build(BASELINES.get(row), profile, setting.variant, 0).to(setting.device)
+    classes = len(setting.dataset.class_names)
+    module = build(BASELINES.get(row), profile, setting.variant, 0, classes).to(setting.device)
     spec = view_spec(setting.variant, profile.image_size)
-    stream = PairStream(setting.dataset, "train", module.method, spec, 0)
+    stream = open_stream(setting.dataset, "train", module.method, spec, 0)
 
     def step() -> None:
         views = stream.batch(0, batch, module.encoder)

@@ -8,7 +8,7 @@ batches, so that memory does not grow with the number of pairs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -142,7 +142,10 @@ class ViewStore:
         return Views(digest, images, None if len(keep) == len(row) else rank[row.ravel()])
 
     def second(self, pairs: Pairs) -> Views:
-        """The views g(I)."""
+        """The views g(I), or the data's own second views; these, too, once where several pairs use them."""
+        if pairs.other is not None:
+            digest = digest_of([pairs.images_sha256, pairs.other.tolist()])
+            return self.first(replace(pairs, image=pairs.other, images_sha256=digest))
         digest = digest_of(["second", pairs.sha256, self.spec.fill, code_sha256("transforms")])
 
         def render(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from equibench.data.datasets import Dataset
+from equibench.data.object_pairs import draw_object_pairs
 from equibench.data.pairs import Pairs, draw_pairs
 from equibench.encoders.vit import ViewSpec, ViTEncoder, view_spec
 from equibench.features import DEFAULT, FeatureStore, Gathered, Views, ViewStore
 from equibench.profiles import MetricSizes, Probing, Profile
 from equibench.task import Task
+from equibench.transforms import TRANSFORMATIONS
 
 Features = NDArray[Any] | Gathered
 
@@ -121,15 +123,14 @@ class Setting:
     def pairs(self, task: Task) -> Pairs:
         """The task's manifest on this data, drawn once."""
         if task not in self._pairs:
-            self._pairs[task] = draw_pairs(
-                self.dataset,
-                task.transformation,
-                self.probing.pairs,
-                task=task.name,
-                version=task.version,
-                repeats=self.repeats,
-            )
+            self._pairs[task] = self._draw(task)
         return self._pairs[task]
+
+    def _draw(self, task: Task) -> Pairs:
+        data, name, sizes = self.dataset, task.transformation, self.probing.pairs
+        if TRANSFORMATIONS[name].observed:
+            return draw_object_pairs(data, name, sizes, task=task.name, version=task.version)
+        return draw_pairs(data, name, sizes, task=task.name, version=task.version, repeats=self.repeats)
 
     def encode(self, subject: Subject, views: Views, layers: Sequence[str] | None = None) -> dict[str, Features]:
         """A subject's features of these views, by layer: from the store, else from one forward pass."""

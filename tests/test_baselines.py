@@ -6,16 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from equibench.baselines.reconstruction import Reconstruction, patches_of
+from object_data import with_objects
 from torch import Tensor, nn
 
 from equibench.data.datasets import Dataset
 from equibench.encoders.vit import Tokens, view_spec, weights_sha256
 from equibench.pretrain.baseline import TokenPair, Views
-from equibench.pretrain.batches import PairStream
+from equibench.pretrain.batches import open_stream
 from equibench.pretrain.decoder import CrossAttentionDecoder
 from equibench.pretrain.loop import TrainingStep, build, encode_pair
 from equibench.profiles import PROFILES, get_profile
 from equibench.registry import BASELINES
+from equibench.transforms import TRANSFORMATIONS
 
 TINY = get_profile("tiny")
 NAMES = BASELINES.names()
@@ -24,12 +26,13 @@ STEPS = 60
 
 
 def started(name: str, seed: int = 0) -> TrainingStep:
-    return build(BASELINES.get(name), TINY, "headline", seed).train()
+    return build(BASELINES.get(name), TINY, "headline", seed, 10).train()
 
 
 def batch_of(step: TrainingStep, dataset: Dataset, count: int = 32) -> Views:
-    stream = PairStream(dataset, "train", step.method, view_spec("headline", 32), seed=0)
-    return stream.batch(0, count, step.encoder)
+    if any(TRANSFORMATIONS[name].observed for name in step.method.transformations):
+        dataset = with_objects(dataset)
+    return open_stream(dataset, "train", step.method, view_spec("headline", 32), seed=0).batch(0, count, step.encoder)
 
 
 def fit(step: TrainingStep, views: Views, steps: int) -> dict[str, float]:

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from equibench.pretrain.baseline import Views, gather
 from equibench.pretrain.losses import covariance, full_precision, invariance, masked_pixel_mse, variance
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms import BUILT_IN, TRANSFORMATIONS
 
 Array = np.ndarray
-ALL = tuple(TRANSFORMATIONS)
+ALL = BUILT_IN
 
 
 def arrays(count: int, *shape: int, seed: int = 0) -> list[Array]:
@@ -194,6 +194,20 @@ def test_code_of_what_was_not_drawn_is_zero() -> None:
     for row in range(6):
         mine = torch.from_numpy(np.append(owner == row, True))
         assert torch.equal(code[row], torch.where(mine, everything[row], 0.0))
+
+
+def test_code_of_a_pose_is_its_quaternion_and_nothing_else() -> None:
+    q = np.array([[0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 1.0]])
+    assert code_size(("pose",)) == 4
+    code = transformation_code(views_with({"pose": coded("pose", q)}), ("pose",))
+    np.testing.assert_allclose(code, q)
+    with_hues = transformation_code(
+        views_with({"pose": coded("pose", q), "hues": coded("hues", np.array([[0.5, 0.0], [0.0, -0.5]]))}),
+        ("pose", "hues"),
+    )
+    assert with_hues.shape == (2, code_size(("pose", "hues"))) == (2, 6)
+    # differences of two uniform hues have a variance of 1/6
+    np.testing.assert_allclose(with_hues[:, 4:], np.array([[0.5, 0.0], [0.0, -0.5]]) * np.sqrt(6), atol=0.02)
 
 
 def test_predictor_is_a_weighted_sum_of_matrices() -> None:

@@ -26,7 +26,7 @@ from equibench.errors import UserError
 from equibench.pretrain.baseline import Baseline, Views
 from equibench.pretrain.batches import PairStream
 from equibench.profiles import get_profile
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms import BUILT_IN, TRANSFORMATIONS
 
 TINY = get_profile("tiny")
 SIZES = (40, 6, 10)
@@ -200,7 +200,7 @@ def test_views_without_disc_are_black_where_nothing_is_known(solids_dataset: Dat
 
 def test_one_at_a_time_applies_what_known_says_and_nothing_else(solids_dataset: Dataset, encoder: ViTEncoder) -> None:
     views = stream(solids_dataset, single=True).batch(0, 128, encoder)
-    known = torch.stack([views.known[name] for name in TRANSFORMATIONS])
+    known = torch.stack([views.known[name] for name in BUILT_IN])
     assert (known.sum(dim=0) == 1).all()
     assert (known.sum(dim=1) > 8).all(), "each of the six gets its share"
     # rotations by torchvision, on the pairs said to be rotated: what is shown is a rotation alone
@@ -219,4 +219,4 @@ def test_one_at_a_time_applies_what_known_says_and_nothing_else(solids_dataset: 
 def test_all_at_once_are_all_known(solids_dataset: Dataset, encoder: ViTEncoder) -> None:
     views = stream(solids_dataset).batch(0, 16, encoder)
     assert all(bool(flags.all()) for flags in views.known.values())
-    assert list(views.theta) == list(TRANSFORMATIONS)
+    assert list(views.theta) == list(BUILT_IN)

@@ -113,7 +113,7 @@ def test_a_good_file_registers_its_baselines(tmp_path: Path) -> None:
     entry = BASELINES.get("mine")
     assert (entry.name, entry.title, entry.splits_features) == ("mine", "My method", True)
     assert entry.description == "One line about it."
-    method = build(entry, get_profile("tiny"), "headline", 0).method
+    method = build(entry, get_profile("tiny"), "headline", 0, 10).method
     assert method.factor == 3.0
     assert load_baseline_file(str(path)) == ["mine"], "a second time is no error"
 

@@ -43,10 +43,15 @@ FOLDER_PIXELS = 224  # side of the images of a folder, unless told
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and their labels; both arrays are memory-mapped and read-only."""
+    """Images and their labels; the arrays are memory-mapped and read-only.
+
+    Data in which several pictures show one object bring along what differs between these: `latents` and `objects`.
+    """
 
     images: np.ndarray  # (N, 3, H, W) uint8
     labels: np.ndarray  # (N,) int64, an index into the dataset's class names
+    latents: np.ndarray | None = None  # (N, 7) float64, see `transforms.observed`
+    objects: np.ndarray | None = None  # (N,) int64, which object; the views of one stand together
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class Dataset:
     class_names: tuple[str, ...]  # () where the data have no labels; these are then all 0
     sha256: str  # digest of the content: dtype, shape and bytes of the four arrays
     validation: int = 0  # how many images at the end of `train` are the data's own validation set; 0 if it has none
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether pairs of views come with the data instead of being made by a transformation."""
+        return self.train.objects is not None
 
 
 def load_dataset(

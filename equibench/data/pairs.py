@@ -44,15 +44,47 @@ def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
     never pretrained on (PROTOCOL 2.4 #26).
     """
     test = np.arange(len(dataset.test.labels))
+    if dataset.train.objects is not None:
+        return {**_split_objects(np.asarray(dataset.train.objects), np.asarray(dataset.train.labels)), "test": test}
     if dataset.validation:
         border = len(dataset.train.labels) - dataset.validation
         return {"train": np.arange(border), "val": np.arange(border, len(dataset.train.labels)), "test": test}
-    labels = np.asarray(dataset.train.labels)
-    every_class = np.bincount(labels).min() * VALIDATION_SHARE >= 1  # else a class would be missing on one side
-    train, val = train_test_split(
-        np.arange(len(labels)), test_size=VALIDATION_SHARE, random_state=0, stratify=labels if every_class else None
+    train, val = _stratified(np.asarray(dataset.train.labels), VALIDATION_SHARE)
+    return {"train": train, "val": val, "test": test}
+
+
+def known_indices(dataset: Dataset, share: float) -> NDArray[np.int64]:
+    """The share of the training split whose transformations count as known (P1 Table 3): stratified, seed 0.
+
+    Of data with objects, that share of the objects.
+    """
+    train = split_indices(dataset)["train"]
+    if share >= 1:
+        return train
+    if dataset.train.objects is None:
+        return train[_stratified(np.asarray(dataset.train.labels)[train], share)[1]]
+    objects = np.asarray(dataset.train.objects)[train]
+    return train[_split_objects(objects, np.asarray(dataset.train.labels)[train], share)["val"]]
+
+
+def _split_objects(
+    objects: NDArray[np.int64], labels: NDArray[np.int64], share: float = VALIDATION_SHARE
+) -> dict[str, NDArray[np.int64]]:
+    """Rows of which all views of an object are on one side."""
+    names, first = np.unique(objects, return_index=True)
+    _, apart = _stratified(labels[first], share)
+    side = np.isin(objects, names[apart])
+    return {"train": np.flatnonzero(~side), "val": np.flatnonzero(side)}
+
+
+def _stratified(labels: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows in two parts, the second of about that share, each class in proportion where it has enough rows."""
+    counts = np.bincount(labels)
+    every_class = counts[counts > 0].min() * share >= 1  # else a class would be missing on one side
+    rest, part = train_test_split(
+        np.arange(len(labels)), test_size=share, random_state=0, stratify=labels if every_class else None
     )
-    return {"train": np.sort(train), "val": np.sort(val), "test": test}
+    return np.sort(rest), np.sort(part)
 
 
 @dataclass(frozen=True)
@@ -67,6 +99,8 @@ class Pairs:
         sha256: digest of everything above and below, of the data and of the task's name and version.
         images_sha256: digest of which images of which data: equal for tasks that share their first views.
         then: (N, P) θ of a second step, after the first one; None where there is one step.
+        other: (N,) index of the second view, where it is a picture of the data's own and not computed from the first.
+        cluster: so many test pairs that follow each other show one object, and are resampled together.
     """
 
     transformation: str
@@ -76,6 +110,8 @@ class Pairs:
     sha256: str
     images_sha256: str
     then: NDArray[np.float64] | None = None
+    other: NDArray[np.int64] | None = None
+    cluster: int = 1
 
     def rows(self, split: str) -> slice:
         start = sum(self.sizes[: SPLITS.index(split)])

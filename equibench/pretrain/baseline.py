@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,17 @@ from equibench.registry import BASELINES
 from equibench.transforms import BUILT_IN
 
 ALL = BUILT_IN
+UseOfTheta = Literal["required", "optional", "unused"]
+
+
+class Theta(dict[str, Tensor]):
+    """θ by transformation; asking for one that does not stand between the views says so."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(
+            f"the method asks for θ of {name!r}, but between these views there are {', '.join(self) or 'none'}",
+            "choose a method for these data, or name what it needs in its `transformations`",
+        )
 
 
 @dataclass  # not frozen: Fabric moves the tensors of a batch in place
@@ -28,7 +39,8 @@ class Views:
 
     Attributes:
         v1, v2: (N, 3, S, S) normalised views, 0 outside the mask; v1 = I and v2 = g(I).
-        theta: coded parameters (N, P) of each transformation between them, in the regression targets' coding.
+        theta: coded parameters (N, P) of each transformation between them, in the regression targets' coding. Where
+            the data bring views of objects along, these are "pose" and "hues" whatever the method.
         known: (N,) bool by transformation: whether a method may look at this sample's θ.
         mask: (S, S) 1 where a pixel is visible.
         labels: (N,) class labels, where the data have any.
@@ -60,11 +72,16 @@ class Baseline(nn.Module):
         splits_features: whether it trains an invariant and an equivariant half; if so both are scored alone as well.
         transformations: what stands between the two views.
         one_at_a_time: draw one of the transformations per sample instead of composing all.
+        use_of_theta: where θ is known for some images only (P1 Table 3), "required" trains on these alone, "optional"
+            on all, with `Views.known` to tell them apart, and "unused" says that it does not matter what is known.
+        uses_labels: whether it is supervised; `__init__` then gets the number of `classes` too.
     """
 
     splits_features = False
     transformations: tuple[str, ...] = ALL
     one_at_a_time = False
+    use_of_theta: UseOfTheta = "required"
+    uses_labels = False
 
     def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
         super().__init__()
@@ -86,16 +103,18 @@ class BaselineEntry:
     """A registered method: a row of a table.
 
     Attributes:
-        build: (profile, encoder) -> the method.
-        splits_features, transformations: see `Baseline`.
+        build: (profile, encoder, number of classes) -> the method.
+        splits_features, transformations, use_of_theta, uses_labels: see `Baseline`.
         source_sha256: digest of the source file and the settings, so that a changed method is trained again.
     """
 
     name: str
     title: str
-    build: Callable[[Profile, ViTEncoder], Baseline]
+    build: Callable[[Profile, ViTEncoder, int], Baseline]
     splits_features: bool
     transformations: tuple[str, ...]
+    use_of_theta: UseOfTheta
+    uses_labels: bool
     description: str
     source_sha256: str
 
@@ -121,14 +140,21 @@ def register_baseline(name: str, title: str | None = None, **settings: object) -
         if method.loss is Baseline.loss:
             raise UserError(f"{name!r}: {method.__name__} has no loss", "define loss(self, views, tokens)")
         description = (method.__doc__ or "").strip().split("\n")[0]
+
+        def build(profile: Profile, encoder: ViTEncoder, classes: int) -> Baseline:
+            own: dict[str, Any] = {"classes": classes} if method.uses_labels else {}
+            return method(profile, encoder, **settings, **own)
+
         BASELINES.add(
             name,
             BaselineEntry(
                 name=name,
                 title=title or name,
-                build=lambda profile, encoder: method(profile, encoder, **settings),
+                build=build,
                 splits_features=method.splits_features,
                 transformations=settings.get("transformations", method.transformations),  # type: ignore[arg-type]
+                use_of_theta=method.use_of_theta,
+                uses_labels=method.uses_labels,
                 description=description,
                 source_sha256=_source_sha256(method, settings),
             ),

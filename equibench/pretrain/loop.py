@@ -33,7 +33,7 @@ from equibench.files import (
     write_text,
 )
 from equibench.pretrain.baseline import Baseline, BaselineEntry, TokenPair, Views
-from equibench.pretrain.batches import PairStream
+from equibench.pretrain.batches import ObjectStream, PairStream, open_stream
 from equibench.profiles import Profile
 from equibench.version import code_sha256
 
@@ -73,10 +73,14 @@ def encode_pair(encoder: ViTEncoder, views: Views) -> TokenPair:
     return TokenPair(Tokens(both.cls[:n], both.patches[:n]), Tokens(both.cls[n:], both.patches[n:]))
 
 
-def build(entry: BaselineEntry, profile: Profile, variant: str, seed: int) -> TrainingStep:
-    """Encoder and method, initialised from the seed; every method starts from the same encoder."""
+def build(entry: BaselineEntry, profile: Profile, variant: str, seed: int, classes: int) -> TrainingStep:
+    """Encoder and method, initialised from the seed; every method starts from the same encoder.
+
+    Args:
+        classes: of the data, for a supervised method.
+    """
     encoder = build_encoder(profile, variant, seed)
-    return TrainingStep(encoder, entry.build(profile, encoder))
+    return TrainingStep(encoder, entry.build(profile, encoder, classes))
 
 
 def build_encoder(profile: Profile, variant: str, seed: int) -> ViTEncoder:
@@ -85,7 +89,9 @@ def build_encoder(profile: Profile, variant: str, seed: int) -> ViTEncoder:
     return ViTEncoder(profile.encoder, profile.image_size, view_spec(variant, profile.image_size))
 
 
-def recipe(entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: str, seed: int) -> dict[str, Any]:
+def recipe(
+    entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: str, seed: int, known: float = 1.0
+) -> dict[str, Any]:
     """Everything that a run's result depends on, but for the machine's rounding."""
     return {
         "baseline": entry.name,
@@ -98,7 +104,8 @@ def recipe(entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: st
         "data_sha256": dataset.sha256,
         "variant": variant,
         "seed": seed,
-        "code": code_sha256("encoders/vit.py", "pretrain", "transforms", "data/pairs.py"),
+        "known": 1.0 if entry.use_of_theta == "unused" else known,
+        "code": code_sha256("encoders/vit.py", "pretrain", "transforms", "data/pairs.py", "data/object_pairs.py"),
     }
 
 
@@ -134,6 +141,7 @@ def pretrain(
     *,
     variant: str = "headline",
     seed: int = 0,
+    known: float = 1.0,
     fabric: Fabric | None = None,
     report: Report | None = None,
 ) -> Run:
@@ -143,23 +151,24 @@ def pretrain(
         entry: the method.
         dataset: images; the validation tenth of its training set is only looked at for diagnostics.
         folder: where the run is kept. What lies there from another recipe is replaced.
-        variant: "headline" or "paper_like" views.
+        variant: "headline" or "paper_like" views; "rendered" for data that bring their views along.
+        known: of which share of the training images θ is known (P1 Table 3).
         report: called at every log line with (steps done, steps in all, scalars).
 
     Raises:
         UserError: the folder cannot be written, or the loss is not finite.
     """
     fabric = fabric or start_fabric()
-    digest = digest_of(recipe(entry, profile, dataset, variant, seed))
+    digest = digest_of(recipe(entry, profile, dataset, variant, seed, known))
     finished = finished_run(profile, folder, variant, seed, digest)
     if finished:
         return finished
     writable_folder(folder)
-    step_module = build(entry, profile, variant, seed)
+    step_module = build(entry, profile, variant, seed, len(dataset.class_names))
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
     streams = {
-        split: PairStream(dataset, split, step_module.method, view_spec(variant, profile.image_size), seed)
+        split: open_stream(dataset, split, step_module.method, view_spec(variant, profile.image_size), seed, known)
         for split in ("train", "val")
     }
     trainer = _Trainer(fabric, step_module, profile, streams, folder, digest, report)
@@ -180,7 +189,7 @@ class _Trainer:
         fabric: Fabric,
         module: TrainingStep,
         profile: Profile,
-        streams: dict[str, PairStream],
+        streams: dict[str, PairStream | ObjectStream],
         folder: Path,
         digest: str,
         report: Report | None,

@@ -10,8 +10,10 @@ from equibench.transforms.families import (
     transform_sequence,
     visible_disc,
 )
+from equibench.transforms.observed import BETWEEN
 
 __all__ = [
+    "BETWEEN",
     "BUILT_IN",
     "TRANSFORMATIONS",
     "Transformation",

@@ -52,6 +52,8 @@ class Transformation:
         inverse: θ (N, P) -> the θ of the inverse transformation; None where there is none.
         periods: by parameter, after what change of it g is the same again; 0 where never. () means never for all.
         discrete: whether θ has no values between the identity and a drawn one.
+
+    One with neither matrix nor pixels is observed: data bring both views along, and `draw` tells how θ is distributed.
     """
 
     name: str
@@ -67,6 +69,11 @@ class Transformation:
     inverse: Callable[[Array], Array] | None = None
     periods: tuple[float, ...] = ()
     discrete: bool = False
+
+    @property
+    def observed(self) -> bool:
+        """Whether it cannot be applied, but stands between pictures that the data bring along."""
+        return self.matrix is None and self.pixels is None
 
     def encode(self, theta: Array, size: int) -> Array:
         """θ (N, P) -> regression targets (N, P)."""
@@ -255,9 +262,9 @@ def transform_sequence(
         return geometry.warp(images, matrix.to(images.dtype), fill)
 
     for theta in steps:
-        unknown = set(theta) - set(TRANSFORMATIONS)
-        if unknown:
-            raise KeyError(f"unknown transformations {sorted(unknown)}; known: {list(TRANSFORMATIONS)}")
+        known = [name for name, one in TRANSFORMATIONS.items() if not one.observed]
+        if unknown := set(theta) - set(known):
+            raise KeyError(f"transformations {sorted(unknown)} cannot be applied; known: {known}")
         for name, transformation in TRANSFORMATIONS.items():
             if name not in theta:
                 continue

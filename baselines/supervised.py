@@ -1,0 +1,39 @@
+"""Supervised training: the labels of both views, and nothing about what lies between them (PROTOCOL 2.4 #25)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, cat, nn
+
+from equibench.encoders.vit import ViTEncoder
+from equibench.pretrain.baseline import Baseline, TokenPair, Views, register_baseline
+from equibench.profiles import Profile
+
+LABEL_SMOOTHING = 0.1
+"""As in DeiT's recipe, which the baseline's architecture is taken from."""
+
+
+@register_baseline("supervised", title="Supervised")
+class Supervised(Baseline):
+    """Cross-entropy of a linear classifier on the representations of both views."""
+
+    # it reads no θ, but P1 trains it, like SIE, on the part of the data whose transformations are known
+    use_of_theta = "required"
+    uses_labels = True
+
+    def __init__(self, profile: Profile, encoder: ViTEncoder, classes: int) -> None:
+        super().__init__(profile, encoder)
+        self.classifier = nn.Linear(self.features, classes)
+
+    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+        logits, labels = self._logits(views, tokens)
+        return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING)}
+
+    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+        """Top-1 accuracy on both views."""
+        logits, labels = self._logits(views, tokens)
+        return {"top1": (logits.argmax(dim=1) == labels).float().mean()}
+
+    def _logits(self, views: Views, tokens: TokenPair) -> tuple[Tensor, Tensor]:
+        assert views.labels is not None
+        return self.classifier(cat([tokens.v1.mean, tokens.v2.mean])), views.labels.repeat(2)
