@@ -58,16 +58,15 @@ def between_views(
 ) -> Pairs:
     """The manifest of pairs of the data's own views, split after split, with θ from their latents."""
     train, val, test = sizes
-    theta, start = [], 0
+    theta: list[NDArray[np.float64]] = []
+    start = 0
     for split, count in zip(SPLITS, sizes, strict=True):
         rows, latents = slice(start, start + count), image_source(dataset, split).latents
         assert latents is not None
         theta.append(BETWEEN[transformation](np.asarray(latents[first[rows]]), np.asarray(latents[second[rows]])))
         start += count
-    pairs = make_pairs(
-        dataset, transformation, first, np.round(np.concatenate(theta), DECIMALS), (train, val, test),
-        task=task, version=version,
-    )  # fmt: skip
+    rounded: NDArray[np.float64] = np.round(np.concatenate(theta), DECIMALS)
+    pairs = make_pairs(dataset, transformation, first, rounded, (train, val, test), task=task, version=version)
     digest = hashlib.sha256(pairs.sha256.encode() + second.astype("<i8").tobytes())
     return replace(pairs, other=second, cluster=cluster, sha256=digest.hexdigest())
 
