@@ -65,7 +65,7 @@ def between_views(
         assert latents is not None
         theta.append(BETWEEN[transformation](np.asarray(latents[first[rows]]), np.asarray(latents[second[rows]])))
         start += count
-    rounded: NDArray[np.float64] = np.round(np.concatenate(theta), DECIMALS)
+    rounded: NDArray[np.float64] = np.round(np.concatenate(theta), DECIMALS)  # type: ignore[assignment]
     pairs = make_pairs(dataset, transformation, first, rounded, (train, val, test), task=task, version=version)
     digest = hashlib.sha256(pairs.sha256.encode() + second.astype("<i8").tobytes())
     return replace(pairs, other=second, cluster=cluster, sha256=digest.hexdigest())

@@ -93,6 +93,7 @@ def recipe(
     entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: str, seed: int, known: float = 1.0
 ) -> dict[str, Any]:
     """Everything that a run's result depends on, but for the machine's rounding."""
+    pairs = ("data/pairs.py", "data/object_pairs.py") if dataset.has_objects else ("data/pairs.py",)
     return {
         "baseline": entry.name,
         "source": entry.source_sha256,
@@ -105,7 +106,7 @@ def recipe(
         "variant": variant,
         "seed": seed,
         "known": 1.0 if entry.use_of_theta == "unused" else known,
-        "code": code_sha256("encoders/vit.py", "pretrain", "transforms", "data/pairs.py", "data/object_pairs.py"),
+        "code": code_sha256("encoders/vit.py", "pretrain", "transforms", *pairs),
     }
 
 
