@@ -31,7 +31,15 @@ from equibench.runner import (
     plan,
     pretrain_row,
 )
-from equibench.tables import TableDefinition, load_certificates, load_definition, table_frame, table_names
+from equibench.tables import (
+    Column,
+    TableDefinition,
+    columns_of,
+    load_certificates,
+    load_definition,
+    table_frame,
+    table_names,
+)
 from equibench.task import Task
 from equibench.workers import carry_out_in_parallel, default_jobs
 from equibench.workplace import Order, Workplace, one_thread, open_workplace
@@ -52,7 +60,7 @@ class TableResult:
 
     definition: TableDefinition
     rows: list[str]
-    tasks: list[Task]
+    columns: list[Column]
     seeds: list[int]
     place: Workplace
     frame: pd.DataFrame
@@ -66,11 +74,15 @@ class _Request:
 
     definition: TableDefinition
     rows: list[str]
-    columns: list[str]
-    tasks: list[Task]
+    columns: list[Column]
     seeds: list[int]
     place: Workplace
     complete: bool
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The columns' tasks, each once."""
+        return list(dict.fromkeys(column.task for column in self.columns))
 
 
 def list_names(kind: str) -> list[tuple[str, str]]:
@@ -87,7 +99,7 @@ def list_names(kind: str) -> list[tuple[str, str]]:
         return rows + [(c.name, f"control: {c.description}") for c in CONTROLS.values()]
     if kind == "tables":
         definitions = [load_definition(name) for name in table_names()]
-        return [(d.name, f"{len(d.rows)} rows x {len(d.columns)} tasks") for d in definitions]
+        return [(d.name, f"{d.title}: {len(d.rows)} rows x {len(d.columns)} columns") for d in definitions]
     if kind == "profiles":
         return [(p.name, p.title) for p in PROFILES.values()]
     if kind == "metrics":
@@ -110,6 +122,7 @@ def table(
     devices: int = 1,
     jobs: int | None = 1,
     runs: str | Path = RUNS,
+    skip_bad: bool = False,
     out: str | Path | None = None,
     console: Console | None = None,
 ) -> TableResult:
@@ -127,16 +140,18 @@ def table(
         jobs: units worked on side by side, one thread each; None for as many as cores, or one on a GPU. More than
             one starts processes, for which a script needs the usual `if __name__ == "__main__":`.
         runs: folder for work in progress.
-        out: folder for the results; by default results/<profile>, below it paper_like for that variant, and
-            partial where rows or columns are narrowed.
+        skip_bad: leave out images that cannot be read, views without latents, annotations that do not fit; each record
+            counts them.
+        out: folder for the results; by default results/<profile>/<name>, with -paper_like for that variant, and below
+            it partial where rows or columns are narrowed.
         console: where progress is shown.
 
     Raises:
         UserError: a name, file, folder or device is wrong.
     """
-    order = _order(profile, variant, data_root, device, devices, runs, baseline_files)
+    order = _order(profile, variant, data_root, device, devices, runs, baseline_files, skip_bad)
     request = _resolve(name, order, rows, columns, seeds)
-    folder = Path(out) if out else _results_folder(profile, variant, request.complete)
+    folder = Path(out) if out else _results_folder(request)
     writable_folder(folder)
     place = request.place
     units = plan(request.rows, request.tasks, request.seeds, place)
@@ -146,12 +161,12 @@ def table(
     return _write(request, folder)
 
 
-def _results_folder(profile: str, variant: str, complete: bool) -> Path:
+def _results_folder(request: _Request) -> Path:
     """Apart from the complete headline table, every kind has a folder of its own, so that none replaces another."""
-    folder = RESULTS / profile
-    if variant != "headline":
-        folder /= variant
-    return folder if complete else folder / "partial"
+    order = request.place.order
+    name = request.definition.name + (f"-{order.variant}" if order.variant != "headline" else "")
+    folder = RESULTS / order.profile.name / name
+    return folder if request.complete else folder / "partial"
 
 
 def _work(units: list[Unit], place: Workplace, jobs: int, console: Console | None) -> None:
@@ -180,9 +195,10 @@ def plan_table(
     device: str = "auto",
     jobs: int | None = 1,
     runs: str | Path = RUNS,
+    skip_bad: bool = False,
 ) -> Plan:
     """What `table` would do with the same arguments, with an estimate of the seconds; nothing is run or written."""
-    order = _order(profile, variant, data_root, device, 1, runs, baseline_files)
+    order = _order(profile, variant, data_root, device, 1, runs, baseline_files, skip_bad)
     request = _resolve(name, order, rows, columns, seeds)
     units = plan(request.rows, request.tasks, request.seeds, request.place)
     jobs = jobs or default_jobs(request.place)
@@ -236,6 +252,7 @@ def _order(
     devices: int,
     runs: str | Path,
     baseline_files: Sequence[str | Path],
+    skip_bad: bool = False,
 ) -> Order:
     return Order(
         profile=get_profile(profile),
@@ -245,6 +262,7 @@ def _order(
         devices=devices,
         runs=Path(runs),
         baseline_files=tuple(Path(file) for file in baseline_files),
+        skip_bad=skip_bad,
     )
 
 
@@ -253,23 +271,18 @@ def _resolve(
 ) -> _Request:
     added = [row for file in order.baseline_files for row in load_baseline_file(file)]
     definition = load_definition(name)
-    all_rows = [*definition.rows, *(r for r in added if r not in definition.rows), *CONTROLS]
+    chosen_columns = columns_of(_choose("column", columns, definition.columns))
+    families = {column.task.family for column in chosen_columns}
+    controls = [c.name for c in CONTROLS.values() if c.has_encoder or families & set(c.families)]
+    all_rows = [*definition.rows, *(r for r in added if r not in definition.rows), *controls]
     chosen_rows = _choose("row", rows, all_rows)
     if rows is not None:  # a narrowed table keeps the controls that its cells are judged by
-        chosen_rows = [r for r in all_rows if r in {*chosen_rows, *added, *CONTROLS}]
-    chosen_columns = _choose("column", columns, definition.columns)
+        chosen_rows = [r for r in all_rows if r in {*chosen_rows, *added, *controls}]
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"seeds must be distinct numbers from 0 on, not {list(seeds)}", "for example --seeds 0,1,2")
-    place = open_workplace(replace(order, table=str(name)))
-    return _Request(
-        definition,
-        chosen_rows,
-        chosen_columns,
-        [TASKS.get(c) for c in chosen_columns],
-        list(seeds),
-        place,
-        rows is None and columns is None,
-    )
+    place = open_workplace(replace(order, table=str(name), data=definition.data, known=definition.known))
+    complete = rows is None and columns is None
+    return _Request(definition, chosen_rows, chosen_columns, list(seeds), place, complete)
 
 
 def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> list[str]:
@@ -284,23 +297,16 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
 def _write(request: _Request, folder: Path) -> TableResult:
     """The table's files: CSV, markdown, the records behind them, and how each pretraining run ended."""
     place = request.place
-    records = current_records(request.rows, request.tasks, request.seeds, place)
-    frame = table_frame(request.definition, request.rows, request.columns, records)
-    text = markdown_table(
-        request.definition,
-        request.rows,
-        request.tasks,
-        records,
-        place.setting,
-        request.seeds,
-        load_certificates(),
-    )
-    name = request.definition.name
+    definition, rows, columns, seeds = request.definition, request.rows, request.columns, request.seeds
+    records = current_records(rows, request.tasks, seeds, place)
+    frame = table_frame(definition, rows, [column.name for column in columns], records)
+    text = markdown_table(definition, rows, columns, records, place.setting, seeds, load_certificates())
+    name = definition.name
     files = [folder / f for f in (f"{name}.csv", f"{name}.md", "records.jsonl", "pretraining.jsonl")]
-    logs = final_log_lines(request.rows, request.seeds, place)
+    logs = final_log_lines(rows, seeds, place)
     if place.fabric.is_global_zero:
         write_text(files[0], frame.to_csv(index=False))
         write_text(files[1], text)
         write_records(files[2], records)
         write_text(files[3], "".join(json.dumps(line) + "\n" for line in logs))
-    return TableResult(request.definition, request.rows, request.tasks, request.seeds, place, frame, records, files)
+    return TableResult(definition, rows, columns, seeds, place, frame, records, files)

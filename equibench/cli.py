@@ -25,6 +25,7 @@ from equibench.cli_options import (
     Jobs,
     ProfileOption,
     Runs,
+    SkipBad,
     Variant,
     names,
     whole_numbers,
@@ -77,7 +78,8 @@ def table(
     devices: Devices = 1,
     jobs: Jobs = None,
     runs: Runs = Path("runs"),
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROFILE.")] = None,
+    skip_bad: SkipBad = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROFILE/NAME.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the units and their time; run nothing.")] = False,
 ) -> None:
     """Bring a table up to date: pretrain and score what is missing, print it, write it."""
@@ -95,6 +97,7 @@ def table(
         "device": device,
         "jobs": jobs,
         "runs": runs,
+        "skip_bad": skip_bad,
     }
     console = Console()
     if dry_run:
@@ -103,7 +106,7 @@ def table(
     result = api.table(name, **selection, devices=devices, out=out)  # type: ignore[arg-type]
     if result.place.fabric.is_global_zero:
         setting = result.place.setting
-        print_table(result.definition, result.rows, result.tasks, result.records, setting, result.seeds, console)
+        print_table(result.definition, result.rows, result.columns, result.records, setting, result.seeds, console)
         console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
 
 

@@ -16,7 +16,7 @@ BaselineFiles = Annotated[
 ]
 Variant = Annotated[str, typer.Option(help="Views: headline (mirrored fill, disc) or paper_like (black fill).")]
 DataRoot = Annotated[
-    Path | None, typer.Option(help="Folder that holds CIFAR-10; else $EQUIBENCH_DATA, the cache, a download.")
+    Path | None, typer.Option(help="Folder that holds the data sets; else $EQUIBENCH_DATA, the cache, a download.")
 ]
 Data = Annotated[str, typer.Option(help="cifar10, solids, or a folder of images.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -25,6 +25,9 @@ Jobs = Annotated[
     int | None, typer.Option(min=1, help="Units worked on side by side, one thread each; as many as cores on a CPU.")
 ]
 Runs = Annotated[Path, typer.Option(help="Folder for work in progress: checkpoints, features, the journal.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and count it in the records.")
+]
 Places = Annotated[
     list[Path], typer.Option("--in", help="Folder with records and predictions; may be repeated.", show_default=True)
 ]

@@ -1,6 +1,7 @@
 """Control rows: what a table's numbers must be held against (PROTOCOL 2.4 #32).
 
-constant: always the training mean; its R² is 0, its pooled R² the floor of the published version.
+constant: always the training mean; its R² is 0, its pooled R² the floor of the published version. Where classes are
+    asked for, the most frequent one.
 pixels: principal components of each view's visible pixels, through the same probe.
 image_statistics: mean, standard deviation and gradient energy of each channel, through the same probe.
 random_init: the table's encoder before any training.
@@ -9,7 +10,7 @@ oracle: the parameters themselves with a little noise; it shows that the pipelin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,21 +36,27 @@ LARGEST_SIDE, POOLED_SIDE = 64, 32
 
 @dataclass(frozen=True)
 class Control:
-    """A row that no pretraining stands behind."""
+    """A row that no pretraining stands behind; `families` are those that it says something about."""
 
     name: str
     title: str
     has_encoder: bool
     description: str
+    families: tuple[str, ...] = ("regression",)
 
 
+PROBED, GUESSED = ("regression", "classification"), ("regression", "classification", "segmentation")
 CONTROLS = {
     c.name: c
     for c in [
         Control("random_init", "random init", True, "the same encoder, untrained"),
-        Control("pixels", "pixels (512 PCs)", False, "principal components of each view through the same probe"),
-        Control("image_statistics", "image statistics", False, "mean, std, gradient energy through the same probe"),
-        Control("constant", "constant", False, "the training mean, whatever the image"),
+        Control(
+            "pixels", "pixels (512 PCs)", False, "principal components of each view through the same probe", PROBED
+        ),
+        Control(
+            "image_statistics", "image statistics", False, "mean, std, gradient energy through the same probe", PROBED
+        ),
+        Control("constant", "constant", False, "the training mean or most frequent class, whatever the image", GUESSED),
         Control("oracle", "oracle", False, "the parameters with 5 % noise through the same probe"),
     ]
 }
@@ -63,11 +70,22 @@ def pixel_features(first: Views, second: Views, train: slice, spec: ViewSpec) ->
     Images of more than 64 px are averaged down to 32 px first, for which a covariance matrix can still be had.
     """
     flat_first, flat_second = _of_pairs(first, _visible_pixels, spec), _of_pairs(second, _visible_pixels, spec)
-    fit = np.concatenate([flat_first[train], flat_second[train]])
-    # with few pairs, components beyond a quarter of them are noise that standardising would blow up
-    components = min(COMPONENTS, len(fit) // 8, fit.shape[1])
-    pca = PCA(components, svd_solver="covariance_eigh").fit(fit)
+    pca = _components(np.concatenate([flat_first[train], flat_second[train]]))
     return pca.transform(flat_first), pca.transform(flat_second)
+
+
+def single_features(control: str, parts: Mapping[str, Views], spec: ViewSpec) -> dict[str, Array]:
+    """Features by split where one image is looked at and not a pair: of "pixels" or of "image_statistics"."""
+    if control == "image_statistics":
+        return {split: _of_pairs(views, _statistics, spec) for split, views in parts.items()}
+    flat = {split: _of_pairs(views, _visible_pixels, spec) for split, views in parts.items()}
+    pca = _components(flat["train"])
+    return {split: pca.transform(pixels) for split, pixels in flat.items()}
+
+
+def _components(fit: Array) -> PCA:
+    # with few images, components beyond an eighth of them are noise that standardising would blow up
+    return PCA(min(COMPONENTS, max(1, len(fit) // 8), fit.shape[1]), svd_solver="covariance_eigh").fit(fit)
 
 
 def statistics_features(first: Views, second: Views, spec: ViewSpec) -> tuple[Array, Array]:

@@ -51,7 +51,7 @@ def evaluation_digest(subject: Subject, task: Task, setting: Setting) -> str:
             "task": [task.name, task.version],
             "pairs": family.manifests(task, setting),
             "views": asdict(setting.spec),
-            "probe": asdict(setting.probing),
+            "probe": family.recipe(task, setting) or asdict(setting.probing),
             "bf16": setting.bf16,
             "device": setting.device.type,
             "code": code_sha256(*SHARED_CODE, *(ENCODER_CODE if subject.encoder else ()), *family.code),
@@ -71,7 +71,7 @@ def evaluate(subject: Subject, task: Task, setting: Setting) -> list[Record]:
     measurement = family.measure(subject, task, setting)
     digest = evaluation_digest(subject, task, setting)
     keep_predictions(predictions_path(setting.work, digest), measurement.arrays)
-    found = {name: family.scores(measurement.arrays, name) for name in subject.feature_sets()}
+    found = {name: family.scores(measurement.arrays, name) for name in measurement.features or subject.feature_sets()}
     common = _common(subject, task, family, setting, digest)
     common["seconds"] = round(time.perf_counter() - started, 2)
     if family.name == "regression" and "full" in found:
@@ -87,25 +87,30 @@ def _common(subject: Subject, task: Task, family: Family, setting: Setting, dige
     """What the records of a task's feature sets have in common."""
     probing = setting.probing
     sizes, pairs_digest = family.manifests(task, setting)
+    facts = family.data(task, setting)
+    transformation = TRANSFORMATIONS.get(task.transformation)
     return {
         "baseline": subject.name,
         "task": task.name,
         "task_version": task.version,
         "family": family.name,
-        "headline": family.headline,
+        "headline": task.headline or family.headline,
         "profile": setting.profile.name,
         "variant": setting.variant,
-        "data": setting.dataset.name,
-        "data_sha256": setting.dataset.sha256,
+        "data": facts.name,
+        "data_sha256": facts.sha256,
+        "left_out": facts.left_out,
+        "known": subject.known,
         "seeds": Seeds(pretraining=subject.seed, probe=setting.probe_seeds),
-        "parameters": list(TRANSFORMATIONS[task.transformation].parameters),
+        "parameters": list(transformation.parameters) if transformation else [],
         "pairs": sizes,
         "pairs_sha256": pairs_digest,
         "encoder": subject.description,
         "encoder_sha256": subject.encoder_sha256,
         "recipe_sha256": subject.recipe_sha256,
         "evaluation_sha256": digest,
-        "probe": {"width": probing.width, "epochs": probing.epochs, "batch": probing.batch, "lr": probing.lr},
+        "probe": family.recipe(task, setting)
+        or {"width": probing.width, "epochs": probing.epochs, "batch": probing.batch, "lr": probing.lr},
         "precision": "bf16-mixed" if setting.bf16 else "32-true",
         "package_version": equibench.__version__,
         "torch_version": torch.__version__,

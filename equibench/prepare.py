@@ -22,13 +22,13 @@ from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.native import open_native
 from equibench.encoders.sources import Opened, open_encoder
 from equibench.encoders.untrained import settle_batch_norm
-from equibench.encoders.vit import view_spec
+from equibench.encoders.vit import RENDERED, view_spec
 from equibench.errors import UserError
 from equibench.pretrain.loop import default_precision, start_fabric
 from equibench.profiles import Probing, get_profile
 from equibench.registry import TASKS, closest, load_task_file
-from equibench.setting import Setting, Subject
-from equibench.task import Task, regression_tasks
+from equibench.setting import OwnData, Setting, Subject
+from equibench.task import Task, object_tasks, regression_tasks
 from equibench.workplace import VARIANTS
 
 REPEATS = 4
@@ -131,11 +131,14 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
     variant = options.variant
     if variant not in VARIANTS:
         raise UserError(f"unknown variant {variant!r}{closest(variant, VARIANTS)}", f"one of {', '.join(VARIANTS)}")
-    chosen, profile = choose_tasks(options.tasks), get_profile(options.profile)
+    profile = get_profile(options.profile)
     dataset = load_dataset(
         options.data, data_root=options.data_root, size=options.image_size, skip_bad=options.skip_bad
     )
-    opened = _open(source, options, dataset)
+    chosen = choose_tasks(options.tasks, objects=dataset.has_objects)
+    if dataset.has_objects:
+        variant = RENDERED
+    opened = _open(source, options, dataset, variant)
     if not opened.pretrained:
         settle_batch_norm(opened.encoder, settling_images(dataset))
     notes, runs = list(opened.notes), Path(options.runs) / "score" / f"{dataset.name}-{variant}"
@@ -155,6 +158,11 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
         device=fabric.device,
         bf16=default_precision(fabric.device.type) == "bf16-mixed",
         repeats=repeats,
+        own_data=OwnData(
+            size=opened.encoder.preprocessing.size,
+            root=Path(options.data_root) if options.data_root else None,
+            skip_bad=options.skip_bad,
+        ),
     )
     command = command_of(source, options)
     subject = _subject(name, opened, options, setting, command)
@@ -163,8 +171,11 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
     return Prepared([subject, *controls], chosen, setting, notes, files)
 
 
-def choose_tasks(wanted: Sequence[str] | None) -> list[Task]:
+def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Task]:
     """Tasks by name, pattern, family, "all", or the file that registers them; the regression tasks if None.
+
+    Of data in which several views show one object, "all" and None mean the tasks on such views. Tasks that bring data
+    of their own along are named, or their family is.
 
     Raises:
         UserError: a name that fits nothing.
@@ -173,11 +184,14 @@ def choose_tasks(wanted: Sequence[str] | None) -> list[Task]:
     for entry in wanted if wanted is not None else ["regression"]:
         if entry.endswith(".py"):
             found = load_task_file(entry)
+        elif entry in ("regression", "all") and objects:
+            found = [n for n in object_tasks() if entry == "all" or TASKS.get(n).family == entry]
         elif entry == "regression":
             found = regression_tasks()
+        elif entry == "all":
+            found = [n for n in TASKS.names() if TASKS.get(n).data is None and not TASKS.get(n).observed]
         else:
-            known = TASKS.names()
-            found = [n for n in known if entry == "all" or fnmatch.fnmatch(n, entry) or TASKS.get(n).family == entry]
+            found = [n for n in TASKS.names() if fnmatch.fnmatch(n, entry) or TASKS.get(n).family == entry]
         if not found:
             TASKS.get(entry)  # raises, with the nearest name
         names += found
@@ -213,16 +227,16 @@ def command_of(source: Source, options: ScoreOptions) -> str:
     return " ".join(parts)
 
 
-def _open(source: Source, options: ScoreOptions, dataset: Dataset) -> Opened:
+def _open(source: Source, options: ScoreOptions, dataset: Dataset, variant: str) -> Opened:
     """An encoder of our own where the source is a run folder or a baseline's name, else any other."""
-    views = view_spec(options.variant, int(dataset.train.images.shape[-1]))
+    views = view_spec(variant, int(dataset.train.images.shape[-1]))
     if isinstance(source, str | Path):
         native = open_native(
             source,
             runs=Path(options.runs),
             profile=options.profile,
             data=dataset.name,
-            variant=options.variant,
+            variant=variant,
             seed=options.seed,
             views=views,
         )

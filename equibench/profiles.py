@@ -91,7 +91,36 @@ class MetricSizes:
 
 
 @dataclass(frozen=True)
+class StandIns:
+    """How large the generated data are that take the place of published ones which a small profile cannot ask for.
+
+    Attributes:
+        objects, views: of data in 3DIEBench's layout: objects in all, and views of each.
+        transfer_train, transfer_test: images a class of the data sets of linear transfer.
+        scenes: training and validation pictures in ADE20K's layout.
+    """
+
+    objects: int
+    views: int
+    transfer_train: int
+    transfer_test: int
+    scenes: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SegmentationSize:
+    """Training of the segmentation head: iterations, images a batch, side of the crops, and the side images get."""
+
+    iterations: int
+    batch: int
+    crop: int
+    lr: float
+
+
+@dataclass(frozen=True)
 class Profile:
+    """Attributes: `stand_ins` is None where published data are asked for."""
+
     name: str
     title: str
     dataset: str
@@ -103,6 +132,8 @@ class Profile:
     probing: Probing
     metric_sizes: MetricSizes = field(default_factory=MetricSizes)
     encode_batch: int = 512
+    stand_ins: StandIns | None = None
+    segmentation: SegmentationSize = SegmentationSize(iterations=40_000, batch=16, crop=512, lr=1e-3)
 
 
 PROFILES = {
@@ -124,6 +155,8 @@ PROFILES = {
             metric_sizes=MetricSizes(
                 composition_images=60, retrieval_images=30, bank=10, fixed_images=100, fixed=2, lie_images=40
             ),
+            stand_ins=StandIns(objects=60, views=6, transfer_train=8, transfer_test=6, scenes=(16, 8)),
+            segmentation=SegmentationSize(iterations=20, batch=4, crop=64, lr=1e-3),
         ),
         Profile(
             name="demo",
@@ -138,6 +171,8 @@ PROFILES = {
                 projector=(512, 512, 192), checkpoint_every=150, log_every=50,
             ),
             probing=Probing(pairs=(4000, 1000, 3000), width=256, epochs=12, batch=256, lr=5e-4),
+            stand_ins=StandIns(objects=1200, views=12, transfer_train=40, transfer_test=40, scenes=(200, 80)),
+            segmentation=SegmentationSize(iterations=400, batch=8, crop=64, lr=1e-3),
         ),
         Profile(
             name="cifar10",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -31,6 +32,11 @@ class Metric(BaseModel):
     high: float | None = Field(description="upper end of that interval")
     chance: float | None = Field(default=None, description="what guessing scores, in closed form")
 
+    def interval(self) -> tuple[float, float, float] | None:
+        """Value, lower and upper end, or None where one of them is not defined."""
+        found = (self.value, self.low, self.high)
+        return None if None in found else found  # type: ignore[return-value]
+
 
 class Record(BaseModel):
     """One score of one subject on one task."""
@@ -40,10 +46,13 @@ class Record(BaseModel):
     baseline: str = Field(description="id of the row: a registered baseline, a control, or the encoder that was scored")
     task: str = Field(description="id of the column")
     task_version: int = Field(description="version of the task's definition")
-    family: str = Field(description="how it is measured: regression, action, retrieval, invariance, wahba, lie")
+    family: str = Field(description="how it is measured: regression, action, classification, segmentation, ...")
     profile: str = Field(description="sizes and schedule: tiny, demo, cifar10")
-    variant: str = Field(description="the views: headline (mirrored fill, disc) or paper_like (black fill, no disc)")
-    data: str = Field(description="name of the data set")
+    variant: str = Field(
+        description="the views: headline (mirrored fill, disc), paper_like (black fill, no disc), or rendered (the "
+        "data's own pictures)"
+    )
+    data: str = Field(description="name of the data set that it was scored on; generated ones are called so")
     data_sha256: str = Field(description="digest of its images and labels")
     features: str = Field(
         description="which features were looked at: full, invariant, equivariant, or layer:NAME for an inner layer"
@@ -67,13 +76,15 @@ class Record(BaseModel):
     metrics: dict[str, Metric] = Field(description="further numbers by name, see `equibench.metrics.catalogue`")
     parameters: list[str] = Field(description="what the dimensions are, with units")
     best_epochs: list[int] | None = Field(description="the probe epoch chosen on the validation split, per probe seed")
-    pairs: list[int] = Field(description="number of pairs in train, val and test")
-    pairs_sha256: str = Field(description="digest of the pair manifests: images, parameters, splits")
+    pairs: list[int] = Field(description="number of pairs, or of images where one is looked at, in train, val and test")
+    pairs_sha256: str = Field(description="digest of the manifests: images, parameters, splits")
+    known: float = Field(default=1.0, description="share of the pretraining images whose θ the method could see")
+    left_out: int = Field(default=0, description="bad images, views or annotations that were left out of the data")
     encoder: str | None = Field(description="the encoder in words; null for pixel controls")
     encoder_sha256: str | None = Field(description="digest of the encoder's weights; null for pixel controls")
     recipe_sha256: str | None = Field(description="digest of the pretraining recipe; null without one")
     evaluation_sha256: str = Field(description="digest of everything the score depends on; equal digests, equal scores")
-    probe: dict[str, float] = Field(description="width, epochs, batch and learning rate of the probe")
+    probe: dict[str, Any] = Field(description="how what stands on the features is trained: width, epochs, ...")
     precision: str = Field(description="of encoder and probe: bf16-mixed or 32-true")
     package_version: str = Field(description="version of equibench")
     torch_version: str = Field(description="version of torch")
@@ -107,12 +118,10 @@ class Record(BaseModel):
 
     def headline_value(self) -> tuple[float, float, float] | None:
         """The headline metric with its interval, or None where there is none."""
-        if self.headline == "r2":
-            found = (self.r2, self.r2_low, self.r2_high)
-        else:
+        if self.headline != "r2":
             metric = self.metrics.get(self.headline)
-            found = (metric.value, metric.low, metric.high) if metric else (None, None, None)
-        return None if None in found else found  # type: ignore[return-value]
+            return metric.interval() if metric else None
+        return Metric(value=self.r2, low=self.r2_low, high=self.r2_high).interval()
 
 
 def read_records(path: Path) -> list[Record]:

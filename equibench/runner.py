@@ -81,14 +81,16 @@ def find_subject(row: str, seed: int | None, place: Workplace) -> Subject | None
     if row in CONTROLS:
         encoder = build_encoder(setting.profile, setting.variant, seed).eval()
         return encoder_subject(row, encoder, weights_sha256(encoder), setting, seed=seed, command=command)
-    entry = BASELINES.get(row)
-    digest = digest_of(recipe(entry, setting.profile, setting.dataset, setting.variant, seed))
+    entry, known = BASELINES.get(row), place.known(row)
+    digest = digest_of(recipe(entry, setting.profile, setting.dataset, setting.variant, seed, known))
     run = finished_run(setting.profile, place.run_folder(row, seed), setting.variant, seed, digest)
     if run is None:
         return None
     subject = encoder_subject(row, run.encoder, run.encoder_sha256, setting, seed=seed, command=command)
     half = run.encoder.invariant if entry.splits_features else None
-    return replace(subject, half=half, recipe_sha256=digest, seconds=run.seconds, collapsed=run.collapsed)
+    return replace(
+        subject, half=half, recipe_sha256=digest, seconds=run.seconds, collapsed=run.collapsed, known=known
+    )
 
 
 def encoder_subject(
@@ -137,7 +139,8 @@ def do_unit(unit: Unit, place: Workplace, progress: Progress, keep: Callable[[li
         with progress.unit(f"score {row_title(unit.row)}", ("score", unit.row)) as advance:
             for number, task in enumerate(unit.tasks):
                 advance(number / len(unit.tasks), task.title)
-                store_pairs(place.setting.pairs(task), task.name, place.setting.work / "pairs")
+                if task.transformation:
+                    store_pairs(place.setting.pairs(task), task.name, place.setting.work / "pairs")
                 keep(evaluate(subject, task, place.setting))
     place.fabric.barrier()
 
@@ -165,6 +168,7 @@ def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> R
             folder,
             variant=setting.variant,
             seed=seed,
+            known=place.known(row),
             fabric=place.fabric,
             report=report,
         )

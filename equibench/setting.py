@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from equibench.controls import CONTROLS
 from equibench.data.datasets import Dataset
 from equibench.data.object_pairs import draw_object_pairs
 from equibench.data.pairs import Pairs, draw_pairs
@@ -37,6 +38,7 @@ class Subject:
         batch: images per forward pass; None for the profile's.
         seed: pretraining seed, None for controls without an encoder.
         recipe_sha256, seconds, collapsed: of the pretraining run, if there was one.
+        known: the share of training images whose θ that run could see.
         description: the encoder in words.
         command: the command that scores it, with {task} where the task's name goes.
     """
@@ -52,12 +54,13 @@ class Subject:
     recipe_sha256: str | None = None
     seconds: float | None = None
     collapsed: bool | None = None
+    known: float = 1.0
     description: str | None = None
     command: str = ""
 
     def suits(self, task: Task) -> bool:
-        """Whether it can be scored on a task: a control without an encoder only where a probe is trained."""
-        return self.encoder is not None or task.family == "regression"
+        """Whether it can be scored on a task: a control without an encoder only where it says something."""
+        return self.encoder is not None or task.family in CONTROLS[self.name].families
 
     def feature_sets(self) -> dict[str, tuple[str, slice]]:
         """What is scored, by name: a layer and which of its channels."""
@@ -76,11 +79,29 @@ def vit_identity(encoder: ViTEncoder, weights: str, profile: Profile, spec: View
 
 
 @dataclass(frozen=True)
+class OwnData:
+    """How a task that brings its data along finds them.
+
+    Attributes:
+        size: side to which images are resized and cropped; None for that of the setting's own data.
+        root: folder that holds the data; else $EQUIBENCH_DATA and the user's cache.
+        stand_ins: whether small generated data take the place of those that a small profile cannot ask for.
+        skip_bad: whether to leave out what cannot be read, and count it.
+    """
+
+    size: int | None = None
+    root: Path | None = None
+    stand_ins: bool = False
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
 class Setting:
     """Where and on what subjects are scored; the same for a whole table.
 
     Args:
         work: folder for views, features and predictions.
+        own_data: for tasks that bring their data along.
         repeats: how often a training or validation image may be used, each time with a new θ.
         on_images: called with the number of images whenever some have been encoded.
     """
@@ -92,6 +113,7 @@ class Setting:
     device: torch.device
     bf16: bool
     repeats: int = 1
+    own_data: OwnData = field(default_factory=OwnData)
     on_images: Callable[[int], None] | None = field(default=None, compare=False, repr=False)
     _pairs: dict[Task, Pairs] = field(default_factory=dict, compare=False, repr=False)
 

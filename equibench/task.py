@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from equibench.registry import TASKS
+from equibench.transforms import TRANSFORMATIONS
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,13 @@ class Task:
         name: the column's id, as in a table's CSV.
         title: the column's name in print.
         version: raised whenever anything changes that a score depends on.
-        transformation: the name of g.
+        transformation: the name of g; "" where there is none.
         claims_clean: whether view 2 alone is claimed to give nothing away (R² at most `CLEAN_LEAK`, certified).
         note: what a reader must know about the column.
         family: how it is measured: a name in `equibench.families.FAMILIES`. "regression" predicts θ from the
             representations of I and g(I).
+        data: the data set that the task brings along; None if it is asked of whatever data there are.
+        headline: the metric by which encoders are compared, where it is not the family's.
     """
 
     name: str
@@ -29,6 +32,13 @@ class Task:
     claims_clean: bool
     note: str
     family: str = "regression"
+    data: str | None = None
+    headline: str | None = None
+
+    @property
+    def observed(self) -> bool:
+        """Whether it is about views that data bring along, in which several show one object."""
+        return bool(self.transformation) and TRANSFORMATIONS[self.transformation].observed
 
 
 CLEAN_LEAK = 0.1
@@ -46,5 +56,10 @@ def register_task(task: Task) -> Task:
 
 
 def regression_tasks() -> list[str]:
-    """Names of the registered tasks that regress θ."""
-    return [name for name in TASKS.names() if TASKS.get(name).family == "regression"]
+    """Names of the registered tasks that regress θ of a transformation that is applied to images."""
+    return [name for name in TASKS.names() if (t := TASKS.get(name)).family == "regression" and not t.observed]
+
+
+def object_tasks() -> list[str]:
+    """Names of the registered tasks for data in which several views show one object."""
+    return [name for name in TASKS.names() if TASKS.get(name).observed]

@@ -11,14 +11,19 @@ import torch
 from lightning_fabric import Fabric
 from threadpoolctl import threadpool_limits
 
+from equibench.data.array_cache import writing_to_cache
 from equibench.data.datasets import Dataset, load_dataset, load_or_generate
+from equibench.data.object_folder import find_object_data, load_object_folder
+from equibench.encoders.vit import RENDERED
 from equibench.errors import UserError
 from equibench.pretrain.loop import default_precision, start_fabric
 from equibench.profiles import Profile
-from equibench.registry import closest, load_baseline_file
-from equibench.setting import Setting
+from equibench.registry import BASELINES, closest, load_baseline_file
+from equibench.render import ensure_stand_in
+from equibench.setting import OwnData, Setting
 
 VARIANTS = ("headline", "paper_like")
+OBJECTS = "3diebench"
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,9 @@ class Order:
         baseline_files: files that register further baselines.
         dataset: the data set that has been found already, if so; it is not searched for again.
         table: name or CSV of the table that is worked on, for the commands that records hold.
+        data: what rows are pretrained on; the profile's data unless a table says otherwise.
+        known: the share of training images whose θ is known.
+        skip_bad: whether to leave out images that cannot be read.
     """
 
     profile: Profile
@@ -41,6 +49,9 @@ class Order:
     baseline_files: tuple[Path, ...] = ()
     dataset: str | None = None
     table: str = "table2"
+    data: str | None = None
+    known: float = 1.0
+    skip_bad: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,13 @@ class Workplace:
         return self.setting.work / "records.jsonl"
 
     def run_folder(self, row: str, seed: int) -> Path:
-        return self.setting.work / "pretraining" / row / f"seed{seed}"
+        share = self.known(row)
+        name = row if share == 1 else f"{row}-known{share:g}"
+        return self.setting.work / "pretraining" / name / f"seed{seed}"
+
+    def known(self, row: str) -> float:
+        """The share of training images whose θ a row can see; all, where it makes no use of θ."""
+        return 1.0 if BASELINES.get(row).use_of_theta == "unused" else self.order.known
 
 
 def open_workplace(order: Order) -> Workplace:
@@ -71,14 +88,25 @@ def open_workplace(order: Order) -> Workplace:
     for file in order.baseline_files:
         load_baseline_file(file)
     dataset = load_data(order)
+    if dataset.has_objects and order.variant != "headline":
+        raise UserError(
+            f"{dataset.name} brings its views along, so there is no variant {order.variant!r} of them",
+            "leave --variant out for this table",
+        )
+    variant = RENDERED if dataset.has_objects else order.variant
     fabric = start_fabric(order.device, order.devices)
     setting = Setting(
         profile=order.profile,
         dataset=dataset,
-        variant=order.variant,
-        work=order.runs / order.profile.name / f"{dataset.name}-{order.variant}",
+        variant=variant,
+        work=order.runs / order.profile.name / f"{dataset.name}-{variant}",
         device=fabric.device,
         bf16=default_precision(fabric.device.type) == "bf16-mixed",
+        own_data=OwnData(
+            root=order.data_root,
+            stand_ins=order.profile.stand_ins is not None,
+            skip_bad=order.skip_bad,
+        ),
     )
     return Workplace(replace(order, dataset=dataset.name), setting, fabric)
 
@@ -101,6 +129,8 @@ def one_thread(place: Workplace) -> Iterator[None]:
 def load_data(order: Order) -> Dataset:
     """The profile's data; the demo alone falls back to generated images, since it has to run on any machine."""
     profile = order.profile
+    if order.data not in (None, profile.dataset):
+        return _load_named(str(order.data), order)
     if profile.dataset_sizes:
         return load_dataset(profile.dataset, sizes=profile.dataset_sizes)
     if order.dataset != profile.dataset and profile.name == "demo":
@@ -110,3 +140,17 @@ def load_data(order: Order) -> Dataset:
             else load_or_generate(profile.dataset, data_root=order.data_root)
         )
     return load_dataset(profile.dataset, data_root=order.data_root)
+
+
+def _load_named(name: str, order: Order) -> Dataset:
+    """The data that a table names; in the small profiles, for 3DIEBench, generated data in its layout."""
+    if name != OBJECTS:
+        return load_dataset(name, data_root=order.data_root, skip_bad=order.skip_bad)
+    size, stand_ins = order.profile.image_size, order.profile.stand_ins
+    if stand_ins is None:
+        return load_object_folder(find_object_data(order.data_root), size=size, skip_bad=order.skip_bad)
+    with writing_to_cache() as cache:
+        root = ensure_stand_in(
+            cache / "generated", objects=stand_ins.objects, views=stand_ins.views, size=2 * size, seed=0
+        )
+    return load_object_folder(root, size=size, name=f"{OBJECTS}-generated")

@@ -9,7 +9,7 @@ from scipy import ndimage, stats
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from equibench.transforms import TRANSFORMATIONS, max_shift, transform, visible_disc
+from equibench.transforms import BUILT_IN, TRANSFORMATIONS, max_shift, transform, visible_disc
 from equibench.transforms.color import adjust_color, shift_hue
 from equibench.transforms.families import CROP_RATIO, CROP_SCALE
 from equibench.transforms.geometry import (
@@ -44,7 +44,7 @@ def rows(*values: tuple[float, ...]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_identity_gives_the_image_back(name: str) -> None:
     images = noise()
     theta = torch.tensor([TRANSFORMATIONS[name].identity] * 4)
@@ -98,14 +98,14 @@ def test_images_compose_as_their_groups_do(
 
 def test_batch_is_the_same_as_one_at_a_time() -> None:
     images = noise(6)
-    theta = {name: torch.from_numpy(drawn(name, 6)).float() for name in TRANSFORMATIONS}
+    theta = {name: torch.from_numpy(drawn(name, 6)).float() for name in BUILT_IN}
     batch = transform(images, theta)
     for row in range(6):
         alone = transform(images[row : row + 1], {name: t[row : row + 1] for name, t in theta.items()})
         torch.testing.assert_close(batch[row : row + 1], alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_gradients_in_image_and_theta_are_those_of_differences(name: str) -> None:
     # the middle of [0, 1], so that no colour is clamped
     image = (0.3 + 0.3 * noise(1, size=6)).double().requires_grad_()
@@ -121,7 +121,7 @@ def test_gradients_in_image_and_theta_are_those_of_differences(name: str) -> Non
     assert torch.autograd.gradcheck(lambda x, t: transform(x, {name: t}), (image, theta), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_gradients_are_finite_at_the_identity_and_on_gray(name: str) -> None:
     image = torch.full((1, 3, 8, 8), 0.5, requires_grad=True)
     theta = torch.tensor([TRANSFORMATIONS[name].identity], requires_grad=True)
@@ -147,7 +147,7 @@ def test_warp_of_any_float_range_keeps_a_constant() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 224])
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_coding_there_and_back(name: str, size: int) -> None:
     theta, transformation = drawn(name, 50, size=size), TRANSFORMATIONS[name]
     assert theta.shape == (50, len(transformation.parameters))

@@ -111,7 +111,7 @@ def test_half_way_to_the_identity() -> None:
     np.testing.assert_allclose(half_way("flip", np.array([[1.0], [0.0]])), [[1.0], [0.0]])
 
 
-@pytest.mark.parametrize("name", [n for n, t in TRANSFORMATIONS.items() if t.inverse])
+@pytest.mark.parametrize("name", [n for n, t in TRANSFORMATIONS.items() if t.inverse and not t.observed])
 def test_an_inverse_undoes_its_transformation(name: str) -> None:
     transformation = TRANSFORMATIONS[name]
     assert transformation.inverse is not None

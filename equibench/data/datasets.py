@@ -65,6 +65,7 @@ class Dataset:
     class_names: tuple[str, ...]  # () where the data have no labels; these are then all 0
     sha256: str  # digest of the content: dtype, shape and bytes of the four arrays
     validation: int = 0  # how many images at the end of `train` are the data's own validation set; 0 if it has none
+    left_out: int = 0  # files that could not be read and were passed over
 
     @property
     def has_objects(self) -> bool:
@@ -85,7 +86,7 @@ def load_dataset(
 
     Args:
         name: "cifar10", "solids", or the path of a folder of images (see `image_folder`). A folder that holds CIFAR-10
-            is CIFAR-10.
+            is CIFAR-10, and one in 3DIEBench's layout brings views of objects (see `object_folder`).
         data_root: folder with ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or one of these itself.
             Without it CIFAR-10 is looked for in $EQUIBENCH_DATA, then in the cache, then downloaded into the
             cache. The other data take no notice of it.
@@ -111,8 +112,12 @@ def load_dataset(
     path = Path(name).expanduser()
     if path.is_dir() and cifar10.find(path):
         return _load_cifar10(path, download)
-    from equibench.data.image_folder import load_image_folder  # which needs this module
+    # these need this module
+    from equibench.data.image_folder import load_image_folder
+    from equibench.data.object_folder import load_object_folder
 
+    if (path / "train_images.npy").is_file():
+        return load_object_folder(path, size=size, name=path.resolve().name.lower(), skip_bad=skip_bad)
     return load_image_folder(path, size=size, skip_bad=skip_bad)
 
 

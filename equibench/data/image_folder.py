@@ -76,7 +76,7 @@ def _as_dataset(stored: Stored, folder: Path, listing: Listing, size: int) -> Da
     left_out = f", {bad:,} that could not be decoded left out" if bad else ""
     description = f"{name} ({len(train.labels):,} + {len(test.labels):,} images from a folder, {size} px{left_out})"
     validation = int(stored.facts.get("validation", 0))
-    return Dataset(name, description, train, test, listing.class_names, stored.sha256, validation)
+    return Dataset(name, description, train, test, listing.class_names, stored.sha256, validation, left_out=bad)
 
 
 # From files to arrays

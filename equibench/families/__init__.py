@@ -7,13 +7,17 @@ from equibench.families.action import ACTION
 from equibench.families.base import Family
 from equibench.families.invariance import INVARIANCE
 from equibench.families.lie import LIE
+from equibench.families.object_retrieval import OBJECT_RETRIEVAL
 from equibench.families.regression import REGRESSION
 from equibench.families.retrieval import RETRIEVAL
 from equibench.families.wahba import WAHBA
 from equibench.registry import closest
 from equibench.task import Task
 
-FAMILIES: dict[str, Family] = {f.name: f for f in (REGRESSION, ACTION, RETRIEVAL, INVARIANCE, WAHBA, LIE)}
+FAMILIES: dict[str, Family] = {
+    f.name: f
+    for f in (REGRESSION, ACTION, RETRIEVAL, OBJECT_RETRIEVAL, INVARIANCE, WAHBA, LIE)
+}
 
 
 def family_of(task: Task) -> Family:

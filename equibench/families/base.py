@@ -28,10 +28,31 @@ class Measurement:
     Attributes:
         arrays: all that the scores are computed from, by "<feature set>/<name>"; stored, so that they can be again.
         best_epochs: the probes' epochs by feature set, where there are probes.
+        features: the feature sets that were looked at, if not all of the subject's.
     """
 
     arrays: Kept
     best_epochs: dict[str, list[int]] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a task was measured on: its name, the digest of its content, and how much of it was left out as bad.
+
+    Attributes:
+        sizes: images for training, validation and test; None where the pairs say it.
+    """
+
+    name: str
+    sha256: str
+    left_out: int = 0
+    sizes: tuple[int, int, int] | None = None
+
+
+def setting_data(task: Task, setting: Setting) -> DataFacts:
+    """The setting's own data, for families that are asked of whatever data there are."""
+    return DataFacts(setting.dataset.name, setting.dataset.sha256, setting.dataset.left_out)
 
 
 @dataclass(frozen=True)
@@ -41,10 +62,12 @@ class Family:
     Attributes:
         headline: name of the metric by which encoders are compared: "r2", or one of the catalogue.
         code: files and folders of the package that its scores depend on, beside those that all families share.
-        pairs: (task, setting) -> all pairs that it looks at.
+        pairs: (task, setting) -> all pairs that it looks at; () where it looks at single images of its own data.
         measure: measures a subject.
         scores: kept arrays, feature set -> fields of the record.
         resampled: kept arrays, feature set -> the headline's bootstrap distribution; equal seeds draw equal images.
+        data: (task, setting) -> what it is measured on.
+        recipe: (task, setting) -> how what stands on the features is trained, where it is not the MLP probe.
     """
 
     name: str
@@ -55,10 +78,15 @@ class Family:
     measure: Callable[[Subject, Task, Setting], Measurement]
     scores: Callable[[Arrays, str], dict[str, Any]]
     resampled: Callable[[Arrays, str], NDArray[np.float64]]
+    data: Callable[[Task, Setting], DataFacts] = setting_data
+    recipe: Callable[[Task, Setting], dict[str, Any]] = lambda task, setting: {}
 
     def manifests(self, task: Task, setting: Setting) -> tuple[list[int], str]:
         """Sizes of all its pairs together, and one digest of them."""
         pairs = self.pairs(task, setting)
+        if not pairs:
+            facts = self.data(task, setting)
+            return list(facts.sizes or ()), digest_of([facts.name, facts.sha256, facts.sizes])
         sizes = np.sum([p.sizes for p in pairs], axis=0).tolist()
         return sizes, pairs[0].sha256 if len(pairs) == 1 else digest_of([p.sha256 for p in pairs])
 

@@ -14,7 +14,9 @@ from equibench.families.base import Arrays, Family, Measurement
 from equibench.metrics.regression import resampled_r2
 from equibench.metrics.scores import Targets, floors, score
 from equibench.metrics.units import in_units
+from equibench.probes.linear import fit_linear
 from equibench.probes.mlp import Split, fit_probes
+from equibench.records import Metric
 from equibench.setting import Features, Setting, Subject
 from equibench.task import Task
 from equibench.transforms import TRANSFORMATIONS
@@ -31,11 +33,14 @@ def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
         "std": train.std(axis=0),
         "size": np.array(setting.size),
         "transformation": np.array(task.transformation),
+        "cluster": np.array(pairs.cluster),
     }
     epochs: dict[str, list[int]] = {}
     for layer, views in _representations(subject, pairs, coded, setting).items():
         splits = {s: Split(views[0][pairs.rows(s)], views[1][pairs.rows(s)], coded[pairs.rows(s)]) for s in SPLITS}
         predictions, chosen = _predictions(subject, layer, splits, setting)
+        if task.observed:
+            arrays |= _linear(subject, layer, splits)
         arrays |= {f"{name}/predictions": p.astype(np.float32) for name, p in predictions.items()}
         epochs |= chosen
     return Measurement(arrays, epochs)
@@ -71,11 +76,20 @@ def _predictions(
     return {n: r.predictions for n, r in results.items()}, {n: r.best_epoch for n, r in results.items()}
 
 
+def _linear(subject: Subject, layer: str, splits: dict[str, Split]) -> dict[str, NDArray[np.float32]]:
+    """Test predictions (N, K) of a linear probe, which the field uses for colors of 3DIEBench (PROTOCOL 1.2)."""
+    if subject.name == "constant":
+        return {}
+    columns = {name: channels for name, (owner, channels) in subject.feature_sets().items() if owner == layer}
+    return {f"{name}/linear": fit_linear(splits, channels).astype(np.float32) for name, channels in columns.items()}
+
+
 def targets_of(arrays: Arrays) -> Targets:
     """The test targets with what standardises them, as they were stored."""
     transformation = TRANSFORMATIONS[str(arrays["transformation"])]
     test, mean, std = (np.asarray(arrays[key], dtype=np.float64) for key in ("targets", "mean", "std"))
-    return Targets(transformation, int(arrays["size"]), test, mean, std)
+    # predictions that were kept before there were objects have no cluster
+    return Targets(transformation, int(arrays["size"]), test, mean, std, int(arrays.get("cluster", 1)))
 
 
 def scores(arrays: Arrays, features: str) -> dict[str, Any]:
@@ -83,11 +97,15 @@ def scores(arrays: Arrays, features: str) -> dict[str, Any]:
     targets = targets_of(arrays)
     predictions = np.asarray(arrays[f"{features}/predictions"], dtype=np.float64)
     floor, pooled_floor = floors(targets)
+    metrics = in_units(targets, predictions)
+    if (linear := arrays.get(f"{features}/linear")) is not None:
+        found = score(targets, np.asarray(linear, dtype=np.float64)[None])
+        metrics["r2_linear"] = Metric(value=found.r2, low=found.r2_low, high=found.r2_high)
     return {
         **asdict(score(targets, predictions)),
         "r2_floor": floor,
         "r2_pooled_floor": pooled_floor,
-        "metrics": in_units(targets, predictions),
+        "metrics": metrics,
     }
 
 
@@ -95,7 +113,7 @@ def resampled(arrays: Arrays, features: str) -> NDArray[np.float64]:
     """Bootstrap distribution of the probe seeds' mean R²."""
     targets = targets_of(arrays)
     predictions = targets.standardise(np.asarray(arrays[f"{features}/predictions"], dtype=np.float64))
-    return resampled_r2(targets.standardise(targets.test), predictions)
+    return resampled_r2(targets.standardise(targets.test), predictions, cluster=targets.cluster)
 
 
 REGRESSION = Family(
@@ -108,6 +126,7 @@ REGRESSION = Family(
         "metrics/angles.py",
         "metrics/regression.py",
         "metrics/scores.py",
+        "metrics/pose.py",
         "metrics/units.py",
         "families/regression.py",
     ),

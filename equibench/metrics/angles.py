@@ -63,7 +63,7 @@ def balanced_accuracy(targets: ArrayLike, predictions: ArrayLike, threshold: flo
     return float(np.mean([balanced_accuracy_score(truth, p > threshold) for p in np.atleast_2d(as_float(predictions))]))
 
 
-def resampled_median(errors: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+def resampled_median(errors: Array, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1) -> Array:
     """Bootstrap distribution (resamples,) of the median over images of errors (seeds, N), the mean over seeds.
 
     The lower median: half of the draws, or the first beyond, lie at or below it.
@@ -71,7 +71,8 @@ def resampled_median(errors: Array, *, resamples: int = RESAMPLES, seed: int = 0
     count, medians = errors.shape[1], np.zeros(resamples)
     for values in errors:
         order = np.argsort(values, kind="stable")
-        half = [(c[:, order].cumsum(axis=1) >= count / 2).argmax(axis=1) for c in draw_counts(count, resamples, seed)]
+        draws = (np.repeat(c, cluster, axis=1) for c in draw_counts(count // cluster, resamples, seed))
+        half = [(c[:, order].cumsum(axis=1) >= count / 2).argmax(axis=1) for c in draws]
         medians += values[order][np.concatenate(half)] / len(errors)
     return medians
 

@@ -80,15 +80,20 @@ def gain(residual: Array, baseline: Array, scale: Array) -> Ratio:
     return Ratio(residual + FLOOR * scale, baseline + FLOOR * scale, complement=True)
 
 
-def resampled(ratio: Ratio, *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
-    """The bootstrap distribution (resamples,) over test images; equal seeds and N draw equal images, for pairing."""
-    return resampled_each({"": ratio}, resamples=resamples, seed=seed)[""]
+def resampled(ratio: Ratio, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1) -> Array:
+    """The bootstrap distribution (resamples,) over test images; equal seeds and N draw equal images, for pairing.
+
+    `cluster` images that follow each other, as the views of one object, are drawn together.
+    """
+    return resampled_each({"": ratio}, resamples=resamples, seed=seed, cluster=cluster)[""]
 
 
-def resampled_each(ratios: Mapping[str, Ratio], *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Array]:
+def resampled_each(
+    ratios: Mapping[str, Ratio], *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1
+) -> dict[str, Array]:
     """`resampled` of several ratios over the same N images in one pass of drawing, which is what takes the time."""
     columns = np.stack([column for ratio in ratios.values() for column in (ratio.top, ratio.bottom)], axis=1)
-    sums = resampled_sums(columns, resamples=resamples, seed=seed)
+    sums = resampled_sums(columns, resamples=resamples, seed=seed, cluster=cluster)
     return {name: ratio.of_sums(sums[:, 2 * i], sums[:, 2 * i + 1]) for i, (name, ratio) in enumerate(ratios.items())}
 
 
@@ -102,9 +107,10 @@ def interval(ratio: Ratio, level: float = LEVEL, *, resamples: int = RESAMPLES, 
     return float(low), float(high)
 
 
-def resampled_sums(columns: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+def resampled_sums(columns: Array, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1) -> Array:
     """Sums of columns (N, C) over each resample of the N images -> (resamples, C)."""
-    return np.concatenate([counts @ columns for counts in draw_counts(len(columns), resamples, seed)])
+    each = columns.reshape(-1, cluster, columns.shape[1]).sum(axis=1) if cluster > 1 else columns
+    return np.concatenate([counts @ each for counts in draw_counts(len(each), resamples, seed)])
 
 
 def draw_counts(count: int, resamples: int, seed: int) -> Iterator[Array]:

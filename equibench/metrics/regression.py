@@ -29,7 +29,13 @@ def r2_pooled(targets: Array, predictions: Array) -> float:
 
 
 def bootstrap_r2(
-    targets: Array, predictions: Array, *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+    targets: Array,
+    predictions: Array,
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+    cluster: int = 1,
 ) -> tuple[float, float]:
     """Percentile interval of the seeds' mean R² under resampling of the test images.
 
@@ -37,20 +43,24 @@ def bootstrap_r2(
         targets: (N, K).
         predictions: (seeds, N, K).
         resamples: number of bootstrap samples; all seeds see the same images in each.
+        cluster: so many images that follow each other are drawn together, as the pairs of one object.
 
     Returns:
         Lower and upper end of the interval.
     """
-    low, high = np.quantile(resampled_r2(targets, predictions, resamples=resamples, seed=seed), _tails(level))
+    draws = resampled_r2(targets, predictions, resamples=resamples, seed=seed, cluster=cluster)
+    low, high = np.quantile(draws, _tails(level))
     return float(low), float(high)
 
 
-def resampled_r2(targets: Array, predictions: Array, *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+def resampled_r2(
+    targets: Array, predictions: Array, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1
+) -> Array:
     """The bootstrap distribution (resamples,) behind `bootstrap_r2`; equal seeds draw equal images, for pairing."""
     count, dimensions = targets.shape
     centred = targets - targets.mean(axis=0)  # against cancellation in the sum of squares
     columns = [np.square(targets - predictions).mean(axis=0), np.square(centred), centred]
-    sums = resampled_sums(np.concatenate(columns, axis=1), resamples=resamples, seed=seed)
+    sums = resampled_sums(np.concatenate(columns, axis=1), resamples=resamples, seed=seed, cluster=cluster)
     residual, squares, shift = np.split(sums, [dimensions, 2 * dimensions], axis=1)
     total = squares - np.square(shift) / count
     return 1 - (residual / np.where(total > 0, total, np.nan)).mean(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,20 +53,20 @@ def ranks(predicted: Features, bank: Features, *, cosine: bool = False) -> Ranks
     return Ranks(np.stack(better), np.stack(tied))
 
 
-def retrieval_ratios(found: Ranks) -> dict[str, Ratio]:
-    """`mrr`, `hit_at_1` and `hit_at_5`, each image with the mean over its M transforms; higher is better."""
+def retrieval_ratios(found: Ranks, hits: Sequence[int] = HITS) -> dict[str, Ratio]:
+    """`mrr` and `hit_at_<k>`, each image with the mean over its M transforms; higher is better."""
     last = found.better + found.tied
     ratios = {"mrr": mean_of(((_harmonic(last) - _harmonic(found.better)) / found.tied).mean(axis=1))}
-    for k in HITS:
+    for k in hits:
         hit = np.clip(k - found.better, 0, found.tied) / found.tied
         ratios[f"hit_at_{k}"] = mean_of(hit.mean(axis=1))
     return ratios
 
 
-def random_baseline(candidates: int) -> dict[str, float]:
+def random_baseline(candidates: int, hits: Sequence[int] = HITS) -> dict[str, float]:
     """Expected scores of guessing among M: H_M / M with H_M = 1 + 1/2 + ... + 1/M, and k / M."""
-    hits = {f"hit_at_{k}": min(k, candidates) / candidates for k in HITS}
-    return {"mrr": float(_harmonic(np.array(candidates))) / candidates, **hits}
+    found = {f"hit_at_{k}": min(k, candidates) / candidates for k in hits}
+    return {"mrr": float(_harmonic(np.array(candidates))) / candidates, **found}
 
 
 def _harmonic(count: NDArray[Any]) -> Array:

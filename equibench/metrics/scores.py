@@ -15,13 +15,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Targets:
-    """Coded test targets (N, K), and mean and standard deviation (K,) of the training targets."""
+    """Coded test targets (N, K), and mean and standard deviation (K,) of the training targets.
+
+    `cluster` test pairs that follow each other show one object, and are resampled together.
+    """
 
     transformation: Transformation
     size: int
     test: Array
     mean: Array
     std: Array
+    cluster: int = 1
 
     def standardise(self, coded: Array) -> Array:
         """Coded values (..., N, K) in units of the training targets' standard deviation."""
@@ -48,7 +52,7 @@ def score(targets: Targets, predictions: Array) -> Scores:
     """Scores of predictions (seeds, N, K) in the targets' coding, each the mean over the probe seeds."""
     truth, predicted = targets.standardise(targets.test), targets.standardise(predictions)
     per_seed = np.array([r2_per_dimension(truth, p) for p in predicted])
-    low, high = bootstrap_r2(truth, predicted)
+    low, high = bootstrap_r2(truth, predicted, cluster=targets.cluster)
     published = targets.publish(targets.test)
     return Scores(
         r2=float(per_seed.mean()),

@@ -15,15 +15,17 @@ from equibench.metrics.angles import (
     resampled_balanced_accuracy,
     resampled_median,
 )
+from equibench.metrics.pose import geodesic_degrees, hue_difference_ratios, pose_median, pose_ratios
 from equibench.metrics.ratio import Array, Ratio, resampled
 from equibench.metrics.scores import Targets
 from equibench.records import Metric
+from equibench.transforms.observed import SO3
 
 DEGREES, TURNS = 360.0, 1.0
 
 
 def in_units(targets: Targets, predictions: Array) -> dict[str, Metric]:
-    """Errors by name for the parameters that have a period, or two values.
+    """Errors by name for the parameters that have a period, or two values, and for rotations in space.
 
     Args:
         targets: the test targets and their transformation.
@@ -33,6 +35,12 @@ def in_units(targets: Targets, predictions: Array) -> dict[str, Metric]:
     theta = transformation.decode(targets.test, targets.size)
     predicted = transformation.decode(predictions, targets.size)
     found: dict[str, Metric] = {}
+    if transformation.group == SO3:
+        found |= _of_ratios(pose_ratios(theta, predicted), targets.cluster)
+        draws = resampled_median(geodesic_degrees(theta, predicted), cluster=targets.cluster)
+        return found | {"degrees_median": _metric(pose_median(theta, predicted), draws)}
+    if transformation.name == "hues":
+        return _of_ratios(hue_difference_ratios(theta, predicted), targets.cluster)
     for number, period in enumerate(transformation.periods):
         truth, guess = theta[:, number], predicted[:, :, number]
         if period == DEGREES:
@@ -49,8 +57,8 @@ def in_units(targets: Targets, predictions: Array) -> dict[str, Metric]:
     return found
 
 
-def _of_ratios(ratios: dict[str, Ratio]) -> dict[str, Metric]:
-    return {name: _metric(ratio.value, resampled(ratio)) for name, ratio in ratios.items()}
+def _of_ratios(ratios: dict[str, Ratio], cluster: int = 1) -> dict[str, Metric]:
+    return {name: _metric(ratio.value, resampled(ratio, cluster=cluster)) for name, ratio in ratios.items()}
 
 
 def _metric(value: float, draws: Array, chance: float | None = None) -> Metric:

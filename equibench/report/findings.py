@@ -31,17 +31,17 @@ def own_column_findings(rows: Sequence[str], tasks: Sequence[Task], cells: Cells
 
 def _verdict(row: str, task: Task, kind: Sequence[str], cells: Cells) -> str:
     column = {r: cells[r, task.name] for r in kind if (r, task.name) in cells}
-    best = max(column, key=lambda r: column[r].r2)
+    best = max(column, key=lambda r: column[r].value)
     separated = max(c.low for c in column.values()) > min(c.high for c in column.values())
     floor = cells.get(("random_init", task.name))
-    mine = f"{column[row].r2:.3f}"
+    mine = f"{column[row].value:.3f}"
     if len(column) < 2 or floor is None:
         return "not tested, since the rows to compare it with are missing."
     if best != row:
-        return f"no; {row_title(best)} is best with {column[best].r2:.3f} against {mine}."
+        return f"no; {row_title(best)} is best with {column[best].value:.3f} against {mine}."
     if not separated:
         return f"best with {mine}, but the column separates no two SIE rows, so this is no win."
-    if column[row].r2 <= floor.high:
+    if column[row].value <= floor.high:
         return f"best of the SIE rows with {mine}, but not above random init's upper bound {floor.high:.3f}: no win."
     return f"yes, with {mine}, above random init's upper bound {floor.high:.3f}."
 
@@ -54,7 +54,7 @@ def mean_of(row: str, tasks: Sequence[Task], cells: Cells) -> tuple[float, float
     found = [cells[row, t.name] for t in tasks if (row, t.name) in cells]
     if len(found) < len(tasks) or not found:
         return None
-    return tuple(sum(getattr(c, end) for c in found) / len(found) for end in ("r2", "low", "high"))  # type: ignore[return-value]
+    return tuple(sum(getattr(c, end) for c in found) / len(found) for end in ("value", "low", "high"))  # type: ignore[return-value]
 
 
 def geometry_findings(rows: Sequence[str], tasks: Sequence[Task], cells: Cells) -> list[str]:

@@ -10,10 +10,16 @@ from equibench.report.facts import header
 from equibench.report.findings import geometry_findings, own_column_findings
 from equibench.runner import row_title
 from equibench.setting import Setting
-from equibench.tables import Cell, TableDefinition, cells_of, published
+from equibench.tables import Cell, Column, TableDefinition, cells_of, published
 from equibench.task import CLEAN_LEAK, Task
 
+Cells = dict[tuple[str, str], Cell]
+
 MARK = "†"
+UNBEATEN = (
+    "its interval does not lie beyond that of the best of random init, pixels and image statistics (of those that the "
+    "column has), so the score says nothing about the training"
+)
 CERTIFIED = {
     "both_views": "both views (the pixels' ceiling)",
     "view2_alone": "view 2 alone (the leak)",
@@ -26,76 +32,109 @@ CERTIFIED = {
 def markdown_table(
     definition: TableDefinition,
     rows: Sequence[str],
-    tasks: Sequence[Task],
+    columns: Sequence[Column],
     records: Sequence[Record],
     setting: Setting,
     seeds: Sequence[int],
     certificates: dict[str, dict[str, object]],
 ) -> str:
     """The whole report of a table."""
-    full = cells_of(records)
+    full = cells_of(records, scale=definition.scale)
+    regression = [c for c in columns if c.task.family == "regression"]
+    tasks = list(dict.fromkeys(c.task for c in columns))
     several = any(cell.std_seeds is not None for cell in full.values())
-    lines = [f"# {definition.name}", "", *[f"- {line}" for line in header(setting, tasks, seeds)], ""]
-    lines += ["## Published | ours", ""]
-    lines += _grid(rows, tasks, lambda row, task: _headline(definition, full, row, task))
-    lines += [
-        "",
-        f"{MARK} does not beat its controls: its interval does not lie above the upper end of the best of random init, "
-        "pixels and image statistics, so the score says nothing about the training.",
-        "",
-        *_certificate_lines(tasks, certificates),
-    ]
+    lines = [f"# {definition.title or definition.name}", ""]
+    lines += [f"- {line}" for line in header(setting, tasks, seeds, records)]
+    lines += ["", "## Published | ours", ""]
+    lines += headline_grid(definition, rows, columns, full)
+    lines += ["", f"{MARK} does not beat its controls: {UNBEATEN}.", ""]
+    if regression and not setting.dataset.has_objects:
+        lines += _certificate_lines([c.task for c in regression], certificates)
     if several:
         lines += ["", "## Standard deviation over pretraining seeds", ""]
-        lines += _grid(
-            _with(full, rows, lambda c: c.std_seeds is not None),
-            tasks,
-            lambda r, t: _std(full.get((r, t.name))),
-        )
+        scattered = _with(full, rows, lambda c: c.std_seeds is not None)
+        lines += _grid(scattered, columns, lambda r, c: _std(full.get((r, c.name))))
+    lines += _findings(rows, [c.task for c in regression], full)
+    if regression:
+        lines += ["", "## Pooled R², as published", "", _floors(regression, records), ""]
+        lines += _grid(rows, regression, lambda row, column: _pooled(definition, full, row, column))
+    lines += _both_halves(definition, rows, columns, records)
+    lines += ["", "## Signatures", "", "`equibench explain` turns one into the score's recipe and command.", ""]
+    lines += _grid(rows, columns, lambda r, c: _signatures(full.get((r, c.name))))
+    return "\n".join(lines) + "\n"
+
+
+def headline_grid(
+    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells
+) -> list[str]:
+    """Published | ours, row by row; a column on generated data says so in its head."""
+
+    def text(row: str, column: Column) -> str:
+        said = published(definition, row, column.name) or "–"
+        return f"{said} \\| {score(cells.get((row, column.name)), definition.scale)}"
+
+    return _grid(rows, columns, text, lambda column: column_title(column, cells))
+
+
+def column_title(column: Column, cells: Cells) -> str:
+    """The column's name in print, with the data's where they are generated."""
+    generated = {cell.data for (_, name), cell in cells.items() if name == column.name and is_generated(cell.data)}
+    return f"{column.title} ({', '.join(sorted(generated))})" if generated else column.title
+
+
+def is_generated(data: str) -> bool:
+    """Whether the name is that of data which take the place of published ones."""
+    return data.endswith("-generated")
+
+
+def _findings(rows: Sequence[str], tasks: Sequence[Task], full: Cells) -> list[str]:
     own, geometry = own_column_findings(rows, tasks, full), geometry_findings(rows, tasks, full)
+    lines = []
     if geometry:
         lines += ["", "## Mean of rotation and translation", "", *[f"- {line}" for line in geometry]]
     if own:
         lines += ["", "## Is SIE(x) the best SIE row in its own column?", "", *[f"- {line}" for line in own]]
-    lines += ["", "## Pooled R², as published", "", _floors(tasks, records), ""]
-    lines += _grid(rows, tasks, lambda row, task: _pooled(definition, full, row, task))
-    lines += ["", "## The halves alone", "", "R² from the invariant | the equivariant half.", ""]
-    inv, equi = cells_of(records, "invariant"), cells_of(records, "equivariant")
-    lines += _grid(
+    return lines
+
+
+def _both_halves(
+    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], records: Sequence[Record]
+) -> list[str]:
+    inv, equi = (cells_of(records, half, definition.scale) for half in ("invariant", "equivariant"))
+    there = [c for c in columns if any(name == c.name for _, name in inv)]
+    if not there:
+        return []
+    lines = ["", "## The halves alone", "", "From the invariant | the equivariant half.", ""]
+    return lines + _grid(
         _with(inv, rows, lambda c: True),
-        tasks,
-        lambda r, t: _halves(inv.get((r, t.name)), equi.get((r, t.name))),
+        there,
+        lambda r, c: _halves(inv.get((r, c.name)), equi.get((r, c.name))),
     )
-    lines += ["", "## Signatures", "", "`equibench explain` turns one into the score's recipe and command.", ""]
-    lines += _grid(rows, tasks, lambda r, t: _signatures(full.get((r, t.name))))
-    return "\n".join(lines) + "\n"
 
 
 def _signatures(cell: Cell | None) -> str:
     return " ".join(f"`{s}`" for s in cell.signatures) if cell else "–"
 
 
-def score(cell: Cell | None) -> str:
-    """0.345 ±0.012, with a mark where the cell does not beat its controls."""
+def score(cell: Cell | None, scale: float = 1.0) -> str:
+    """0.345 ±0.012, or 34.50 ±1.20 where numbers are percentages, with a mark where it does not beat its controls."""
     if cell is None:
         return "–"
     mark = MARK if cell.beats_controls is False else ""
-    return f"{plain(cell.r2)} ±{(cell.high - cell.low) / 2:.3f}{mark}"
+    digits = 3 if scale == 1 else 2
+    return f"{plain(cell.value, digits)} ±{(cell.high - cell.low) / 2:.{digits}f}{mark}"
 
 
-def plain(value: float) -> str:
-    """Three decimals, and no minus sign before a zero."""
-    return f"{value:.3f}".replace("-0.000", "0.000")
+def plain(value: float, digits: int = 3) -> str:
+    """So many decimals, and no minus sign before a zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
 
 
-def _headline(definition: TableDefinition, cells: dict[tuple[str, str], Cell], row: str, task: Task) -> str:
-    return f"{published(definition, row, task.name) or '–'} \\| {score(cells.get((row, task.name)))}"
-
-
-def _pooled(definition: TableDefinition, cells: dict[tuple[str, str], Cell], row: str, task: Task) -> str:
-    cell = cells.get((row, task.name))
+def _pooled(definition: TableDefinition, cells: Cells, row: str, column: Column) -> str:
+    cell = cells.get((row, column.name))
     ours = plain(cell.pooled) if cell and cell.pooled is not None else "–"
-    return f"{published(definition, row, task.name) or '–'} \\| {ours}"
+    return f"{published(definition, row, column.name) or '–'} \\| {ours}"
 
 
 def _std(cell: Cell | None) -> str:
@@ -103,24 +142,29 @@ def _std(cell: Cell | None) -> str:
 
 
 def _halves(invariant: Cell | None, equivariant: Cell | None) -> str:
-    return " \\| ".join(plain(c.r2) if c else "–" for c in (invariant, equivariant))
+    return " \\| ".join(plain(c.value) if c else "–" for c in (invariant, equivariant))
 
 
-def _with(cells: dict[tuple[str, str], Cell], rows: Sequence[str], test: Callable[[Cell], bool]) -> list[str]:
+def _with(cells: Cells, rows: Sequence[str], test: Callable[[Cell], bool]) -> list[str]:
     return [row for row in rows if any(test(cell) for (name, _), cell in cells.items() if name == row)]
 
 
-def _grid(rows: Sequence[str], tasks: Sequence[Task], text: Callable[[str, Task], str]) -> list[str]:
-    lines = ["| | " + " | ".join(t.title for t in tasks) + " |", "|---|" + "---|" * len(tasks)]
+def _grid(
+    rows: Sequence[str],
+    columns: Sequence[Column],
+    text: Callable[[str, Column], str],
+    title: Callable[[Column], str] = lambda column: column.title,
+) -> list[str]:
+    lines = ["| | " + " | ".join(map(title, columns)) + " |", "|---|" + "---|" * len(columns)]
     for row in rows:
-        title = f"*{row_title(row)}*" if row in CONTROLS else row_title(row)
-        lines.append(f"| {title} | " + " | ".join(text(row, task) for task in tasks) + " |")
+        name = f"*{row_title(row)}*" if row in CONTROLS else row_title(row)
+        lines.append(f"| {name} | " + " | ".join(text(row, column) for column in columns) + " |")
     return lines
 
 
-def _floors(tasks: Sequence[Task], records: Sequence[Record]) -> str:
+def _floors(columns: Sequence[Column], records: Sequence[Record]) -> str:
     floors = {r.task: r.r2_pooled_floor for r in records if r.r2_pooled_floor is not None}
-    named = [f"{t.title} {plain(floors[t.name])}" for t in tasks if t.name in floors]
+    named = [f"{c.title} {plain(floors[c.task.name])}" for c in columns if c.task.name in floors]
     return "One scalar mean over all dimensions (SIE's formula); a constant predictor scores: " + ", ".join(named) + "."
 
 

@@ -11,11 +11,10 @@ from equibench.controls import CONTROLS
 from equibench.progress import clock
 from equibench.records import Record
 from equibench.report.facts import header
-from equibench.report.markdown import MARK, score
+from equibench.report.markdown import MARK, column_title, score
 from equibench.runner import Plan, row_title
 from equibench.setting import Setting
-from equibench.tables import TableDefinition, cells_of, published
-from equibench.task import Task
+from equibench.tables import Column, TableDefinition, cells_of, published
 
 WIDE, MEDIUM = 150, 118
 
@@ -23,36 +22,38 @@ WIDE, MEDIUM = 150, 118
 def print_table(
     definition: TableDefinition,
     rows: Sequence[str],
-    tasks: Sequence[Task],
+    columns: Sequence[Column],
     records: Sequence[Record],
     setting: Setting,
     seeds: Sequence[int],
     console: Console,
 ) -> None:
     """Print a table; on a narrow terminal each cell takes two lines or three."""
-    cells = cells_of(records)
-    for line in header(setting, tasks, seeds):
+    cells = cells_of(records, scale=definition.scale)
+    for line in header(setting, [column.task for column in columns], seeds, records):
         console.print(line, style="dim", highlight=False)
-    table = Table(title=f"{definition.name}, profile {setting.profile.name}: published | ours", show_lines=False)
+    title = f"{definition.title or definition.name}, profile {setting.profile.name}: published | ours"
+    table = Table(title=title, show_lines=False)
     table.add_column("")
-    for task in tasks:
-        table.add_column(task.title, justify="right")
+    for column in columns:
+        table.add_column(column_title(column, cells), justify="right")
     separator = " | " if console.width >= WIDE else "\n"
     narrow = console.width < MEDIUM
     for number, row in enumerate(rows):
         texts = []
-        for task in tasks:
-            cell = cells.get((row, task.name))
-            ours = score(cell)
+        for column in columns:
+            cell = cells.get((row, column.name))
+            ours = score(cell, definition.scale)
             style = "dim" if cell is None or cell.beats_controls is False else "bold"
-            said = published(definition, row, task.name)
+            said = published(definition, row, column.name)
             if narrow:
                 said, ours = said.split("±")[0], ours.replace(" ", "\n")
             texts.append(f"[dim]{said}{separator}[/dim][{style}]{ours}[/]" if said else f"[{style}]{ours}[/]")
         last_method = row not in CONTROLS and number + 1 < len(rows) and rows[number + 1] in CONTROLS
         table.add_row(row_title(row), *texts, style="italic" if row in CONTROLS else "", end_section=last_method)
     console.print(table)
-    if any(cell.beats_controls is False for cell in cells.values()):
+    shown = {column.name for column in columns}
+    if any(cell.beats_controls is False for (_, name), cell in cells.items() if name in shown):
         console.print(f"{MARK} does not beat random init, pixels and image statistics", style="dim")
 
 

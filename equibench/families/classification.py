@@ -1,0 +1,169 @@
+"""Which class is it? Logistic regression on frozen features of single images: linear transfer, and 3DIEBench's classes.
+
+A task that names its data brings them along (P1 Table 5); one on views of objects looks at the first views of the pairs
+that the other tasks on these data use (P1 Table 1). SIE trains the linear layer by Adam for 300 epochs instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equibench.controls import single_features
+from equibench.data.pairs import SPLITS, Pairs, image_source, split_indices
+from equibench.data.transfer import TransferData, load_transfer
+from equibench.families.base import Arrays, DataFacts, Family, Kept, Measurement, setting_data
+from equibench.features import Gathered, Views
+from equibench.files import digest_of
+from equibench.metrics.classification import accuracy_metrics, resampled_accuracy
+from equibench.probes.logistic import GRID, fit_logistic
+from equibench.setting import Features, Setting, Subject
+from equibench.task import Task
+
+GENERATED = "-generated"
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of each split with their classes.
+
+    Attributes:
+        views: the images, by split.
+        labels: (N,) int64 by split.
+        classes: how many there are.
+        cluster: so many test images that follow each other show one object.
+    """
+
+    views: dict[str, Views]
+    labels: dict[str, NDArray[np.int64]]
+    classes: int
+    cluster: int = 1
+
+
+def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
+    """Fit the classifier on every feature set, on transfer data on the whole features alone; keep what it says of test."""
+    images = labelled_images(task, setting)
+    majority = int(np.bincount(images.labels["train"], minlength=images.classes).argmax())
+    arrays: Kept = {
+        "labels": images.labels["test"],
+        "classes": np.array(images.classes),
+        "cluster": np.array(images.cluster),
+        "headline": np.array(task.headline or "top1"),
+    }
+    names = ("full",) if task.data or subject.encoder is None else tuple(subject.feature_sets())
+    if subject.name == "constant":
+        arrays["full/predictions"] = np.full(len(images.labels["test"]), majority)
+        return Measurement(arrays, features=names)
+    layers = _features(subject, images, setting)
+    for name in names:
+        layer, channels = subject.feature_sets()[name]
+        parts = {split: np.asarray(found[layer])[:, channels] for split, found in layers.items()}
+        train, val = ((parts[split], images.labels[split]) for split in ("train", "val"))
+        fitted = fit_logistic(
+            train, val, parts["test"], classes=images.classes, select=task.headline or "top1", device=setting.device
+        )
+        arrays[f"{name}/predictions"] = fitted.predictions
+        arrays[f"{name}/penalty"] = np.array(fitted.penalty)
+    return Measurement(arrays, features=names)
+
+
+def labelled_images(task: Task, setting: Setting) -> LabelledImages:
+    """The images that a task asks the class of."""
+    if task.data is None:
+        return _of_pairs(setting.pairs(task), setting)
+    if _takes_the_place_of_cifar10(task, setting):
+        dataset = setting.dataset
+        index = {split: np.asarray(rows) for split, rows in split_indices(dataset).items()}
+        images = {s: Gathered(image_source(dataset, s).images, index[s]) for s in SPLITS}
+        labels = {s: np.asarray(image_source(dataset, s).labels)[index[s]] for s in SPLITS}
+        views = {s: Views(digest_of(["classes", dataset.sha256, s]), images[s]) for s in SPLITS}  # type: ignore[arg-type]
+        return LabelledImages(views, labels, len(dataset.class_names))
+    data = _transfer_data(task, setting)
+    sets = {"train": data.train, "val": data.val, "test": data.test}
+    return LabelledImages(
+        {s: Views(digest_of(["classes", data.sha256, s]), one.images) for s, one in sets.items()},
+        {s: np.asarray(one.labels) for s, one in sets.items()},
+        len(data.class_names),
+    )
+
+
+def _of_pairs(pairs: Pairs, setting: Setting) -> LabelledImages:
+    first, views, labels = setting.views.first(pairs), {}, {}
+    row = np.arange(len(pairs.image)) if first.row is None else first.row
+    for split in SPLITS:
+        rows = pairs.rows(split)
+        views[split] = Views(first.digest, first.images, row[rows])
+        labels[split] = np.asarray(image_source(setting.dataset, split).labels)[pairs.image[rows]]
+    return LabelledImages(views, labels, len(setting.dataset.class_names), pairs.cluster)
+
+
+def _features(subject: Subject, images: LabelledImages, setting: Setting) -> Mapping[str, Mapping[str, Features]]:
+    """By split and layer."""
+    if subject.encoder is not None:
+        return {split: setting.encode(subject, views) for split, views in images.views.items()}
+    return {s: {"default": f} for s, f in single_features(subject.name, images.views, setting.spec).items()}
+
+
+def scores(arrays: Arrays, features: str) -> dict[str, Any]:
+    """Top-1 and mean per class, each with its interval and what guessing scores."""
+    predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
+    return {"metrics": accuracy_metrics(labels, predictions, int(arrays["classes"]), int(arrays["cluster"]))}
+
+
+def resampled(arrays: Arrays, features: str) -> NDArray[np.float64]:
+    """Bootstrap distribution of the task's headline."""
+    predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
+    return resampled_accuracy(str(arrays["headline"]), labels, predictions, cluster=int(arrays["cluster"]))
+
+
+def _takes_the_place_of_cifar10(task: Task, setting: Setting) -> bool:
+    """Whether generated pictures that an encoder was pretrained on stand in for CIFAR-10 here too."""
+    return task.data == "cifar10" and setting.own_data.stand_ins and setting.dataset.name == "solids"
+
+
+def _transfer_data(task: Task, setting: Setting) -> TransferData:
+    own = setting.own_data
+    return _load(task.data or "", own.size or setting.size, own.root, own.stand_ins, own.skip_bad)
+
+
+@lru_cache(maxsize=16)  # a table asks for the same data for every row
+def _load(name: str, size: int, root: Path | None, stand_ins: bool, skip_bad: bool) -> TransferData:
+    return load_transfer(name, size=size, data_root=root, stand_in=stand_ins and name != "cifar10", skip_bad=skip_bad)
+
+
+def _facts(task: Task, setting: Setting) -> DataFacts:
+    if task.data is None:
+        return setting_data(task, setting)
+    if _takes_the_place_of_cifar10(task, setting):
+        train, val, test = (len(rows) for rows in split_indices(setting.dataset).values())
+        return DataFacts(f"{task.data}{GENERATED}", setting.dataset.sha256, 0, (train, val, test))
+    data = _transfer_data(task, setting)
+    sizes = (len(data.train.labels), len(data.val.labels), len(data.test.labels))
+    return DataFacts(data.name, data.sha256, data.bad, sizes)
+
+
+CLASSIFICATION = Family(
+    name="classification",
+    title="Classes, by logistic regression on frozen features",
+    headline="top1",
+    code=(
+        "controls.py",
+        "data/transfer.py",
+        "data/transfer_sources.py",
+        "families/classification.py",
+        "metrics/classification.py",
+        "probes/logistic.py",
+    ),
+    pairs=lambda task, setting: () if task.data else (setting.pairs(task),),
+    measure=measure,
+    scores=scores,
+    resampled=resampled,
+    data=_facts,
+    recipe=lambda task, setting: {"classifier": "logistic regression", "penalties": len(GRID)},
+)

@@ -1,0 +1,108 @@
+"""Scores of a semantic segmentation from four areas per image and class, so that they can be verified and resampled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equibench.metrics.ratio import RESAMPLES, Array, as_float, draw_counts
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Pixels by image and class, (N, C) int64 each; pixels that are annotated as "other" are in none of them.
+
+    Attributes:
+        intersect: predicted as the class and annotated as it.
+        union: predicted as the class or annotated as it.
+        predicted: predicted as the class.
+        label: annotated as the class.
+    """
+
+    intersect: Counts
+    union: Counts
+    predicted: Counts
+    label: Counts
+
+    def arrays(self) -> dict[str, Counts]:
+        """The four arrays by name, in the order in which they stand above."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """Scores in [0, 1], as mmsegmentation's IoUMetric defines them (it prints percent, rounded to two digits).
+
+    Attributes:
+        miou: mean intersection over union of the classes that occur, annotated or predicted.
+        macc: mean share of each annotated class's pixels that are predicted as it.
+        aacc: share of all annotated pixels that are predicted rightly.
+        iou: (C,) the classes' own; nan for one that does not occur.
+    """
+
+    miou: float
+    macc: float
+    aacc: float
+    iou: Array
+
+
+def count_areas(predicted: NDArray[np.integer], label: NDArray[np.integer], classes: int, ignore: int = 255) -> Areas:
+    """The areas of one image, (1, C) each.
+
+    Args:
+        predicted: class of each pixel, in [0, classes).
+        label: the annotation, of the same shape; pixels that are `ignore` do not count.
+    """
+    valid = label != ignore
+    predicted, label = predicted[valid], label[valid]
+    of = lambda values: np.bincount(values, minlength=classes)[None].astype(np.int64)  # noqa: E731
+    intersect, first, second = of(predicted[predicted == label]), of(predicted), of(label)
+    return Areas(intersect, first + second - intersect, first, second)
+
+
+def scores_from_areas(areas: Areas) -> SegmentationScores:
+    """Scores of all images together; nan where no class occurs.
+
+    Pixels are added as integers: mmsegmentation adds them in float32, which from 2**24 on drops some.
+    """
+    intersect, union, label = (as_float(part.sum(axis=0)) for part in (areas.intersect, areas.union, areas.label))
+    iou = _ratio(intersect, union)
+    accuracy = _ratio(intersect, label)
+    aacc = float(_ratio(intersect.sum(), label.sum()))
+    return SegmentationScores(float(_mean_of_defined(iou)), float(_mean_of_defined(accuracy)), aacc, iou)
+
+
+def resampled_miou(areas: Areas, *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
+    """The bootstrap distribution (resamples,) of mIoU over images; equal seeds and N draw equal images, for pairing.
+
+    A class that occurs in none of the images drawn does not count in that resample.
+    """
+    intersect, union = as_float(areas.intersect), as_float(areas.union)
+    draws = [
+        _mean_of_defined(_ratio(counts @ intersect, counts @ union))
+        for counts in draw_counts(len(intersect), resamples, seed)
+    ]
+    return np.concatenate(draws)
+
+
+def constant_areas(label: Counts, predicted_class: int) -> Areas:
+    """What a prediction of one class everywhere gives on annotations with these areas (N, C): the floor of mIoU."""
+    predicted = np.zeros_like(label)
+    predicted[:, predicted_class] = label.sum(axis=1)
+    intersect = np.zeros_like(label)
+    intersect[:, predicted_class] = label[:, predicted_class]
+    return Areas(intersect, predicted + label - intersect, predicted, label)
+
+
+def _ratio(top: Array, bottom: Array) -> Array:
+    return np.asarray(top / np.where(bottom == 0, np.nan, bottom))
+
+
+def _mean_of_defined(values: Array) -> Array:
+    """Mean over the last axis of what is not nan, as numpy's nanmean but without its warning."""
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))
