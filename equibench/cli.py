@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from equibench import cli_score
+from equibench import cli_data, cli_score
 from equibench.cli_options import (
     BaselineFiles,
     Data,
@@ -179,6 +179,7 @@ def certify(
 
 
 cli_score.add_to(app)
+cli_data.add_to(app)
 
 
 def main() -> None:

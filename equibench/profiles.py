@@ -95,21 +95,18 @@ class StandIns:
     """How large the generated data are that take the place of published ones which a small profile cannot ask for.
 
     Attributes:
-        objects, views: of data in 3DIEBench's layout: objects in all, and views of each.
-        transfer_train, transfer_test: images a class of the data sets of linear transfer.
+        objects, views: of data in 3DIEBench's layout: objects of each of ten classes, and views of each.
         scenes: training and validation pictures in ADE20K's layout.
     """
 
     objects: int
     views: int
-    transfer_train: int
-    transfer_test: int
     scenes: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class SegmentationSize:
-    """Training of the segmentation head: iterations, images a batch, side of the crops, and the side images get."""
+    """Training of the segmentation head: steps, images a step, side of the crops in pixels, peak learning rate."""
 
     iterations: int
     batch: int
@@ -155,7 +152,7 @@ PROFILES = {
             metric_sizes=MetricSizes(
                 composition_images=60, retrieval_images=30, bank=10, fixed_images=100, fixed=2, lie_images=40
             ),
-            stand_ins=StandIns(objects=60, views=6, transfer_train=8, transfer_test=6, scenes=(16, 8)),
+            stand_ins=StandIns(objects=6, views=6, scenes=(16, 8)),
             segmentation=SegmentationSize(iterations=20, batch=4, crop=64, lr=1e-3),
         ),
         Profile(
@@ -171,7 +168,7 @@ PROFILES = {
                 projector=(512, 512, 192), checkpoint_every=150, log_every=50,
             ),
             probing=Probing(pairs=(4000, 1000, 3000), width=256, epochs=12, batch=256, lr=5e-4),
-            stand_ins=StandIns(objects=1200, views=12, transfer_train=40, transfer_test=40, scenes=(200, 80)),
+            stand_ins=StandIns(objects=120, views=12, scenes=(200, 80)),
             segmentation=SegmentationSize(iterations=400, batch=8, crop=64, lr=1e-3),
         ),
         Profile(

@@ -13,13 +13,14 @@ from threadpoolctl import threadpool_limits
 
 from equibench.data.array_cache import writing_to_cache
 from equibench.data.datasets import Dataset, load_dataset, load_or_generate
+from equibench.data.download import exclusive
 from equibench.data.object_folder import find_object_data, load_object_folder
 from equibench.encoders.vit import RENDERED
 from equibench.errors import UserError
 from equibench.pretrain.loop import default_precision, start_fabric
 from equibench.profiles import Profile
 from equibench.registry import BASELINES, closest, load_baseline_file
-from equibench.render import ensure_stand_in
+from equibench.render.generator import ensure_stand_in
 from equibench.setting import OwnData, Setting
 
 VARIANTS = ("headline", "paper_like")
@@ -149,8 +150,8 @@ def _load_named(name: str, order: Order) -> Dataset:
     size, stand_ins = order.profile.image_size, order.profile.stand_ins
     if stand_ins is None:
         return load_object_folder(find_object_data(order.data_root), size=size, skip_bad=order.skip_bad)
-    with writing_to_cache() as cache:
-        root = ensure_stand_in(
-            cache / "generated", objects=stand_ins.objects, views=stand_ins.views, size=2 * size, seed=0
-        )
+    sizes = {"objects": stand_ins.objects, "views": stand_ins.views, "size": size, "seed": 0}
+    folder = f"{OBJECTS}-generated-{'-'.join(map(str, sizes.values()))}"
+    with writing_to_cache() as cache, exclusive(cache / f".{folder}.lock"):
+        root = ensure_stand_in(cache / folder, **sizes, jobs=None)
     return load_object_folder(root, size=size, name=f"{OBJECTS}-generated")

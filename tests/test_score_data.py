@@ -118,7 +118,12 @@ def test_tasks_by_pattern_family_and_file(tmp_path: Path) -> None:
     assert all(TASKS.get(n).family == "regression" for n in names)
     assert [t.name for t in choose_tasks(["flip*", "flip"])][0] == "flip"
     assert {t.family for t in choose_tasks(["retrieval"])} == {"retrieval"}
-    assert len(choose_tasks(["all"])) == len(TASKS.names())
+    everything = {task.name for task in choose_tasks(["all"])}
+    of_objects = {task.name for task in choose_tasks(["all"], objects=True)}
+    assert {n for n in TASKS.names() if TASKS.get(n).data is None} == everything | of_objects
+    assert not everything & of_objects
+    assert [task.name for task in choose_tasks(None, objects=True)] == ["object_rotation", "object_color"]
+    assert [task.name for task in choose_tasks(["linear_pets"])] == ["linear_pets"]
     file = tmp_path / "mine.py"
     file.write_text(
         "from equibench.task import Task, register_task\n"

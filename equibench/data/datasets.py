@@ -115,8 +115,9 @@ def load_dataset(
     # these need this module
     from equibench.data.image_folder import load_image_folder
     from equibench.data.object_folder import load_object_folder
+    from equibench.data.object_layout import FOLDER
 
-    if (path / "train_images.npy").is_file():
+    if path.name == FOLDER or (path / "train_images.npy").is_file():
         return load_object_folder(path, size=size, name=path.resolve().name.lower(), skip_bad=skip_bad)
     return load_image_folder(path, size=size, skip_bad=skip_bad)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from equibench.errors import UserError
 from equibench.families.action import ACTION
 from equibench.families.base import Family
+from equibench.families.classification import CLASSIFICATION
 from equibench.families.invariance import INVARIANCE
 from equibench.families.lie import LIE
 from equibench.families.object_retrieval import OBJECT_RETRIEVAL
@@ -15,8 +16,7 @@ from equibench.registry import closest
 from equibench.task import Task
 
 FAMILIES: dict[str, Family] = {
-    f.name: f
-    for f in (REGRESSION, ACTION, RETRIEVAL, OBJECT_RETRIEVAL, INVARIANCE, WAHBA, LIE)
+    f.name: f for f in (REGRESSION, CLASSIFICATION, ACTION, RETRIEVAL, OBJECT_RETRIEVAL, INVARIANCE, WAHBA, LIE)
 }
 
 

@@ -21,12 +21,21 @@ from equibench.data.transfer import TransferData, load_transfer
 from equibench.families.base import Arrays, DataFacts, Family, Kept, Measurement, setting_data
 from equibench.features import Gathered, Views
 from equibench.files import digest_of
-from equibench.metrics.classification import accuracy_metrics, resampled_accuracy
+from equibench.metrics.classification import (
+    mean_per_class,
+    resampled_mean_per_class,
+    resampled_top1,
+    top1,
+    uniform_chance,
+)
 from equibench.probes.logistic import GRID, fit_logistic
+from equibench.records import Metric
 from equibench.setting import Features, Setting, Subject
 from equibench.task import Task
 
 GENERATED = "-generated"
+SCORES = {"top1": (top1, resampled_top1), "mean_per_class": (mean_per_class, resampled_mean_per_class)}
+"""Each score with its bootstrap distribution."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class LabelledImages:
 
 
 def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
-    """Fit the classifier on every feature set, on transfer data on the whole features alone; keep what it says of test."""
+    """Fit the classifier on every feature set, of transfer data on the whole features; keep what it says of test."""
     images = labelled_images(task, setting)
     majority = int(np.bincount(images.labels["train"], minlength=images.classes).argmax())
     arrays: Kept = {
@@ -113,13 +122,18 @@ def _features(subject: Subject, images: LabelledImages, setting: Setting) -> Map
 def scores(arrays: Arrays, features: str) -> dict[str, Any]:
     """Top-1 and mean per class, each with its interval and what guessing scores."""
     predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
-    return {"metrics": accuracy_metrics(labels, predictions, int(arrays["classes"]), int(arrays["cluster"]))}
+    chance, metrics = uniform_chance(int(arrays["classes"])), {}
+    for name, (value, draw) in SCORES.items():
+        low, high = np.quantile(draw(labels, predictions, cluster=int(arrays["cluster"])), [0.025, 0.975])
+        metrics[name] = Metric(value=value(labels, predictions), low=float(low), high=float(high), chance=chance)
+    return {"metrics": metrics}
 
 
 def resampled(arrays: Arrays, features: str) -> NDArray[np.float64]:
     """Bootstrap distribution of the task's headline."""
     predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
-    return resampled_accuracy(str(arrays["headline"]), labels, predictions, cluster=int(arrays["cluster"]))
+    _, draw = SCORES[str(arrays["headline"])]
+    return draw(labels, predictions, cluster=int(arrays["cluster"]))
 
 
 def _takes_the_place_of_cifar10(task: Task, setting: Setting) -> bool:

@@ -28,7 +28,7 @@ def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
     coded = TRANSFORMATIONS[task.transformation].encode(pairs.theta, setting.size)
     train = coded[pairs.rows("train")]
     arrays: dict[str, NDArray[Any]] = {
-        "targets": coded[pairs.rows("test")],
+        "targets": np.ascontiguousarray(coded[pairs.rows("test")]),  # sums as they will be of what is read back
         "mean": train.mean(axis=0),
         "std": train.std(axis=0),
         "size": np.array(setting.size),
@@ -122,7 +122,8 @@ REGRESSION = Family(
     headline="r2",
     code=(
         "controls.py",
-        "probes",
+        "probes/linear.py",
+        "probes/mlp.py",
         "metrics/angles.py",
         "metrics/regression.py",
         "metrics/scores.py",

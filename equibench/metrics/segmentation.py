@@ -76,17 +76,20 @@ def scores_from_areas(areas: Areas) -> SegmentationScores:
     return SegmentationScores(float(_mean_of_defined(iou)), float(_mean_of_defined(accuracy)), aacc, iou)
 
 
-def resampled_miou(areas: Areas, *, resamples: int = RESAMPLES, seed: int = 0) -> Array:
-    """The bootstrap distribution (resamples,) of mIoU over images; equal seeds and N draw equal images, for pairing.
+def resampled_scores(areas: Areas, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Array]:
+    """Bootstrap distributions (resamples,) of mIoU, mAcc and aAcc over images.
 
-    A class that occurs in none of the images drawn does not count in that resample.
+    Equal seeds and N draw equal images, for pairing. A class that occurs in none of the images drawn does not count in
+    that resample.
     """
-    intersect, union = as_float(areas.intersect), as_float(areas.union)
-    draws = [
-        _mean_of_defined(_ratio(counts @ intersect, counts @ union))
-        for counts in draw_counts(len(intersect), resamples, seed)
-    ]
-    return np.concatenate(draws)
+    columns = [as_float(part) for part in (areas.intersect, areas.union, areas.label)]
+    draws: dict[str, list[Array]] = {"mIoU": [], "mAcc": [], "aAcc": []}
+    for counts in draw_counts(len(areas.label), resamples, seed):
+        intersect, union, label = (counts @ part for part in columns)
+        draws["mIoU"].append(_mean_of_defined(_ratio(intersect, union)))
+        draws["mAcc"].append(_mean_of_defined(_ratio(intersect, label)))
+        draws["aAcc"].append(_ratio(intersect.sum(axis=1), label.sum(axis=1)))
+    return {name: np.concatenate(values) for name, values in draws.items()}
 
 
 def constant_areas(label: Counts, predicted_class: int) -> Areas:

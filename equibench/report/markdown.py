@@ -77,9 +77,9 @@ def headline_grid(
 
 
 def column_title(column: Column, cells: Cells) -> str:
-    """The column's name in print, with the data's where they are generated."""
-    generated = {cell.data for (_, name), cell in cells.items() if name == column.name and is_generated(cell.data)}
-    return f"{column.title} ({', '.join(sorted(generated))})" if generated else column.title
+    """The column's name in print, which says where its data are generated."""
+    generated = any(name == column.name and is_generated(cell.data) for (_, name), cell in cells.items())
+    return f"{column.title} (generated)" if generated else column.title
 
 
 def is_generated(data: str) -> bool:

@@ -1,0 +1,257 @@
+"""The published layout of 3DIEBench: where it lies, and which views of which objects it holds.
+
+A view is a pair of files, ``ROOT/<synset>/<object>/image_{k}.jpg`` and ``latent_{k}.npy``; four lists say which objects
+are for training and which for testing (PROTOCOL 1.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from equibench.data.image_folder import _progress
+from equibench.data.object_views import Fault, read_array
+from equibench.errors import UserError
+
+FEWEST_VIEWS = 2  # so that an object makes a pair
+LISTS = {"train": "train", "test": "val"}  # the published validation objects are what is reported
+FILE = re.compile(r"image_(0|[1-9][0-9]*)\.jpg|latent_(0|[1-9][0-9]*)\.npy")
+
+FOLDER = "3DIEBench"
+ARCHIVE = "https://dl.fbaipublicfiles.com/SIE/3DIEBench.tar.gz"
+LISTS_FROM = "https://github.com/facebookresearch/SIE, folder data/"
+TREE = f"""\
+{FOLDER}/
+    train_images.npy  train_labels.npy  val_images.npy  val_labels.npy    ({LISTS_FROM})
+    02691156/
+        <object>/
+            image_0.jpg   ...  image_49.jpg
+            latent_0.npy  ...  latent_49.npy"""
+
+
+@dataclass(frozen=True)
+class ObjectViews:
+    """One object: where it lies, its class, and the views that have both files."""
+
+    path: str  # "<synset>/<object>"
+    label: int
+    views: tuple[int, ...]  # ascending
+
+
+@dataclass(frozen=True)
+class ObjectNames:
+    """What the lists name."""
+
+    splits: dict[str, list[str]]  # "train" and "test": "<synset>/<object>", sorted
+    class_names: tuple[str, ...]  # all synsets in both lists, sorted; the labels are their places
+
+
+@dataclass(frozen=True)
+class ObjectListing:
+    """What the folder holds of that."""
+
+    splits: dict[str, list[ObjectViews]]  # sorted by path
+    faults: list[Fault]
+    state: str  # digest of labels and of the files' names, sizes and times of change, without the root
+
+    def __len__(self) -> int:
+        """The number of views."""
+        return sum(len(each.views) for objects in self.splits.values() for each in objects)
+
+
+def find_object_data(data_root: Path | str | None = None) -> Path:
+    """The folder that holds 3DIEBench: ``data_root`` or $EQUIBENCH_DATA itself, or a folder of that name in them.
+
+    A folder counts as the data where it is called 3DIEBench or holds ``train_images.npy``. Below ``data_root`` and
+    $EQUIBENCH_DATA, in this order, the name is looked for two levels down.
+
+    Raises:
+        UserError: ``data_root`` is not a folder, or the data are in neither; it tells what to download.
+    """
+    named = os.environ.get("EQUIBENCH_DATA")
+    bases = [Path(base).expanduser() for base in (data_root, named) if base]
+    if data_root and not bases[0].is_dir():
+        raise UserError(f"data_root {data_root} is not a folder.", f"Give the folder {FOLDER}, or one that holds it.")
+    for base in bases:
+        if base.is_dir() and (base.name == FOLDER or (base / "train_images.npy").is_file()):
+            return base
+        for found in (base / FOLDER, *sorted(base.glob(f"*/{FOLDER}"))):
+            if found.is_dir():
+                return found
+    where = " or ".join(map(str, bases)) or "$EQUIBENCH_DATA, which is not set"
+    raise UserError(
+        f"3DIEBench is not in {where}.",
+        f"Download {ARCHIVE} (17 GB) and unpack it; give by --data-root or $EQUIBENCH_DATA a folder with\n{TREE}",
+    )
+
+
+def read_lists(lists: Path) -> ObjectNames:
+    """The objects that the four lists in a folder name; neither their order nor naming one twice matters.
+
+    Raises:
+        UserError: a list is missing, cannot be read, names no object, or contradicts itself or another.
+    """
+    named: dict[str, list[str]] = {}
+    label_of: dict[str, Any] = {}
+    synset_of: dict[Any, str] = {}
+    for split, prefix in LISTS.items():
+        source = lists / f"{prefix}_images.npy"
+        paths = [_object_path(source, entry) for entry in _read_list(source)]
+        labels = _read_list(lists / f"{prefix}_labels.npy")
+        _check_labels(lists / f"{prefix}_labels.npy", paths, labels, label_of, synset_of)
+        named[split] = sorted(set(paths))
+    shared = sorted(set(named["train"]) & set(named["test"]))
+    if shared:
+        raise UserError(
+            f"{lists / 'val_images.npy'} names {shared[0]}, which train_images.npy names too ({len(shared):,} in all).",
+            "An object is for training or for testing.",
+        )
+    return ObjectNames(named, tuple(sorted(label_of)))
+
+
+def folder_states(root: Path, names: ObjectNames) -> dict[str, tuple[int, int, int]]:
+    """The named objects whose folders are there, each with what changes when files are added, removed or replaced.
+
+    Raises:
+        UserError: a folder cannot be looked at, or there is none of a split.
+    """
+    states = {}
+    for split, paths in names.splits.items():
+        for path in paths:
+            try:
+                state = os.stat(root / path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise _unreadable(root / path, error) from error
+            if stat.S_ISDIR(state.st_mode):
+                states[path] = (state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
+        if states.keys().isdisjoint(paths):
+            problem = f"{root} holds none of the {len(paths):,} objects that {LISTS[split]}_images.npy names."
+            raise UserError(problem, f"Expected\n{TREE}")
+    return states
+
+
+def list_objects(root: Path, names: ObjectNames, present: Collection[str], *, skip_bad: bool = False) -> ObjectListing:
+    """The views of the objects that are present; one has both of its files.
+
+    Raises:
+        UserError: a folder cannot be read; a split has no object of two views; without ``skip_bad``, a view lacks one
+            of its files or an object has fewer than two views.
+    """
+    labels = {synset: label for label, synset in enumerate(names.class_names)}
+    digest = hashlib.sha256(f"{names.class_names}".encode())
+    splits: dict[str, list[ObjectViews]] = {}
+    faults: list[Fault] = []
+    with _progress(f"looking through {root.name}", len(present)) as advance:
+        for split, paths in names.splits.items():
+            splits[split] = []
+            for path in (path for path in paths if path in present):
+                found = _scan(root, path)
+                advance()
+                if found.faults and not skip_bad:
+                    raise found.faults[0].error(root)
+                faults += found.faults
+                label = labels[path.split("/")[0]]
+                digest.update(f"|{split}|{label}|{path}|".encode(errors="surrogateescape") + found.state)
+                if len(found.views) >= FEWEST_VIEWS:
+                    splits[split].append(ObjectViews(path, label, found.views))
+            if not splits[split]:
+                raise none_usable(root, split, faults)
+    return ObjectListing(splits, faults, digest.hexdigest())
+
+
+def none_usable(root: Path, split: str, faults: Sequence[Fault]) -> UserError:
+    """The error of a split in which nothing is left."""
+    problem = f"No {split} object of {root} can be used."
+    return UserError(problem, f"The last of {len(faults):,} faults: {faults[-1].path} {faults[-1].reason}.")
+
+
+# The lists
+
+
+def _read_list(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise UserError(f"The list {path} is missing.", f"The four lists of 3DIEBench are in {LISTS_FROM}.")
+    try:
+        array = read_array(path)
+    except (OSError, ValueError) as error:
+        fix = f"Expected an array of text or of numbers, saved without pickle, as in {LISTS_FROM}."
+        raise UserError(f"The list {path} is of no use: {error}", fix) from error
+    if array.ndim != 1 or not len(array):
+        raise UserError(f"The list {path} does not hold a row of entries.", f"Expected one as in {LISTS_FROM}.")
+    return list(array.tolist())
+
+
+def _object_path(source: Path, entry: object) -> str:
+    text = os.fsdecode(entry) if isinstance(entry, bytes) else str(entry)
+    parts = text.strip().strip("/").split("/")
+    if len(parts) != 2 or not all(part.strip(".") for part in parts):  # ".." would lead out of the root
+        raise UserError(f"{source} names {text!r}, which is no object.", "Entries look like /<synset>/<object>/")
+    return "/".join(parts)
+
+
+def _check_labels(
+    source: Path, paths: Sequence[str], labels: Sequence[Any], label_of: dict[str, Any], synset_of: dict[Any, str]
+) -> None:
+    """Whether labels and synsets are one to one, which is all that is asked of the labels; fills both dictionaries."""
+    if len(paths) != len(labels):
+        problem = f"{source} holds {len(labels):,} labels for {len(paths):,} objects."
+        raise UserError(problem, "Expected one label for each entry of the list of objects.")
+    for path, label in zip(paths, labels, strict=True):
+        synset = path.split("/")[0]
+        for one, other, known in ((synset, label, label_of), (label, synset, synset_of)):
+            if known.setdefault(one, other) != other:
+                problem = f"{source} gives {path} the label {label!r}; {one!r} already went with {known[one]!r}."
+                raise UserError(problem, "Expected one label for each synset, the same in both lists.")
+
+
+# The files of an object
+
+
+@dataclass(frozen=True)
+class _Scan:
+    views: tuple[int, ...]
+    faults: list[Fault]
+    state: bytes  # digest of the files' names, sizes and times of change
+
+
+def _scan(root: Path, path: str) -> _Scan:
+    """What one object's folder holds."""
+    files: dict[str, tuple[int, int]] = {}
+    image: set[int] = set()
+    latent: set[int] = set()
+    try:
+        with os.scandir(root / path) as entries:
+            for entry in entries:
+                match = FILE.fullmatch(entry.name)
+                if match and entry.is_file():  # False for a link that leads nowhere
+                    state = entry.stat()
+                    files[entry.name] = (state.st_size, state.st_mtime_ns)
+                    (image if match[1] else latent).add(int(match[1] or match[2]))
+    except OSError as error:
+        raise _unreadable(root / path, error) from error
+    lacks = {k: (f"image_{k}.jpg", f"latent_{k}.npy") for k in latent - image}
+    lacks |= {k: (f"latent_{k}.npy", f"image_{k}.jpg") for k in image - latent}
+    faults = [
+        Fault(f"{path}/{file}", f"is missing, while {other} is there") for _, (file, other) in sorted(lacks.items())
+    ]
+    views = tuple(sorted(image & latent))
+    if len(views) < FEWEST_VIEWS:
+        faults.append(too_few(path, len(views)))
+    return _Scan(views, faults, hashlib.sha256(repr(sorted(files.items())).encode()).digest())
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be read: {error.strerror or error}", "Change its permissions.")
+
+
+def too_few(path: str, count: int) -> Fault:
+    """The fault of an object that has fewer than two usable views."""
+    return Fault(path, f"has {count} usable view{'s' * (count != 1)}, fewer than {FEWEST_VIEWS}")

@@ -1,0 +1,351 @@
+"""The seven data sets of linear transfer (PROTOCOL 5) as memory-mapped arrays: found, checked and decoded once.
+
+Where their images are listed stands in `transfer_sources`, what stands in for data that are not there in
+`transfer_stand_ins`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from PIL import Image
+
+from equibench.data.array_cache import RowWriter, Stored, arrays_folder, open_arrays, store_arrays, writing_to_cache
+from equibench.data.cifar10 import IMAGE_SHAPE
+from equibench.data.datasets import Dataset, ImageSet, cache_folder, load_dataset
+from equibench.data.download import Unavailable, exclusive, file_md5
+from equibench.data.image_folder import MOST_THREADS, SMALLEST, _progress
+from equibench.data.pairs import SPLITS, image_source, split_indices
+from equibench.data.transfer_sources import SOURCES, Source, find_source, is_generated, list_transfer
+from equibench.data.transfer_stand_ins import stand_in_folder
+from equibench.errors import UserError
+
+__all__ = ["TRANSFER_DATASETS", "TransferData", "load_transfer"]
+
+TRANSFER_DATASETS = tuple(SOURCES)
+VERSION = 1  # raised whenever the same files would give other arrays
+CHUNK = 64  # images that the threads share out among themselves at a time
+CIFAR100_MD5 = {
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+}
+CIFAR100_BINARY = ("fine_label_names.txt", "train.bin", "test.bin")
+NO_HOST = """\
+Its official host serves neither the images nor the lists any more (pytorch/vision#9348): they must come from a copy.
+Mirrors that others name, not checked here: OpenDataLab's SUN397, Kaggle's sun397-50-50."""
+
+Picture = Path | np.ndarray
+"""A file, or pixels (3, H, W) uint8."""
+_Pictures = dict[str, list[tuple[Picture, int]]]
+"""Pictures and their labels by split."""
+
+
+@dataclass(frozen=True)
+class TransferData:
+    """One data set: images (N, 3, size, size) uint8 and labels (N,) int64, memory-mapped and read-only."""
+
+    name: str  # as it was asked for, with "-generated" added where the images are a stand-in's
+    description: str  # one line for a table's header
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]
+    sha256: str  # digest of the content: train with val at its end, and test
+    stand_in: bool  # whether the images were generated
+    metric: Literal["top1", "mean_per_class"]  # the headline's; PROTOCOL 5
+    bad: int  # how many images were left out
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is known of a data set before one of its pictures is opened."""
+
+    title: str
+    where: str
+    state: str  # changes when the pictures or labels do
+    read: Callable[[], tuple[_Pictures, tuple[str, ...]]]  # what it holds, and the names of its classes
+
+
+def load_transfer(
+    name: str,
+    *,
+    size: int,
+    data_root: Path | str | None = None,
+    stand_in: bool = False,
+    skip_bad: bool = False,
+    download: bool = False,
+) -> TransferData:
+    """Opens a data set of linear transfer, after decoding it into the cache where this is the first time.
+
+    Each image is made RGB, its short side resized to ``size`` (bicubic), and the middle taken (Kornblith et al. 2019,
+    as in PROTOCOL 5); as in torchvision, a camera's note of its orientation is not heeded, and FGVC-Aircraft keeps the
+    strip with the photographer's name. Splits are the published ones; where validation images are not published, a
+    stratified draw with seed 0 sets them apart from the training images.
+
+    Args:
+        name: one of `TRANSFER_DATASETS`.
+        size: side of the images in pixels, 8 or more.
+        data_root: the data set's folder or the one that holds it; where it is given, no other place is looked at.
+            Without it that is $EQUIBENCH_DATA, then the cache.
+        stand_in: take images generated in the data set's layout (`transfer_stand_ins`) instead; CIFAR-10 has none and
+            is always the real one.
+        skip_bad: leave out images that are absent or cannot be decoded, and count them.
+        download: whether what is in none of these may be downloaded into the cache.
+
+    Raises:
+        Unavailable: (a UserError) the data set is neither in $EQUIBENCH_DATA nor in the cache nor downloaded.
+        UserError: the name is unknown; ``data_root`` does not hold it; a list or an image is missing, malformed, in two
+            splits or not as published; an image cannot be decoded; the size is too small; the cache cannot be written.
+    """
+    if name not in SOURCES:
+        raise UserError(f"There is no data set of linear transfer named {name!r}.", f"Known: {', '.join(SOURCES)}.")
+    if size < SMALLEST:
+        raise UserError(f"size={size} is too small for images.", f"Give a side of {SMALLEST} pixels or more.")
+    generated = False
+    if name == "cifar10":
+        dataset = load_dataset(name, data_root=data_root, download=download)
+        plan = _Plan("CIFAR-10", "CIFAR-10", dataset.sha256, partial(_split_arrays, dataset))
+    else:
+        root = stand_in_folder(name) if stand_in else _find(SOURCES[name], data_root, download)
+        generated = is_generated(root)
+        plan = _plan_cifar100(root) if name == "cifar100" else _plan_images(name, root, skip_bad)
+    key = hashlib.sha256(f"{VERSION}|{size}|{plan.state}".encode()).hexdigest()
+    place = arrays_folder(f"transfer-{name}-{key[:16]}")
+    stored = open_arrays(place) or _prepare(place, plan, size, skip_bad)
+    bad = stored.facts["bad"]
+    if bad and not skip_bad:  # another call had asked to leave them out
+        raise _unreadable(*bad[0])
+    return _as_data(name, stored, generated, size)
+
+
+def _as_data(name: str, stored: Stored, generated: bool, size: int) -> TransferData:
+    source, bad = SOURCES[name], len(stored.facts["bad"])
+    images, labels = stored.arrays["train_images"], stored.arrays["train_labels"]
+    border = len(labels) - int(stored.facts["validation"])
+    train, val = ImageSet(images[:border], labels[:border]), ImageSet(images[border:], labels[border:])
+    test = ImageSet(stored.arrays["test_images"], stored.arrays["test_labels"])
+    counts = " + ".join(f"{len(one.labels):,}" for one in (train, val, test))
+    kind = f"images generated by equibench in the layout of {source.title}, not real" if generated else source.title
+    description = f"{kind} ({counts} images, {size} px{f', {bad:,} bad ones left out' if bad else ''})"
+    metric = cast(Literal["top1", "mean_per_class"], source.metric)
+    name += "-generated" * generated
+    classes = tuple(stored.facts["class_names"])
+    return TransferData(name, description, train, val, test, classes, stored.sha256, generated, metric, bad)
+
+
+# Where it is
+
+
+def _find(source: Source, data_root: Path | str | None, download: bool) -> Path:
+    named = [data_root] if data_root is not None else [os.environ.get("EQUIBENCH_DATA") or None, cache_folder()]
+    roots = [Path(root).expanduser() for root in named if root is not None]
+    for root in roots:
+        folder = find_source(source, root)
+        if folder is not None:
+            return folder
+    if data_root is None and download and source.torchvision:
+        return _fetch(source)
+    line = (
+        f"""python -c "from torchvision.datasets import {source.torchvision} as D; D('{roots[-1]}', download=True)\""""
+    )
+    fetch = f"It can be fetched with\n{line}\nfrom {source.url}" if source.torchvision else NO_HOST
+    kind = UserError if data_root is not None else Unavailable
+    where = " or ".join(map(str, roots))
+    raise kind(f"{source.title} is not in {where}.", f"Expected there:\n{source.tree}\n{fetch}")
+
+
+def _fetch(source: Source) -> Path:
+    """Lets torchvision download into a scratch folder, and puts the whole into the cache: complete or not there."""
+    import torchvision.datasets
+
+    folder = source.folder
+    with writing_to_cache("6 GB") as cache, exclusive(cache / f".{folder}.lock"):
+        target = cache / folder
+        if not target.is_dir():  # another process may have fetched it while this one waited
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as scratch:
+                try:
+                    getattr(torchvision.datasets, source.torchvision)(scratch, download=True)
+                except (OSError, RuntimeError) as error:
+                    problem = f"{source.title} could not be downloaded: {error}"
+                    fix = f"Fetch it on another machine from {source.url} and put it into {cache}:\n{source.tree}"
+                    raise Unavailable(problem, fix) from error
+                os.rename(Path(scratch) / folder, target)
+    found = find_source(source, cache)
+    assert found is not None
+    return found
+
+
+# What it holds
+
+
+def _plan_images(name: str, root: Path, skip_bad: bool) -> _Plan:
+    listed = list_transfer(name, root, skip_bad=skip_bad)
+    pictures: _Pictures = {s: [(root / path, label) for path, label in rows] for s, rows in listed.splits.items()}
+    return _Plan(SOURCES[name].title, str(root), listed.state, lambda: (pictures, listed.class_names))
+
+
+def _plan_cifar100(root: Path) -> _Plan:
+    names = CIFAR100_BINARY if (root / CIFAR100_BINARY[1]).exists() else tuple(CIFAR100_MD5)
+    digest = hashlib.sha256(os.fsencode(root.resolve()))
+    for name in names:
+        try:
+            state = (root / name).stat()
+        except OSError as error:
+            problem = f"CIFAR-100 is incomplete: {root / name} cannot be read: {error.strerror or error}"
+            raise UserError(problem, f"Expected:\n{SOURCES['cifar100'].tree}") from error
+        digest.update(f"|{name}|{state.st_size}|{state.st_mtime_ns}".encode())
+    return _Plan("CIFAR-100", str(root), digest.hexdigest(), lambda: _split_arrays(_read_cifar100(root)))
+
+
+def _split_arrays(dataset: Dataset) -> tuple[_Pictures, tuple[str, ...]]:
+    pictures: _Pictures = {}
+    for split, rows in split_indices(dataset).items():
+        half = image_source(dataset, split)
+        pictures[split] = [(half.images[row], int(half.labels[row])) for row in rows]
+    return pictures, dataset.class_names
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Builds containers, strings, numbers and NumPy arrays; all else that a pickle may call for is refused."""
+
+    MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")  # before NumPy 2 and since
+    ALLOWED = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": np.empty(0).__reduce__()[0]}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module not in self.MODULES or name not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
+        return self.ALLOWED[name]
+
+
+def _read_cifar100(root: Path) -> Dataset:
+    """Either official version; the Python version's files must be the published ones, byte by byte."""
+    binary, generated = (root / CIFAR100_BINARY[1]).exists(), is_generated(root)
+    meta, *batches = (root / name for name in (CIFAR100_BINARY if binary else CIFAR100_MD5))
+    halves, file = [], meta
+    try:
+        for file in (meta, *batches):
+            expected = CIFAR100_MD5.get(file.name)
+            if expected and not generated and (found := file_md5(file)) != expected:
+                raise ValueError(f"expected MD5 {expected}, found {found}")
+        file = meta
+        names = meta.read_text().split() if binary else _unpickle(meta)["fine_label_names"]
+        for file in batches:
+            if binary:
+                rows = np.fromfile(file, np.uint8).reshape(-1, 2 + int(np.prod(IMAGE_SHAPE)))
+                labels, pixels = rows[:, 1].astype(np.int64), rows[:, 2:]  # the first byte is the coarse label
+            else:
+                batch = _unpickle(file)
+                labels, pixels = np.asarray(batch["fine_labels"], np.int64), np.asarray(batch["data"])
+            halves.append(ImageSet(pixels.reshape(-1, *IMAGE_SHAPE), labels))
+            _check_cifar100(halves[-1], len(names), None if generated else SOURCES["cifar100"].counts[file.stem])
+    except (OSError, ValueError, TypeError, LookupError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        raise UserError(f"{file} is not as published: {error}", "Replace it by the published file.") from error
+    return Dataset("cifar100", "", halves[0], halves[1], tuple(map(str, names)), "")
+
+
+def _unpickle(file: Path) -> Any:
+    return _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()
+
+
+def _check_cifar100(half: ImageSet, classes: int, count: int | None) -> None:
+    if half.images.dtype != np.uint8 or half.labels.shape != half.images.shape[:1]:
+        raise ValueError(f"{len(half.images):,} images of {half.images.dtype}, labels {half.labels.shape}")
+    if count is not None and len(half.labels) != count:
+        raise ValueError(f"it holds {len(half.labels):,} images, the published file {count:,}")
+    wrong = half.labels[(half.labels < 0) | (half.labels >= classes)]
+    if len(wrong):
+        raise ValueError(f"label {wrong[0]} is out of range: there are {classes} classes")
+
+
+# From pictures to arrays
+
+
+def _prepare(place: Path, plan: _Plan, size: int, skip_bad: bool) -> Stored:
+    with writing_to_cache() as cache, exclusive(place.parent / f".{place.name}.lock"):
+        stored = open_arrays(place)  # another process may have decoded them while this one waited
+        if stored is not None:
+            return stored
+        pictures, class_names = plan.read()
+        needed = sum(map(len, pictures.values())) * 3 * size**2
+        space, free = f"{max(needed / 1e9, 0.1):,.1f} GB", shutil.disk_usage(cache).free
+        if needed * 1.01 > free:
+            raise UserError(
+                f"{plan.title} at {size} px takes {space}; the cache {cache} has {free / 1e9:,.1f} GB free.",
+                "Set EQUIBENCH_CACHE to a folder on a larger disk, or choose a smaller size.",
+            )
+        write = partial(_write, plan=plan, pictures=pictures, size=size, skip_bad=skip_bad)
+        return store_arrays(place, lambda scratch: {**write(scratch), "class_names": class_names}, space=space)
+
+
+def _write(scratch: Path, *, plan: _Plan, pictures: _Pictures, size: int, skip_bad: bool) -> dict[str, Any]:
+    """Decodes all pictures into the four arrays; returns how many are for validation, and what was left out and why."""
+    bad: list[tuple[str, str]] = []
+    kept = dict.fromkeys(SPLITS, 0)
+    with ExitStack() as stack:
+        advance = stack.enter_context(_progress(f"reading {plan.title}", sum(map(len, pictures.values()))))
+        writers = {
+            half: (
+                stack.enter_context(RowWriter(scratch / f"{half}_images.npy", (3, size, size), np.uint8)),
+                stack.enter_context(RowWriter(scratch / f"{half}_labels.npy", (), np.int64)),
+            )
+            for half in ("train", "test")
+        }
+        for split in SPLITS:
+            images, labels = writers["test" if split == "test" else "train"]
+            decoded = _decode_all([picture for picture, _ in pictures[split]], size)
+            for (picture, label), image in zip(pictures[split], decoded, strict=True):
+                advance()
+                if isinstance(image, str):
+                    if not skip_bad:
+                        raise _unreadable(str(picture), image)
+                    bad.append((str(picture), image))
+                    continue
+                images.append(image)
+                labels.append(label)
+                kept[split] += 1
+    for split in SPLITS:
+        if not kept[split]:
+            reason = f"The first: {bad[0][0]}: {bad[0][1]}" if bad else ""
+            raise UserError(f"No {split} image of {plan.where} can be decoded.", reason)
+    return {"validation": kept["val"], "bad": bad}
+
+
+def _decode_all(pictures: Sequence[Picture], size: int) -> Iterator[np.ndarray | str]:
+    """In the order of the pictures, a few at a time on several threads: Pillow decodes outside the GIL."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
+        for start in range(0, len(pictures), CHUNK):
+            yield from pool.map(partial(_decode, size=size), pictures[start : start + CHUNK])
+
+
+def _decode(picture: Picture, size: int) -> np.ndarray | str:
+    """One picture as (3, size, size) uint8, or why it cannot be had."""
+    try:
+        opened = Image.open(picture) if isinstance(picture, Path) else Image.fromarray(picture.transpose(1, 2, 0))
+        with opened:
+            image = opened.convert("RGB")
+        wide, high = (int(size * side / min(image.size)) for side in image.size)
+        left, top = round((wide - size) / 2), round((high - size) / 2)
+        image = image.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        return f"{type(error).__name__}: {error}"
+    return np.asarray(image).transpose(2, 0, 1)
+
+
+def _unreadable(path: str, reason: str) -> UserError:
+    return UserError(
+        f"{path} cannot be decoded: {reason}", "Replace the file, or leave out such files with skip_bad=True."
+    )
