@@ -21,6 +21,7 @@ from equibench.progress import Progress
 from equibench.records import Record, read_records, write_records
 from equibench.registry import BASELINES, TASKS, closest, load_baseline_file
 from equibench.report.markdown import markdown_table
+from equibench.report.overview import overview
 from equibench.runner import (
     Plan,
     Unit,
@@ -158,7 +159,12 @@ def table(
     if not all(unit.done for unit in units):
         _work(units, place, jobs or default_jobs(place), console)
     place.fabric.barrier()
-    return _write(request, folder)
+    result = _write(request, folder)
+    if place.fabric.is_global_zero and out is None and request.complete and variant == "headline":
+        page = folder.parent / "README.md"
+        write_text(page, overview(folder.parent, profile))
+        result.files.append(page)
+    return result
 
 
 def _results_folder(request: _Request) -> Path:

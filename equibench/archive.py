@@ -79,7 +79,7 @@ def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
 
     Args:
         name: the subject's name in any record below `places`; a results folder or records file with one scored
-            encoder; or such a path and a name, as in "results/demo:vicreg".
+            encoder; or such a path and a name, as in "results/demo/table2:vicreg".
 
     Raises:
         UserError: nothing or nobody of that name.

@@ -247,7 +247,7 @@ EXAMPLES: dict[Callable[..., None], str] = {
     "equibench score weights.pth --arch torchvision:resnet50 --data photographs/ --tasks 'rotation*'\n\n"
     "equibench score reconstruction --tasks all --layers all",
     doctor: "equibench doctor weights.pth\n\nequibench doctor weights.pth --arch timm:resnet50",
-    compare: "equibench compare results/demo:vicreg results/demo:reconstruction",
+    compare: "equibench compare results/demo/table2:vicreg results/demo/table2:reconstruction",
     explain: "equibench explain 3f2a90c1d2e4",
     verify: "equibench verify results/",
 }

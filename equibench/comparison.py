@@ -55,7 +55,7 @@ def compare(
     """Compare two scored encoders on the tasks that both have been scored on.
 
     Args:
-        a, b: names of scored encoders, results folders, or both as in "results/demo:vicreg"; see `archive.select`.
+        a, b: names of scored encoders, results folders, or both as in "results/demo/table2:vicreg"; see `archive.select`.
         tasks: only these; all common ones if None. A Python file stands for the tasks that it registers.
         features: which feature set is compared.
         places: folders in which records and predictions are looked for.
@@ -124,7 +124,7 @@ def _comparable(
     if len(shared) > 1:
         raise UserError(
             f"{a} and {b} were both scored on {task} with {len(shared)} different sets of pairs",
-            "name the records, as in: equibench compare results/demo:vicreg results/demo:reconstruction",
+            "name the records, as in: equibench compare results/demo/table2:vicreg results/demo/table2:reconstruction",
         )
     return tuple(  # type: ignore[return-value]
         [r for r in side if (r.task_version, r.pairs_sha256, r.variant) == shared[0]] for side in sides

@@ -2,7 +2,8 @@
 
 A definition may begin with lines `# key: text`. Keys: title; data (what its rows are pretrained on, the profile's data
 unless told); known (the share of training images whose θ is known); scale (100 where numbers are percentages); claim
-and limit (what it can and cannot show; may be repeated). A column is a task's id, or TASK:METRIC for one of its metrics.
+and limit (what it can and cannot show; may be repeated). A column is a task's id, or TASK:METRIC for one of its
+metrics.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def test_the_example_is_the_file_that_the_tests_run() -> None:
 
 
 def test_the_table_is_the_committed_result() -> None:
-    report = (ROOT / "results/demo/table2.md").read_text(encoding="utf-8")
+    report = (ROOT / "results/demo/table2/table2.md").read_text(encoding="utf-8")
     rows = [line for line in block("table2").splitlines() if line.startswith("|")]
     assert len(rows) > 10
     for row in rows:
@@ -48,7 +48,7 @@ def test_the_scores_are_committed_results() -> None:
 def test_the_signature_is_that_of_a_committed_score() -> None:
     found = re.findall(r"`(\S+\|\S+\|[0-9a-f]{12})`", README)
     assert found
-    records = (ROOT / "results/demo/records.jsonl").read_text(encoding="utf-8")
+    records = (ROOT / "results/demo/table2/records.jsonl").read_text(encoding="utf-8")
     for signature in found:
         assert f'"signature":"{signature}"' in records
     for identifier in re.findall(r"equibench explain ([0-9a-f]{12})", README):

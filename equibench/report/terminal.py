@@ -36,7 +36,7 @@ def print_table(
     table = Table(title=title, show_lines=False)
     table.add_column("")
     for column in columns:
-        table.add_column(column_title(column, cells), justify="right")
+        table.add_column(column_title(column, cells), justify="right", overflow="fold")
     separator = " | " if console.width >= WIDE else "\n"
     narrow = console.width < MEDIUM
     for number, row in enumerate(rows):
