@@ -5,7 +5,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROFILE ?= demo
 READY := .venv/.ready
-SEG := .venv/.seg
 TABLES := table1 table2 table3 table4 table5 table6
 
 .DEFAULT_GOAL := help
@@ -24,10 +23,6 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@
 
-$(SEG): $(READY)
-	$(BIN)/python -m pip install --quiet --editable ".[dev,seg]"
-	@touch $@
-
 tables: $(TABLES)  ## all six tables of the paper, one after the other: an hour in the demo profile, resumable
 
 table1: $(READY)  ## Table 1, 3DIEBench (in the small profiles, data that equibench renders in its layout)
@@ -35,7 +30,7 @@ table2: $(READY)  ## Table 2: pretrain, score, print, write results/demo (PROFIL
 table3: $(READY)  ## Table 3, CIFAR-10 with 80 % of the transformations unknown
 table4: $(READY)  ## Table 4, CIFAR-10
 table5: $(READY)  ## Table 5, linear transfer to seven data sets
-table6: $(SEG)  ## Table 6, ADE20K with mmsegmentation
+table6: $(READY)  ## Table 6, ADE20K with mmsegmentation
 
 $(TABLES):
 	$(BIN)/equibench table $@ --profile $(PROFILE)

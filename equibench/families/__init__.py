@@ -11,12 +11,13 @@ from equibench.families.lie import LIE
 from equibench.families.object_retrieval import OBJECT_RETRIEVAL
 from equibench.families.regression import REGRESSION
 from equibench.families.retrieval import RETRIEVAL
+from equibench.families.segmentation import SEGMENTATION
 from equibench.families.wahba import WAHBA
 from equibench.registry import closest
 from equibench.task import Task
 
 FAMILIES: dict[str, Family] = {
-    f.name: f for f in (REGRESSION, CLASSIFICATION, ACTION, RETRIEVAL, OBJECT_RETRIEVAL, INVARIANCE, WAHBA, LIE)
+    f.name: f for f in (REGRESSION, CLASSIFICATION, ACTION, RETRIEVAL, OBJECT_RETRIEVAL, INVARIANCE, WAHBA, LIE, SEGMENTATION)
 }
 
 
