@@ -13,7 +13,6 @@ from threadpoolctl import threadpool_limits
 
 from equibench.data.array_cache import writing_to_cache
 from equibench.data.datasets import Dataset, load_dataset, load_or_generate
-from equibench.data.download import exclusive
 from equibench.data.object_folder import find_object_data, load_object_folder
 from equibench.encoders.vit import RENDERED
 from equibench.errors import UserError
@@ -150,8 +149,7 @@ def _load_named(name: str, order: Order) -> Dataset:
     size, stand_ins = order.profile.image_size, order.profile.stand_ins
     if stand_ins is None:
         return load_object_folder(find_object_data(order.data_root), size=size, skip_bad=order.skip_bad)
-    sizes = {"objects": stand_ins.objects, "views": stand_ins.views, "size": size, "seed": 0}
-    folder = f"{OBJECTS}-generated-{'-'.join(map(str, sizes.values()))}"
-    with writing_to_cache() as cache, exclusive(cache / f".{folder}.lock"):
-        root = ensure_stand_in(cache / folder, **sizes, jobs=None)
-    return load_object_folder(root, size=size, name=f"{OBJECTS}-generated")
+    name = f"{OBJECTS}-generated"
+    with writing_to_cache() as cache:
+        root = ensure_stand_in(cache / name, objects=stand_ins.objects, views=stand_ins.views, size=size)
+    return load_object_folder(root, size=size, name=name)

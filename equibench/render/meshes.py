@@ -1,0 +1,209 @@
+"""Meshes: triangles with normals and colours in the unit ball; and the ten solids as such meshes.
+
+Every solid object differs from its class by a stretch along its axes, and wears patches of colour that no rotation
+maps onto each other, so that its pose can be seen even if it is a sphere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from equibench.data import solid_shapes
+from equibench.errors import UserError
+
+Array = np.ndarray
+
+CREASE = np.cos(np.radians(35))  # faces that meet at a larger angle keep an edge between them; others look round
+SEGMENTS = 64  # of a solid of revolution, around its axis
+STRETCH = 0.12  # most by which an axis of a solid is stretched or shrunk; more would make a cube a box
+PATCHES = (7, 12)  # least and most patches of colour
+EDGE = 28.0  # how sharply patches meet: their colours mix over about 1 / EDGE of the unit
+NOTHING = 1e-14  # twice the area of a triangle in the unit ball that has no normal to speak of
+OBJECT_DRAWS = 6 + 5 * PATCHES[1]  # uniform numbers that an object is made from
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Triangles, each with corners of its own."""
+
+    corners: Array  # (F, 3, 3) float64
+    normals: Array  # (F, 3, 3) float64 unit vectors, to the same side of a face as its corners' order says
+    colours: Array  # (F, 3, 3) float32 RGB in [0, 1], as on a screen
+
+
+def make_mesh(corners: Array, colours: Array) -> Mesh:
+    """Triangles (F, 3, 3) centred by their bounding box, scaled to touch the unit sphere, and given normals.
+
+    Args:
+        colours: (F, 3, 3) RGB in [0, 1] of each corner.
+
+    Raises:
+        UserError: there is no triangle with an area, or a coordinate is not finite.
+    """
+    if not np.isfinite(corners).all():
+        raise UserError("The mesh has coordinates that are not finite.", "Mend the file.")
+    if len(corners):
+        corners = corners - (corners.min(axis=(0, 1)) + corners.max(axis=(0, 1))) / 2
+        corners = corners / max(np.linalg.norm(corners, axis=-1).max(), 1e-300)
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    corners, colours = corners[area > NOTHING], colours[area > NOTHING]
+    if not len(corners):
+        raise UserError("The mesh has no triangle with an area.", "Give a mesh of triangles or polygons.")
+    return Mesh(corners, corner_normals(corners), colours.astype(np.float32))
+
+
+def corner_normals(corners: Array) -> Array:
+    """(F, 3, 3) unit normals: at a corner, the mean over the faces that meet there at less than the crease's angle.
+
+    Faces count by their angle at the corner, so that it does not matter how a polygon was cut into triangles. Corners
+    of the unit ball meet where they agree to two millionths.
+    """
+    ahead, back = np.roll(corners, -1, axis=1) - corners, np.roll(corners, 1, axis=1) - corners
+    flat = np.cross(ahead[:, 0], back[:, 0])
+    flat = np.repeat(flat / np.linalg.norm(flat, axis=1, keepdims=True), 3, axis=0)  # of each corner's face
+    across = np.linalg.norm(np.cross(ahead, back), axis=-1)
+    angles = np.arctan2(across, (ahead * back).sum(axis=-1)).reshape(-1, 1)
+    cells = np.rint((corners.reshape(-1, 3) + 1) * 2**19).astype(np.int64)  # 21 bits each, for they lie in the ball
+    _, place = np.unique((cells[:, 0] << 42) + (cells[:, 1] << 21) + cells[:, 2], return_inverse=True)
+    count = len(flat)
+    at_place = sparse.csr_matrix((np.ones(count), (np.arange(count), place.ravel())))
+    beside = sparse.coo_matrix(at_place @ at_place.T)
+    smooth = (flat[beside.row] * flat[beside.col]).sum(axis=1) > CREASE
+    pairs = (np.ones(int(smooth.sum())), (beside.row[smooth], beside.col[smooth]))
+    total = sparse.csr_matrix(pairs, shape=(count, count)) @ (angles * flat)
+    return (total / np.linalg.norm(total, axis=1, keepdims=True)).reshape(-1, 3, 3)
+
+
+# The ten solids
+
+
+def solid_object(name: str, uniform: Array) -> Mesh:
+    """One object of the class ``name``, of `solid_shapes.CLASS_NAMES`.
+
+    Args:
+        uniform: (OBJECT_DRAWS,) numbers in [0, 1) that decide its stretch and its patches.
+    """
+    corners = TRIANGLES[name]()
+    stretched = corners * (1 + STRETCH * (2 * uniform[:3] - 1))
+    return make_mesh(stretched, patch_colours(corners, uniform[3:]))
+
+
+def patch_colours(corners: Array, uniform: Array) -> Array:
+    """(F, 3, 3) RGB: each corner has the colour of the nearest of a few points on the sphere, mixed at the borders.
+
+    The patches differ in brightness too, since under a light of one colour no hue can be told from another.
+    """
+    least, most = PATCHES
+    count = least + int((most - least + 1) * uniform[0])
+    height, turn, *ranks, tint = uniform[3 : 3 + 5 * count].reshape(5, count)
+    brightness, family = (np.argsort(np.argsort(rank)) / (count - 1) for rank in ranks)  # evenly spread, shuffled
+    ring = np.sqrt(1 - (2 * height - 1) ** 2)
+    sites = np.stack([ring * np.cos(2 * np.pi * turn), ring * np.sin(2 * np.pi * turn), 2 * height - 1], axis=1)
+    hue = uniform[1] + np.where(family < 0.5, 0, 0.25 + 0.5 * uniform[2]) + 0.1 * (tint - 0.5)
+    colours = hsv(hue, 0.8 - 0.5 * family, 0.4 + 0.6 * brightness)
+    points = corners.reshape(-1, 3) / np.linalg.norm(corners.reshape(-1, 3), axis=1, keepdims=True)
+    closeness = EDGE * (points @ sites.T)
+    share = np.exp(closeness - closeness.max(axis=1, keepdims=True))
+    return (share @ colours / share.sum(axis=1, keepdims=True)).reshape(corners.shape)
+
+
+def hsv(hue: Array | float, saturation: Array | float, value: Array | float) -> Array:
+    """(..., 3) RGB in [0, 1] of colours given by hue in turns, saturation and value."""
+    hue, saturation, value = (np.asarray(part, float)[..., None] for part in (hue, saturation, value))
+    ramp = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
+    return value * (1 - saturation + saturation * np.clip(ramp, 0, 1))
+
+
+def subdivide(corners: Array, times: int) -> Array:
+    """(F, 3, 3) -> (4^times F, 3, 3): every triangle cut into four at the middles of its edges."""
+    for _ in range(times):
+        a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+        ab, bc, ca = (a + b) / 2, (b + c) / 2, (c + a) / 2
+        corners = np.stack([a, ab, ca, ab, b, bc, ca, bc, c, ab, bc, ca], axis=1).reshape(-1, 3, 3)
+    return corners
+
+
+def revolve(radius: Array, height: Array) -> Array:
+    """(F, 3, 3) the surface that a curve (radius, height) of P points leaves as it turns around the z-axis."""
+    turn = 2 * np.pi * np.arange(SEGMENTS + 1) / SEGMENTS
+    turn[-1] = 0.0  # closes exactly
+    upright = np.broadcast_to(height[:, None], (len(height), SEGMENTS + 1))
+    grid = np.stack([radius[:, None] * np.cos(turn), radius[:, None] * np.sin(turn), upright], axis=-1)
+    a, b, c, d = grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]
+    quads = np.stack([a, b, c, a, c, d], axis=2).reshape(-1, 3, 3)
+    flat = np.linalg.norm(np.cross(quads[:, 1] - quads[:, 0], quads[:, 2] - quads[:, 0]), axis=1) < 1e-12
+    return quads[~flat]  # on the axis a quad is one triangle
+
+
+def _line(points: list[tuple[float, float]], steps: list[int]) -> tuple[Array, Array]:
+    """(radius, height) along a line of straight pieces, each cut into so many steps."""
+    pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(points[:-1], points[1:], steps, strict=True)]
+    radius, height = np.concatenate([*pieces, [points[-1]]]).T
+    return radius, height
+
+
+def _sphere() -> Array:
+    corners = subdivide(_octahedron_faces(), 5)
+    return corners / np.linalg.norm(corners, axis=-1, keepdims=True)
+
+
+def _octahedron_faces() -> Array:
+    signs = [(x, y, z) for x in (1.0, -1.0) for y in (1.0, -1.0) for z in (1.0, -1.0)]
+    return np.array([np.diag(s)[:: int(np.prod(s))] for s in signs])  # seen from outside, all turn the same way
+
+
+def _block(half: tuple[float, float, float]) -> Array:
+    square = np.array([[[-1.0, -1, 1], [1, -1, 1], [1, 1, 1]], [[-1, -1, 1], [1, 1, 1], [-1, 1, 1]]])
+    turned = [np.roll(square, shift, axis=-1) for shift in range(3)]
+    faces = np.concatenate([*turned, *(-part[:, ::-1] for part in turned)])
+    return subdivide(faces, 4) * half
+
+
+def _cylinder() -> Array:
+    radius, half = solid_shapes.CYLINDER
+    return revolve(*_line([(0, -half), (radius, -half), (radius, half), (0, half)], [8, 24, 8]))
+
+
+def _cone() -> Array:
+    radius, base = solid_shapes.CONE
+    return revolve(*_line([(0, base), (radius, base), (0, 1)], [10, 30]))
+
+
+def _torus() -> Array:
+    ring, tube = solid_shapes.TORUS
+    turn = 2 * np.pi * np.arange(41) / 40
+    turn[-1] = 0.0
+    return revolve(ring + tube * np.cos(turn), tube * np.sin(turn))
+
+
+def _capsule() -> Array:
+    radius, half = solid_shapes.CAPSULE
+    angle = np.linspace(-np.pi / 2, 0, 12)
+    low = np.stack([radius * np.cos(angle), radius * np.sin(angle) - half], axis=1)
+    side = np.stack([np.full(16, radius), np.linspace(-half, half, 18)[1:-1]], axis=1)
+    curve = np.concatenate([low, side, low[::-1] * (1, -1)])
+    curve[[0, -1], 0] = 0.0
+    return revolve(curve[:, 0], curve[:, 1])
+
+
+def _tetrahedron() -> Array:
+    a, b, c, d = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    return subdivide(np.array([[a, b, c], [a, c, d], [a, d, b], [b, d, c]]), 5)
+
+
+TRIANGLES: dict[str, Callable[[], Array]] = {
+    "sphere": _sphere,
+    "ellipsoid": lambda: _sphere() * solid_shapes.ELLIPSOID_AXES,
+    "cube": lambda: _block(solid_shapes.CUBE_HALF),
+    "box": lambda: _block(solid_shapes.BOX_HALF),
+    "cylinder": _cylinder,
+    "cone": _cone,
+    "torus": _torus,
+    "octahedron": lambda: subdivide(_octahedron_faces(), 5),
+    "capsule": _capsule,
+    "tetrahedron": _tetrahedron,
+}
