@@ -139,9 +139,13 @@ def do_unit(unit: Unit, place: Workplace, progress: Progress, keep: Callable[[li
         with progress.unit(f"score {row_title(unit.row)}", ("score", unit.row)) as advance:
             for number, task in enumerate(unit.tasks):
                 advance(number / len(unit.tasks), task.title)
+
+                def report(fraction: float, note: str, number: int = number) -> None:
+                    advance((number + fraction) / len(unit.tasks), note)
+
                 if task.transformation:
                     store_pairs(place.setting.pairs(task), task.name, place.setting.work / "pairs")
-                keep(evaluate(subject, task, place.setting))
+                keep(evaluate(subject, task, replace(place.setting, on_progress=report)))
     place.fabric.barrier()
 
 

@@ -104,6 +104,7 @@ class Setting:
         own_data: for tasks that bring their data along.
         repeats: how often a training or validation image may be used, each time with a new θ.
         on_images: called with the number of images whenever some have been encoded.
+        on_progress: called with the fraction of a task that is done, by families that take long over one.
     """
 
     profile: Profile
@@ -115,6 +116,7 @@ class Setting:
     repeats: int = 1
     own_data: OwnData = field(default_factory=OwnData)
     on_images: Callable[[int], None] | None = field(default=None, compare=False, repr=False)
+    on_progress: Callable[[float, str], None] | None = field(default=None, compare=False, repr=False)
     _pairs: dict[Task, Pairs] = field(default_factory=dict, compare=False, repr=False)
 
     @property

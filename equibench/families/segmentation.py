@@ -64,6 +64,7 @@ def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
         tree.root,
         setting.work / "segmentation" / f"{subject.name}-{task.name}-{name}",
         settings,
+        report=setting.on_progress,
         skip_bad=setting.own_data.skip_bad,
     )
     return Measurement(_kept(found.areas), features=("full",))

@@ -1,0 +1,216 @@
+"""What mmengine is given: draws that depend on the iteration alone, a loop that resumes at once, areas per image.
+
+Importing this module registers all of it, the encoder and the heads.
+"""
+
+# ruff: noqa: E402  (mmseg cannot be imported before mmcv's compiled operations are there, or a stub in their place)
+from __future__ import annotations
+
+from equibench.segmentation.stub import require_mmseg
+
+require_mmseg()
+
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pprint import pformat
+from typing import Any
+
+import mmseg.utils
+import numpy as np
+import torch
+from mmengine import Config, registry
+from mmengine.dist import broadcast, get_dist_info
+from mmengine.hooks import Hook
+from mmengine.runner import IterBasedTrainLoop
+from mmseg.evaluation import IoUMetric
+from mmseg.registry import DATASETS
+from torch.utils.data import Dataset, Sampler
+
+from equibench.data.pairs import uniforms
+from equibench.errors import UserError
+from equibench.metrics.segmentation import Areas, scores_from_areas
+from equibench.segmentation.backbone import Encoder
+from equibench.segmentation.hypernet_head import HyperNetHead, LinearHead
+
+SCOPE = "equibench"
+LOOK_EVERY = 10  # iterations between two looks at the loss, which on a GPU each wait for it
+TRAINING_SHARE = 0.9  # of the progress that is reported; the rest is the validation
+
+Report = Callable[[float, str], None]
+
+
+def seed_of(*key: object) -> int:
+    """A seed in [0, 2**32) that depends on nothing but the key."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:4], "big")
+
+
+class KeyedDataset(Dataset):
+    """An endless stream of training samples: sample n depends on the seed and n alone.
+
+    mmsegmentation's transforms draw from the global generators, whose state depends on workers and on what was drawn
+    before; here it is set for each sample, so that a resumed run, or one with more workers, sees the same pictures.
+
+    Args:
+        dataset: config of an mmsegmentation dataset.
+        seed: of the order of its images in each epoch and of all that its pipeline draws.
+    """
+
+    def __init__(self, dataset: dict[str, Any], seed: int) -> None:
+        self.dataset, self.seed = DATASETS.build(dataset), seed
+        self.metainfo = self.dataset.metainfo
+
+    def __len__(self) -> int:
+        """How many images an epoch has; samples are numbered on beyond it."""
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        epoch, place = divmod(number, len(self.dataset))
+        seed = seed_of("segmentation", self.seed, "sample", number)
+        random.seed(seed)
+        np.random.seed(seed)
+        return self.dataset[int(_order(len(self.dataset), self.seed, epoch)[place])]
+
+
+class KeyedSampler(Sampler):
+    """Numbers of this process's samples, iteration after iteration; none until the loop has said where to start.
+
+    Args:
+        dataset: whose samples they are.
+        batch: samples per iteration in this process.
+        seed: given by mmengine and of no use: the numbers are not drawn.
+    """
+
+    def __init__(self, dataset: KeyedDataset, batch: int, seed: int | None = None) -> None:
+        self.batch, self.start = batch, -1
+        self.rank, self.world = get_dist_info()
+        self.images = len(dataset)
+
+    def __len__(self) -> int:
+        """Samples of this process in one epoch; it goes on beyond it."""
+        return -(-self.images // self.world)
+
+    def __iter__(self) -> Iterator[int]:
+        # the loop's base class opens an iterator, which starts drawing, before a checkpoint is read
+        if self.start < 0:
+            return
+        for iteration in itertools.count(self.start):
+            first = (iteration * self.world + self.rank) * self.batch
+            yield from range(first, first + self.batch)
+
+
+class Loop(IterBasedTrainLoop):
+    """Trains from wherever the checkpoint ended and validates once, at the end.
+
+    mmengine's own loop draws, and throws away, all batches before that point; and where a run was stopped during its
+    validation it does not validate again.
+    """
+
+    def run(self) -> Any:
+        runner = self.runner
+        runner.call_hook("before_train")
+        runner.call_hook("before_train_epoch")
+        self.dataloader.sampler.start = self._iter
+        batches = iter(self.dataloader)
+        while self._iter < self._max_iters:
+            runner.model.train()
+            torch.manual_seed(seed_of("segmentation", runner.seed, "iteration", self._iter, runner.rank))  # dropout
+            self.run_iter(next(batches))
+        # without SyncBN each process has statistics of its own; the checkpoint holds the first one's
+        for buffer in runner.model.buffers():
+            broadcast(buffer)
+        runner.val_loop.run()
+        runner.call_hook("after_train_epoch")
+        runner.call_hook("after_train")
+        return runner.model
+
+
+class AreaMetric(IoUMetric):
+    """mmsegmentation's IoUMetric that keeps the areas of every image and adds them as integers.
+
+    Attributes:
+        areas: of the last validation, in the order of the images; in the first process only.
+    """
+
+    default_prefix = "segmentation"
+    areas: Areas | None = None
+
+    def __init__(self, collect_dir: str | None = None, **others: Any) -> None:
+        super().__init__(**others)
+        self.collect_dir = collect_dir  # where processes leave their results for the first one
+
+    def compute_metrics(self, results: list[Any]) -> dict[str, float]:
+        """The per-image areas -> mIoU, mAcc and aAcc in percent."""
+        parts = (torch.stack(part).numpy().astype(np.int64) for part in zip(*results, strict=True))
+        self.areas = Areas(*parts)
+        scores = scores_from_areas(self.areas)
+        return {"aAcc": 100 * scores.aacc, "mIoU": 100 * scores.miou, "mAcc": 100 * scores.macc}
+
+
+class PlainConfig(Config):
+    """A config of built-in values, written by pprint.
+
+    mmengine has yapf write it, anew for every checkpoint, which takes a second each time.
+    """
+
+    @property
+    def pretty_text(self) -> str:
+        """Python source that `mmengine.Config.fromfile` reads."""
+        items = self.to_dict().items()
+        return "".join(f"{key} = {pformat(value, width=110, sort_dicts=False)}\n" for key, value in items)
+
+
+class ReportHook(Hook):
+    """Tells how far a run is, and stops one whose loss is no longer a number.
+
+    Args:
+        report: called with the fraction that is done and what is going on; None: nothing is told.
+    """
+
+    def __init__(self, report: Report | None = None) -> None:
+        self.report = report
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        done = runner.iter + 1
+        if (done % LOOK_EVERY and done != runner.max_iters) or outputs is None:
+            return
+        loss = float(outputs["loss"].detach())
+        if not np.isfinite(loss):
+            raise UserError(f"the loss is {loss} at iteration {done:,}", "choose a lower learning rate")
+        if self.report is not None:
+            self.report(TRAINING_SHARE * done / runner.max_iters, f"iteration {done:,}, loss {loss:.3f}")
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        total = len(runner.val_dataloader)
+        if self.report is not None and ((batch_idx + 1) % LOOK_EVERY == 0 or batch_idx + 1 == total):
+            share = TRAINING_SHARE + (1 - TRAINING_SHARE) * (batch_idx + 1) / total
+            self.report(share, f"validation, {batch_idx + 1:,} of {total:,} images")
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.argsort(uniforms((count, 1), "segmentation", seed, "order", epoch)[:, 0], kind="stable")
+
+
+def _register() -> None:
+    """A scope of our own beside mmsegmentation's, whose registries find it by the prefix `equibench.`."""
+    mmseg.utils.register_all_modules(init_default_scope=False)
+    for parent, parts in (
+        (registry.MODELS, (Encoder, HyperNetHead, LinearHead)),
+        (registry.DATASETS, (KeyedDataset,)),
+        (registry.DATA_SAMPLERS, (KeyedSampler,)),
+        (registry.LOOPS, (Loop,)),
+        (registry.METRICS, (AreaMetric,)),
+    ):
+        own = registry.Registry(parent.name, parent=parent, scope=SCOPE)
+        for part in parts:
+            own.register_module(module=part)
+
+
+_register()

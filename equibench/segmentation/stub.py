@@ -1,0 +1,69 @@
+"""mmsegmentation on mmcv-lite, which lacks the compiled operations that some of its heads import."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import NoReturn
+
+from equibench.errors import UserError
+
+EXTENSION = "mmcv._ext"
+PACKAGES = ("mmseg", "mmengine", "mmcv", "ftfy", "regex")  # mmseg needs the last two and does not declare them
+
+
+def missing_packages() -> tuple[str, ...]:
+    """Which of the packages that segmentation needs are not installed."""
+    return tuple(name for name in PACKAGES if importlib.util.find_spec(name) is None)
+
+
+def require_mmseg() -> None:
+    """Make `import mmseg` work, with a stub where mmcv has no compiled operations.
+
+    Raises:
+        UserError: a package is not installed.
+    """
+    missing = missing_packages()
+    if missing:
+        raise UserError(
+            f"segmentation needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed",
+            'pip install "equibench[seg]"',
+        )
+    install_stub()
+
+
+def install_stub() -> bool:
+    """Register a stand-in for mmcv's compiled operations; each raises an error that names it when it is called.
+
+    Nothing happens where they are installed (mmcv, or a fork with its module names) or the stub already is. None of
+    them is needed by the heads, datasets and metrics used here: mmseg only imports them.
+
+    Returns:
+        Whether a stub was registered.
+    """
+    if EXTENSION in sys.modules or importlib.util.find_spec(EXTENSION) is not None:
+        return False
+    # a spec without a loader: mmengine takes that for "no compiled operations", which is right
+    stub = _Stub(EXTENSION)
+    stub.__spec__ = ModuleSpec(EXTENSION, None)
+    sys.modules[EXTENSION] = stub
+    return True
+
+
+class _Stub(ModuleType):
+    """A module that has every operation; none can be called."""
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def operation(*_arguments: object, **_named: object) -> NoReturn:
+            raise UserError(
+                f"mmcv's compiled operation {name!r} was called, and the mmcv installed here has none (mmcv-lite)",
+                "install the full mmcv, or choose a head that does without it",
+            )
+
+        return operation

@@ -1,0 +1,220 @@
+"""ADE20K on disk: where its folders are, which images they hold, and what is wrong with them before training starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+
+from equibench.data.array_cache import read_json, writing_to_cache
+from equibench.data.download import exclusive
+from equibench.errors import UserError
+from equibench.files import write_text
+
+NAME = "ADEChallengeData2016"
+SPLITS = ("training", "validation")
+IMAGE, MASK = ".jpg", ".png"
+CLASSES = 150
+MOST_THREADS = 8
+VERSION = 1  # raised whenever another thing is checked
+
+LAYOUT = f"""\
+the layout of ADE20K is
+  ade/{NAME}/images/training/*.jpg
+  ade/{NAME}/images/validation/*.jpg
+  ade/{NAME}/annotations/training/*.png    (one channel: 0 = other, 1 to 150 = classes)
+  ade/{NAME}/annotations/validation/*.png"""
+
+
+@dataclass(frozen=True)
+class CheckedTree:
+    """A tree of which every file has been decoded.
+
+    Attributes:
+        root: the folder that holds images/ and annotations/.
+        names: of the good images by split, sorted, relative to images/SPLIT and without their suffix.
+        bad: (file, what is wrong) for each that was left out.
+        pixels: (classes,) int64, how many pixels of the training annotations each class has.
+        sha256: digest of the files' paths, sizes and times of change.
+    """
+
+    root: Path
+    names: dict[str, tuple[str, ...]]
+    bad: tuple[tuple[str, str], ...]
+    pixels: NDArray[np.int64]
+    sha256: str
+
+
+def find_ade20k(data_root: Path | str | None = None) -> Path:
+    """The folder that holds images/ and annotations/, at or below `data_root`, or else $EQUIBENCH_DATA.
+
+    Raises:
+        UserError: it is not there; the message draws the layout.
+    """
+    given = [Path(base).expanduser() for base in (data_root, os.environ.get("EQUIBENCH_DATA")) if base]
+    if data_root and not given[0].is_dir():
+        raise UserError(f"data_root {data_root} is not a folder", LAYOUT)
+    places = [base / below for base in given for below in ("", NAME, f"ade/{NAME}")]
+    root = next((p for p in places if (p / "images").is_dir() and (p / "annotations").is_dir()), None)
+    if root is None:
+        where = " or ".join(map(str, given)) or "$EQUIBENCH_DATA, which is not set"
+        raise UserError(f"ADE20K is not in {where}", f"give the folder by --data-root or $EQUIBENCH_DATA; {LAYOUT}")
+    for kind in ("images", "annotations"):
+        for split in SPLITS:
+            if not (root / kind / split).is_dir():
+                raise UserError(f"{root / kind / split} is missing", LAYOUT)
+    return root
+
+
+def check_tree(data_root: Path | str | None = None, *, classes: int = CLASSES, skip_bad: bool = False) -> CheckedTree:
+    """Decode every image and annotation once, and count the training annotations' pixels.
+
+    What is found is kept in the cache until a file changes.
+
+    Args:
+        data_root: a folder with ADE20K, see `find_ade20k`.
+        classes: the largest label that an annotation may have.
+        skip_bad: leave out bad images instead of refusing them.
+
+    Raises:
+        UserError: folders are missing; a split has no (good) image; and, unless `skip_bad`, an image has no
+            annotation, a file does not decode, an annotation is of another size than its image, has several channels
+            or a label beyond `classes`. The message names the file.
+    """
+    root = find_ade20k(data_root)
+    names = {split: _names(root, split) for split in SPLITS}
+    digest = _state(root, names, classes)
+    with writing_to_cache() as cache:
+        folder = cache / "checked"
+        folder.mkdir(exist_ok=True)
+        record = folder / f"ade20k-{digest[:16]}.json"
+        with exclusive(folder / ".ade20k.lock"):  # of several processes one looks, the others read what it found
+            facts = read_json(record)
+            if facts.get("sha256") != digest:
+                bad, pixels = _look(root, names, classes, skip_bad)
+                facts = {"sha256": digest, "bad": bad, "pixels": pixels.tolist()}
+                write_text(record, json.dumps(facts))
+    bad = [tuple(entry) for entry in facts["bad"]]
+    if bad and not skip_bad:  # another call had asked to leave them out
+        raise _refused(root, *bad[0][2:])
+    out = {(split, name) for split, name, _, _ in bad}
+    good = {s: tuple(name for name in names[s] if (s, name) not in out) for s in SPLITS}
+    for split in SPLITS:
+        if not good[split]:
+            raise UserError(f"no image of {root / 'images' / split} is good", f"the first: {bad[0][2]}: {bad[0][3]}")
+    left_out = tuple((path, reason) for _, _, path, reason in bad)
+    return CheckedTree(root, good, left_out, np.array(facts["pixels"], dtype=np.int64), digest)
+
+
+def label_areas(tree: CheckedTree, split: str = "validation") -> NDArray[np.int64]:
+    """Pixels of each class in each annotation of a split, (N, classes): what is known without any prediction."""
+
+    def areas(name: str) -> NDArray[np.int64]:
+        with Image.open(_paths(tree.root, split, name)[1]) as opened:
+            return np.bincount(np.asarray(opened).ravel(), minlength=len(tree.pixels) + 1)[1:]
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
+        return np.stack(list(pool.map(areas, tree.names[split]))).astype(np.int64)
+
+
+def _names(root: Path, split: str) -> list[str]:
+    folder = root / "images" / split
+    found = [path.relative_to(folder) for path in folder.rglob(f"*{IMAGE}") if not path.name.startswith(".")]
+    if not found:
+        raise UserError(f"{folder} holds no {IMAGE} image", LAYOUT)
+    return sorted(path.as_posix().removesuffix(IMAGE) for path in found)
+
+
+def _paths(root: Path, split: str, name: str) -> tuple[Path, Path]:
+    return root / "images" / split / f"{name}{IMAGE}", root / "annotations" / split / f"{name}{MASK}"
+
+
+def _state(root: Path, names: dict[str, list[str]], classes: int) -> str:
+    digest = hashlib.sha256(f"{VERSION}|{classes}|".encode() + os.fsencode(root.resolve()))
+    for split in SPLITS:
+        for name in names[split]:
+            for path in _paths(root, split, name):
+                state = path.stat() if path.exists() else None
+                facts = f"|{state.st_size}|{state.st_mtime_ns}|" if state else "|missing|"
+                digest.update(facts.encode() + os.fsencode(path.relative_to(root)))
+    return digest.hexdigest()
+
+
+Bad = tuple[str, str, str, str]
+"""Split, name, the file at fault (relative to the root) and what is wrong with it."""
+
+
+def _look(root: Path, names: dict[str, list[str]], classes: int, skip_bad: bool) -> tuple[list[Bad], NDArray[np.int64]]:
+    entries = [(split, name) for split in SPLITS for name in names[split]]
+    pixels = np.zeros(classes + 1, dtype=np.int64)
+    bad: list[Bad] = []
+    shown = track(
+        _looked_at(root, entries, classes),
+        "checking ADE20K",
+        len(entries),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    for (split, name), found in zip(entries, shown, strict=True):
+        if isinstance(found, tuple) and not skip_bad:
+            raise _refused(root, *found)
+        if isinstance(found, tuple):
+            bad.append((split, name, *found))
+        elif split == "training":
+            pixels += found
+    return bad, pixels[1:]
+
+
+def _looked_at(
+    root: Path, entries: list[tuple[str, str]], classes: int
+) -> Iterator[NDArray[np.int64] | tuple[str, str]]:
+    """What each image's files hold, in order: Pillow decodes outside the GIL, so threads help."""
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS))
+    try:
+        yield from pool.map(partial(_look_at, root, classes), entries)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look_at(root: Path, classes: int, entry: tuple[str, str]) -> NDArray[np.int64] | tuple[str, str]:
+    """Pixels of each label, "other" included (classes + 1,); or the file at fault and what is wrong with it."""
+    image_path, mask_path = _paths(root, *entry)
+    if not mask_path.exists():
+        return _named(root, image_path), f"it has no annotation ({_named(root, mask_path)} is missing)"
+    path = image_path
+    try:
+        with Image.open(image_path) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # as it is turned when it is trained on
+            width, height = image.size
+        path = mask_path
+        with Image.open(mask_path) as opened:
+            mask = np.asarray(opened)
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        return _named(root, path), f"it cannot be decoded: {type(error).__name__}: {error}"
+    if mask.ndim != 2:
+        return _named(root, path), f"it has {mask.shape[-1]} channels, and an annotation has one"
+    if mask.shape != (height, width):
+        return _named(root, path), f"it is {mask.shape[1]} x {mask.shape[0]} px, its image {width} x {height}"
+    if int(mask.max()) > classes:
+        return _named(root, path), f"it holds the label {int(mask.max())}, beyond the {classes} classes"
+    return np.bincount(mask.ravel(), minlength=classes + 1).astype(np.int64)
+
+
+def _named(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _refused(root: Path, path: str, reason: str) -> UserError:
+    return UserError(f"{root / path}: {reason}", "mend or remove the file, or leave such images out with skip_bad=True")
