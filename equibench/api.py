@@ -11,6 +11,7 @@ import pandas as pd
 from rich.console import Console
 
 from equibench.controls import CONTROLS
+from equibench.data.datasets import root_of_cifar10
 from equibench.errors import UserError
 from equibench.estimate import estimate_seconds, total_seconds
 from equibench.files import writable_folder, write_text
@@ -286,7 +287,10 @@ def _resolve(
         chosen_rows = [r for r in all_rows if r in {*chosen_rows, *added, *controls}]
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"seeds must be distinct numbers from 0 on, not {list(seeds)}", "for example --seeds 0,1,2")
-    place = open_workplace(replace(order, table=str(name), data=definition.data, known=definition.known))
+    order = replace(order, table=str(name), data=definition.data, known=definition.known)
+    if definition.data is None and any(column.task.data for column in chosen_columns):
+        order = replace(order, own_root=order.data_root, data_root=root_of_cifar10(order.data_root, others=True))
+    place = open_workplace(order)
     complete = rows is None and columns is None
     return _Request(definition, chosen_rows, chosen_columns, list(seeds), place, complete)
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from equibench.controls import CONTROLS
-from equibench.data.datasets import Dataset, load_dataset
+from equibench.data.datasets import Dataset, load_dataset, root_of_cifar10
 from equibench.data.pairs import choose_images, split_indices
 from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.native import open_native
@@ -132,9 +132,9 @@ def prepare(source: Source, options: ScoreOptions, stack: ExitStack) -> Prepared
     if variant not in VARIANTS:
         raise UserError(f"unknown variant {variant!r}{closest(variant, VARIANTS)}", f"one of {', '.join(VARIANTS)}")
     profile = get_profile(options.profile)
-    dataset = load_dataset(
-        options.data, data_root=options.data_root, size=options.image_size, skip_bad=options.skip_bad
-    )
+    others = any(TASKS.get(name).data for name in options.tasks or () if name in TASKS.names())
+    root = root_of_cifar10(options.data_root, others)
+    dataset = load_dataset(options.data, data_root=root, size=options.image_size, skip_bad=options.skip_bad)
     chosen = choose_tasks(options.tasks, objects=dataset.has_objects)
     if dataset.has_objects:
         variant = RENDERED

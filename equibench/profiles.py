@@ -169,7 +169,7 @@ PROFILES = {
             ),
             probing=Probing(pairs=(4000, 1000, 3000), width=256, epochs=12, batch=256, lr=5e-4),
             stand_ins=StandIns(objects=120, views=12, scenes=(200, 80)),
-            segmentation=SegmentationSize(iterations=400, batch=8, crop=64, lr=1e-3),
+            segmentation=SegmentationSize(iterations=500, batch=8, crop=64, lr=3e-3),
         ),
         Profile(
             name="cifar10",

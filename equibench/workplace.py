@@ -38,6 +38,7 @@ class Order:
         data: what rows are pretrained on; the profile's data unless a table says otherwise.
         known: the share of training images whose θ is known.
         skip_bad: whether to leave out images that cannot be read.
+        own_root: folder of the data that tasks bring along; `data_root` unless told.
     """
 
     profile: Profile
@@ -52,6 +53,7 @@ class Order:
     data: str | None = None
     known: float = 1.0
     skip_bad: bool = False
+    own_root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def open_workplace(order: Order) -> Workplace:
         device=fabric.device,
         bf16=default_precision(fabric.device.type) == "bf16-mixed",
         own_data=OwnData(
-            root=order.data_root,
+            root=order.own_root or order.data_root,
             stand_ins=order.profile.stand_ins is not None,
             skip_bad=order.skip_bad,
         ),

@@ -122,6 +122,12 @@ def load_dataset(
     return load_image_folder(path, size=size, skip_bad=skip_bad)
 
 
+def root_of_cifar10(data_root: Path | str | None, others: bool) -> Path | None:
+    """``data_root``, or None where it is a folder for ``others``, data that tasks bring along, and not for CIFAR-10."""
+    root = None if data_root is None else Path(data_root).expanduser()
+    return None if root and others and root.is_dir() and not cifar10.find(root) else root
+
+
 def is_folder(name: str | Path) -> bool:
     """Whether a dataset's name is meant as a path: of a folder that exists, or with a separator in it."""
     if name in DATASETS or not name:

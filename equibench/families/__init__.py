@@ -17,8 +17,11 @@ from equibench.registry import closest
 from equibench.task import Task
 
 FAMILIES: dict[str, Family] = {
-    f.name: f for f in (REGRESSION, CLASSIFICATION, ACTION, RETRIEVAL, OBJECT_RETRIEVAL, INVARIANCE, WAHBA, LIE, SEGMENTATION)
-}
+    f.name: f
+    for f in [
+        REGRESSION, CLASSIFICATION, SEGMENTATION, ACTION, RETRIEVAL, OBJECT_RETRIEVAL, INVARIANCE, WAHBA, LIE,
+    ]
+}  # fmt: skip
 
 
 def family_of(task: Task) -> Family:
