@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 from equibench.data import image_folder
 from equibench.data.array_cache import RowWriter
 from equibench.data.datasets import DATASETS, load_dataset
+from equibench.data.decoding import AHEAD, MOST_THREADS, decode_all
 from equibench.data.image_folder import load_image_folder
 from equibench.data.pairs import split_indices
 from equibench.errors import UserError
@@ -310,12 +312,12 @@ def test_memory_stays_bounded_and_the_order_is_kept(tmp_path: Path) -> None:
         Image.fromarray(np.full((8, 8, 3), n, np.uint8)).save(path)
     asked: list[Path] = []
 
-    def asking() -> object:
+    def asking() -> Iterator[Path]:
         for path in paths:
             asked.append(path)
             yield path
 
-    images = image_folder._decode_all(asking(), 8)  # type: ignore[arg-type]
-    assert next(images)[0, 0, 0] == 0  # type: ignore[call-overload]
-    assert len(asked) <= 4 * image_folder.MOST_THREADS
-    assert [int(image[0, 0, 0]) for image in images] == list(range(1, 200))  # type: ignore[call-overload]
+    images = decode_all(asking(), partial(image_folder._decode, size=8))
+    assert np.asarray(next(images))[0, 0, 0] == 0
+    assert len(asked) <= AHEAD * MOST_THREADS
+    assert [int(np.asarray(image)[0, 0, 0]) for image in images] == list(range(1, 200))

@@ -144,8 +144,8 @@ def test_stored_features_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     np.save(tmp_path / "features.npy", x.astype(np.float16))
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")
     whole = fit_one((np.asarray(stored, dtype=np.float32), y), penalty=0.1, classes=3, **EXACT)
-    monkeypatch.setattr("equibench.probes.logistic.READ_ROWS", 32)
-    monkeypatch.setattr("equibench.probes.logistic.CPU_ROWS", 7)
+    monkeypatch.setattr("equibench.probes.softmax.READ_ROWS", 32)
+    monkeypatch.setattr("equibench.probes.softmax.CPU_ROWS", 7)
     rows = np.arange(150)
     halves = [(Gathered(stored, rows[part]), y[part]) for part in (slice(0, 90), slice(90, 150))]
     for parts in ([(stored, y)], halves):

@@ -18,7 +18,7 @@ import torchvision.datasets as published
 from PIL import Image
 from torchvision.transforms import v2
 
-from equibench.data import transfer, transfer_stand_ins
+from equibench.data import cifar100, transfer, transfer_stand_ins
 from equibench.data.array_cache import ARRAYS, content_digest
 from equibench.data.datasets import Dataset, ImageSet
 from equibench.data.download import Unavailable
@@ -115,7 +115,7 @@ def test_cifar100_against_torchvision(tmp_path: Path, monkeypatch: pytest.Monkey
     original = published.CIFAR100
     assert {name: md5 for name, md5 in [*original.train_list, *original.test_list]} | {
         "meta": original.meta["md5"]
-    } == transfer.CIFAR100_MD5
+    } == cifar100.MD5
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
     train, test = (original(tmp_path, train) for train in (True, False))
     labels = np.asarray(train.targets)

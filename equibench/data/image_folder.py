@@ -5,23 +5,18 @@ Which layouts are understood stands in `folder_layout`.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from equibench.data.array_cache import RowWriter, Stored, arrays_folder, open_arrays, store_arrays, writing_to_cache
 from equibench.data.datasets import DATASETS, Dataset, ImageSet
+from equibench.data.decoding import decode_all, progress
 from equibench.data.download import exclusive
 from equibench.data.folder_layout import Listing, list_images, state_digest
 from equibench.errors import UserError
@@ -29,7 +24,6 @@ from equibench.errors import UserError
 SMALLEST = 8
 MARGIN_FROM = 64  # larger images are cut out of ones that are 256/224 times as large
 VERSION = 1  # raised whenever the same files would give other arrays
-MOST_THREADS = 8
 
 
 def load_image_folder(root: Path | str, *, size: int = 224, skip_bad: bool = False) -> Dataset:
@@ -102,13 +96,14 @@ def _write(scratch: Path, *, folder: Path, listing: Listing, size: int, skip_bad
     """Decodes all images into the four arrays; returns how many are for validation, and what was left out and why."""
     bad: list[tuple[str, str]] = []
     kept = dict.fromkeys(("train", "val", "test"), 0)
-    with _progress(f"reading {folder.name}", len(listing)) as advance:
+    with progress(f"reading {folder.name}", len(listing)) as advance:
         for half, splits in (("train", ("train", "val")), ("test", ("test",))):
             entries = [(split, *entry) for split in splits for entry in listing.splits.get(split, ())]
             with ExitStack() as stack:
                 images = stack.enter_context(RowWriter(scratch / f"{half}_images.npy", (3, size, size), np.uint8))
                 labels = stack.enter_context(RowWriter(scratch / f"{half}_labels.npy", (), np.int64))
-                decoded = _decode_all((folder / path for _, path, _ in entries), size)
+                files = (folder / path for _, path, _ in entries)
+                decoded = stack.enter_context(closing(decode_all(files, partial(_decode, size=size))))
                 for (split, path, label), image in zip(entries, decoded, strict=True):
                     advance()
                     if isinstance(image, str) and not skip_bad:
@@ -123,23 +118,6 @@ def _write(scratch: Path, *, folder: Path, listing: Listing, size: int, skip_bad
         if not kept[split]:
             raise UserError(f"No {split} image of {folder} can be decoded.", f"The first: {bad[0][0]}: {bad[0][1]}")
     return {"validation": kept["val"], "bad": bad}
-
-
-def _decode_all(paths: Iterable[Path], size: int) -> Iterator[np.ndarray | str]:
-    """The images in the order of their paths, a few at a time on several threads: Pillow decodes outside the GIL."""
-    threads = min(os.cpu_count() or 1, MOST_THREADS)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Any] = deque()
-        try:
-            for path in paths:
-                waiting.append(pool.submit(_decode, path, size))
-                if len(waiting) >= 4 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _decode(path: Path, size: int) -> np.ndarray | str:
@@ -165,11 +143,3 @@ def _unreadable(folder: Path, path: str, reason: str) -> UserError:
         f"{folder / path} cannot be decoded: {reason}",
         "Replace or remove the file, or leave out such files with skip_bad=True.",
     )
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield partial(progress.advance, task)

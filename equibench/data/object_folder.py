@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,9 @@ from numpy.typing import NDArray
 
 from equibench.data.array_cache import RowWriter, Stored, arrays_folder, open_arrays, store_arrays, writing_to_cache
 from equibench.data.datasets import Dataset, ImageSet
+from equibench.data.decoding import decode_all, progress
 from equibench.data.download import exclusive
-from equibench.data.image_folder import SMALLEST, _progress
+from equibench.data.image_folder import SMALLEST
 from equibench.data.object_layout import (
     FEWEST_VIEWS,
     TREE,
@@ -34,7 +36,7 @@ from equibench.data.object_layout import (
     read_lists,
     too_few,
 )
-from equibench.data.object_views import LATENTS, Fault, LazyImages, decode_image, read_latent, threads
+from equibench.data.object_views import LATENTS, Fault, LazyImages, decode_image, read_latent
 from equibench.errors import UserError
 
 __all__ = ["ObjectDataset", "find_object_data", "load_object_folder"]
@@ -222,12 +224,9 @@ def _prepare(place: Path, plan: _Plan) -> _Prepared:
 def _write(scratch: Path, *, plan: _Plan) -> dict[str, Any]:
     """Reads all views into the arrays of both halves; returns what was left out, and a digest of what is beside."""
     faults = list(plan.listing.faults)
-    with (
-        ThreadPoolExecutor(threads()) as pool,
-        _progress(f"reading {plan.folder.name}", len(plan.listing)) as advance,
-    ):
+    with progress(f"reading {plan.folder.name}", len(plan.listing)) as advance:
         for half in HALVES:
-            faults += _write_half(scratch, plan, half, pool, advance)
+            faults += _write_half(scratch, plan, half, advance)
     paths = {f"{half}_{key}": scratch / f"{half}_{key}.npy" for half in HALVES for key in BESIDE}
     digest = hashlib.sha256(f"{plan.size}|{plan.listing.state}".encode() if plan.lazy else b"")
     for key, path in paths.items():
@@ -239,7 +238,7 @@ def _write(scratch: Path, *, plan: _Plan) -> dict[str, Any]:
     return {"faults": faults, "beside": digest.hexdigest(), "bytes": sizes}
 
 
-def _write_half(scratch: Path, plan: _Plan, half: str, pool: ThreadPoolExecutor, advance: Any) -> list[Fault]:
+def _write_half(scratch: Path, plan: _Plan, half: str, advance: Callable[..., None]) -> list[Fault]:
     """Writes the arrays of one half, object by object; returns what was left out."""
     faults: list[Fault] = []
     paths: list[str] = []
@@ -251,8 +250,10 @@ def _write_half(scratch: Path, plan: _Plan, half: str, pool: ThreadPoolExecutor,
         images = writer("images", (3, plan.size, plan.size), np.uint8)  # stays empty where the images are lazy
         latents = writer("latents", (len(LATENTS),), np.float64)
         numbers = {key: writer(key, (), np.int64) for key in ("labels", "objects", "views")}
+        items = ((each, number) for each in plan.listing.splits[half] for number in each.views)
+        read = stack.enter_context(closing(decode_all(items, partial(_read_view, plan))))
         for each in plan.listing.splits[half]:
-            found = list(pool.map(partial(_read_view, plan, each), each.views))
+            found = list(islice(read, len(each.views)))
             advance(len(each.views))
             wrong = [view for view in found if isinstance(view, Fault)]
             if wrong and not plan.skip_bad:
@@ -285,8 +286,9 @@ class _View:
     image: NDArray[np.uint8] | None  # None where the images are lazy
 
 
-def _read_view(plan: _Plan, each: ObjectViews, number: int) -> _View | Fault:
-    """A view as it is to be stored, or what is wrong with it."""
+def _read_view(plan: _Plan, item: tuple[ObjectViews, int]) -> _View | Fault:
+    """A view, given by its object and its number, as it is to be stored, or what is wrong with it."""
+    each, number = item
     file = f"{each.path}/latent_{number}.npy"
     try:
         latent, image = read_latent(plan.folder / file), None

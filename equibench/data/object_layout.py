@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equibench.data.image_folder import _progress
+from equibench.data.decoding import progress
 from equibench.data.object_views import Fault, read_array
 from equibench.errors import UserError
 
@@ -149,7 +149,7 @@ def list_objects(root: Path, names: ObjectNames, present: Collection[str], *, sk
     digest = hashlib.sha256(f"{names.class_names}".encode())
     splits: dict[str, list[ObjectViews]] = {}
     faults: list[Fault] = []
-    with _progress(f"looking through {root.name}", len(present)) as advance:
+    with progress(f"looking through {root.name}", len(present)) as advance:
         for split, paths in names.splits.items():
             splits[split] = []
             for path in (path for path in paths if path in present):

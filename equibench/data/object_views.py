@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from equibench.data.image_folder import MOST_THREADS
+from equibench.data.decoding import decode_all
 from equibench.errors import UserError
 
 LATENTS = ("yaw", "pitch", "roll", "floor_hue", "spot_theta", "spot_phi", "spot_hue")
@@ -59,9 +57,8 @@ class LazyImages:
         which, views = np.asarray(self.object_index[rows]), np.asarray(self.views[rows])
         names = [f"{self.objects[o]}/image_{k}.jpg" for o, k in zip(which.flat, views.flat, strict=True)]
         images = np.empty((len(names), *self.shape[1:]), np.uint8)
-        with ThreadPoolExecutor(threads()) as pool:  # threads start with the work: one image takes one
-            for row, image in enumerate(pool.map(partial(_decode_or_raise, self.root, size=self.shape[-1]), names)):
-                images[row] = image
+        for row, image in enumerate(decode_all(names, partial(_decode_or_raise, self.root, size=self.shape[-1]))):
+            images[row] = image
         return images.reshape(*which.shape, *self.shape[1:])
 
 
@@ -126,8 +123,3 @@ def decode_image(path: Path, size: int) -> NDArray[np.uint8]:
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
         raise ValueError(f"cannot be decoded: {type(error).__name__}: {error}") from error
     return np.asarray(image).transpose(2, 0, 1)
-
-
-def threads() -> int:
-    """On how many threads images are decoded: Pillow works outside the GIL."""
-    return min(os.cpu_count() or 1, MOST_THREADS)

@@ -1,20 +1,17 @@
 """The seven data sets of linear transfer (PROTOCOL 5) as memory-mapped arrays: found, checked and decoded once.
 
-Where their images are listed stands in `transfer_sources`, what stands in for data that are not there in
-`transfer_stand_ins`.
+Where they lie stands in `transfer_sources`, how their lists are read in `transfer_lists` and `cifar100`, what stands in
+for data that are not there in `transfer_stand_ins`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import pickle
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,10 +21,11 @@ import numpy as np
 from PIL import Image
 
 from equibench.data.array_cache import RowWriter, Stored, arrays_folder, open_arrays, store_arrays, writing_to_cache
-from equibench.data.cifar10 import IMAGE_SHAPE
+from equibench.data.cifar100 import cifar100_state, read_cifar100
 from equibench.data.datasets import Dataset, ImageSet, cache_folder, load_dataset
-from equibench.data.download import Unavailable, exclusive, file_md5
-from equibench.data.image_folder import MOST_THREADS, SMALLEST, _progress
+from equibench.data.decoding import decode_all, progress
+from equibench.data.download import Unavailable, exclusive
+from equibench.data.image_folder import SMALLEST
 from equibench.data.pairs import SPLITS, image_source, split_indices
 from equibench.data.transfer_sources import SOURCES, Source, find_source, is_generated, list_transfer
 from equibench.data.transfer_stand_ins import stand_in_folder
@@ -37,13 +35,6 @@ __all__ = ["TRANSFER_DATASETS", "TransferData", "load_transfer"]
 
 TRANSFER_DATASETS = tuple(SOURCES)
 VERSION = 1  # raised whenever the same files would give other arrays
-CHUNK = 64  # images that the threads share out among themselves at a time
-CIFAR100_MD5 = {
-    "meta": "7973b15100ade9c7d40fb424638fde48",
-    "train": "16019d7e3df5f24257cddd939b257f8d",
-    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-}
-CIFAR100_BINARY = ("fine_label_names.txt", "train.bin", "test.bin")
 NO_HOST = """\
 Its official host serves neither the images nor the lists any more (pytorch/vision#9348): they must come from a copy.
 Mirrors that others name, not checked here: OpenDataLab's SUN397, Kaggle's sun397-50-50."""
@@ -199,16 +190,7 @@ def _plan_images(name: str, root: Path, skip_bad: bool) -> _Plan:
 
 
 def _plan_cifar100(root: Path) -> _Plan:
-    names = CIFAR100_BINARY if (root / CIFAR100_BINARY[1]).exists() else tuple(CIFAR100_MD5)
-    digest = hashlib.sha256(os.fsencode(root.resolve()))
-    for name in names:
-        try:
-            state = (root / name).stat()
-        except OSError as error:
-            problem = f"CIFAR-100 is incomplete: {root / name} cannot be read: {error.strerror or error}"
-            raise UserError(problem, f"Expected:\n{SOURCES['cifar100'].tree}") from error
-        digest.update(f"|{name}|{state.st_size}|{state.st_mtime_ns}".encode())
-    return _Plan("CIFAR-100", str(root), digest.hexdigest(), lambda: _split_arrays(_read_cifar100(root)))
+    return _Plan("CIFAR-100", str(root), cifar100_state(root), lambda: _split_arrays(read_cifar100(root)))
 
 
 def _split_arrays(dataset: Dataset) -> tuple[_Pictures, tuple[str, ...]]:
@@ -217,58 +199,6 @@ def _split_arrays(dataset: Dataset) -> tuple[_Pictures, tuple[str, ...]]:
         half = image_source(dataset, split)
         pictures[split] = [(half.images[row], int(half.labels[row])) for row in rows]
     return pictures, dataset.class_names
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Builds containers, strings, numbers and NumPy arrays; all else that a pickle may call for is refused."""
-
-    MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")  # before NumPy 2 and since
-    ALLOWED = {"ndarray": np.ndarray, "dtype": np.dtype, "_reconstruct": np.empty(0).__reduce__()[0]}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module not in self.MODULES or name not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to run {module}.{name}")
-        return self.ALLOWED[name]
-
-
-def _read_cifar100(root: Path) -> Dataset:
-    """Either official version; the Python version's files must be the published ones, byte by byte."""
-    binary, generated = (root / CIFAR100_BINARY[1]).exists(), is_generated(root)
-    meta, *batches = (root / name for name in (CIFAR100_BINARY if binary else CIFAR100_MD5))
-    halves, file = [], meta
-    try:
-        for file in (meta, *batches):
-            expected = CIFAR100_MD5.get(file.name)
-            if expected and not generated and (found := file_md5(file)) != expected:
-                raise ValueError(f"expected MD5 {expected}, found {found}")
-        file = meta
-        names = meta.read_text().split() if binary else _unpickle(meta)["fine_label_names"]
-        for file in batches:
-            if binary:
-                rows = np.fromfile(file, np.uint8).reshape(-1, 2 + int(np.prod(IMAGE_SHAPE)))
-                labels, pixels = rows[:, 1].astype(np.int64), rows[:, 2:]  # the first byte is the coarse label
-            else:
-                batch = _unpickle(file)
-                labels, pixels = np.asarray(batch["fine_labels"], np.int64), np.asarray(batch["data"])
-            halves.append(ImageSet(pixels.reshape(-1, *IMAGE_SHAPE), labels))
-            _check_cifar100(halves[-1], len(names), None if generated else SOURCES["cifar100"].counts[file.stem])
-    except (OSError, ValueError, TypeError, LookupError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} is not as published: {error}", "Replace it by the published file.") from error
-    return Dataset("cifar100", "", halves[0], halves[1], tuple(map(str, names)), "")
-
-
-def _unpickle(file: Path) -> Any:
-    return _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()
-
-
-def _check_cifar100(half: ImageSet, classes: int, count: int | None) -> None:
-    if half.images.dtype != np.uint8 or half.labels.shape != half.images.shape[:1]:
-        raise ValueError(f"{len(half.images):,} images of {half.images.dtype}, labels {half.labels.shape}")
-    if count is not None and len(half.labels) != count:
-        raise ValueError(f"it holds {len(half.labels):,} images, the published file {count:,}")
-    wrong = half.labels[(half.labels < 0) | (half.labels >= classes)]
-    if len(wrong):
-        raise ValueError(f"label {wrong[0]} is out of range: there are {classes} classes")
 
 
 # From pictures to arrays
@@ -296,7 +226,7 @@ def _write(scratch: Path, *, plan: _Plan, pictures: _Pictures, size: int, skip_b
     bad: list[tuple[str, str]] = []
     kept = dict.fromkeys(SPLITS, 0)
     with ExitStack() as stack:
-        advance = stack.enter_context(_progress(f"reading {plan.title}", sum(map(len, pictures.values()))))
+        advance = stack.enter_context(progress(f"reading {plan.title}", sum(map(len, pictures.values()))))
         writers = {
             half: (
                 stack.enter_context(RowWriter(scratch / f"{half}_images.npy", (3, size, size), np.uint8)),
@@ -306,7 +236,8 @@ def _write(scratch: Path, *, plan: _Plan, pictures: _Pictures, size: int, skip_b
         }
         for split in SPLITS:
             images, labels = writers["test" if split == "test" else "train"]
-            decoded = _decode_all([picture for picture, _ in pictures[split]], size)
+            files = (picture for picture, _ in pictures[split])
+            decoded = stack.enter_context(closing(decode_all(files, partial(_decode, size=size))))
             for (picture, label), image in zip(pictures[split], decoded, strict=True):
                 advance()
                 if isinstance(image, str):
@@ -322,13 +253,6 @@ def _write(scratch: Path, *, plan: _Plan, pictures: _Pictures, size: int, skip_b
             reason = f"The first: {bad[0][0]}: {bad[0][1]}" if bad else ""
             raise UserError(f"No {split} image of {plan.where} can be decoded.", reason)
     return {"validation": kept["val"], "bad": bad}
-
-
-def _decode_all(pictures: Sequence[Picture], size: int) -> Iterator[np.ndarray | str]:
-    """In the order of the pictures, a few at a time on several threads: Pillow decodes outside the GIL."""
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
-        for start in range(0, len(pictures), CHUNK):
-            yield from pool.map(partial(_decode, size=size), pictures[start : start + CHUNK])
 
 
 def _decode(picture: Picture, size: int) -> np.ndarray | str:

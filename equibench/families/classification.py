@@ -7,7 +7,8 @@ that the other tasks on these data use (P1 Table 1). SIE trains the linear layer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equibench.controls import single_features
+from equibench.data.datasets import root_of_cifar10
 from equibench.data.pairs import SPLITS, Pairs, image_source, split_indices
 from equibench.data.transfer import TransferData, load_transfer
+from equibench.encoders.adapter import NO_MASK, ImageEncoder
+from equibench.encoders.vit import ViTEncoder
 from equibench.families.base import Arrays, DataFacts, Family, Kept, Measurement, setting_data
 from equibench.features import Gathered, Views
 from equibench.files import digest_of
@@ -78,7 +82,7 @@ def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
             train, val, parts["test"], classes=images.classes, select=task.headline or "top1", device=setting.device
         )
         arrays[f"{name}/predictions"] = fitted.predictions
-        arrays[f"{name}/penalty"] = np.array(fitted.penalty)
+        arrays |= {f"{name}/penalty": np.array(fitted.penalty), f"{name}/converged": np.array(fitted.converged)}
     return Measurement(arrays, features=names)
 
 
@@ -115,8 +119,24 @@ def _of_pairs(pairs: Pairs, setting: Setting) -> LabelledImages:
 def _features(subject: Subject, images: LabelledImages, setting: Setting) -> Mapping[str, Mapping[str, Features]]:
     """By split and layer."""
     if subject.encoder is not None:
+        subject = whole_pictures(subject)
         return {split: setting.encode(subject, views) for split, views in images.views.items()}
-    return {s: {"default": f} for s, f in single_features(subject.name, images.views, setting.spec).items()}
+    spec = setting.spec if setting.own_data.size is None else NO_MASK
+    return {s: {"default": f} for s, f in single_features(subject.name, images.views, spec).items()}
+
+
+def whole_pictures(subject: Subject) -> Subject:
+    """The subject without the disc that hides what resampling fills in: nothing is filled in single images.
+
+    The suite's own encoders keep it, since they were never trained on what lies outside.
+    """
+    encoder = subject.encoder
+    if not isinstance(encoder, ImageEncoder) or isinstance(encoder.model, ViTEncoder) or encoder.views.radius is None:
+        return subject
+    whole = copy(encoder)
+    whole.views = NO_MASK
+    whole.__dict__.pop("identity", None)  # which is taken once, and names the disc
+    return replace(subject, encoder=whole, identity={**(subject.identity or {}), "mask_radius": None})
 
 
 def scores(arrays: Arrays, features: str) -> dict[str, Any]:
@@ -148,7 +168,9 @@ def _transfer_data(task: Task, setting: Setting) -> TransferData:
 
 @lru_cache(maxsize=16)  # a table asks for the same data for every row
 def _load(name: str, size: int, root: Path | None, stand_ins: bool, skip_bad: bool) -> TransferData:
-    return load_transfer(name, size=size, data_root=root, stand_in=stand_ins and name != "cifar10", skip_bad=skip_bad)
+    if name == "cifar10":
+        return load_transfer(name, size=size, data_root=root_of_cifar10(root, others=True), skip_bad=skip_bad)
+    return load_transfer(name, size=size, data_root=root, stand_in=stand_ins, skip_bad=skip_bad)
 
 
 def _facts(task: Task, setting: Setting) -> DataFacts:
@@ -168,11 +190,14 @@ CLASSIFICATION = Family(
     headline="top1",
     code=(
         "controls.py",
+        "data/cifar100.py",
         "data/transfer.py",
+        "data/transfer_lists.py",
         "data/transfer_sources.py",
         "families/classification.py",
         "metrics/classification.py",
         "probes/logistic.py",
+        "probes/softmax.py",
     ),
     pairs=lambda task, setting: () if task.data else (setting.pairs(task),),
     measure=measure,

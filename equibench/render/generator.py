@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from equibench.data.decoding import progress
 from equibench.data.download import exclusive
 from equibench.errors import UserError
 from equibench.files import writable_folder, write_atomically
@@ -146,7 +145,7 @@ def _carry_out(work: Work, missing: list[tuple[str, str]], processes: int, skip_
     jobs = (work.job(synset, name) for synset, name in missing)
     processes = min(processes, max(len(missing), 1))
     with (
-        _progress(f"rendering {work.root.name}", len(missing)) as advance,
+        progress(f"rendering {work.root.name}", len(missing)) as advance,
         closing(render_all(jobs, processes, skip_bad, work.root / WORKERS)) as outcomes,
     ):
         for outcome in outcomes:
@@ -252,11 +251,3 @@ def _writing(root: Path) -> Iterator[None]:
             f"{root} cannot be written: {error.strerror or error}",
             "Free some space or change its permissions, and run the same command again: it goes on where it was.",
         ) from error
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield partial(progress.advance, task)
