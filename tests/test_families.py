@@ -28,7 +28,6 @@ from equibench.registry import TASKS
 from equibench.setting import Setting, Subject
 from equibench.task import Task
 
-
 NAMES = [name for name in TASKS.names() if TASKS.get(name).data is None and not TASKS.get(name).observed]
 """What is asked of any images; tasks on views of objects and on data of their own have tests of their own."""
 
