@@ -291,6 +291,13 @@ def _resolve(
     if definition.data is None and any(column.task.data for column in chosen_columns):
         order = replace(order, own_root=order.data_root, data_root=root_of_cifar10(order.data_root, others=True))
     place = open_workplace(order)
+    if place.fabric.world_size > 1 and "segmentation" in families:
+        raise UserError(
+            "segmentation heads of a table are trained by one process, and there are "
+            f"{place.fabric.world_size}: the others would wait for ever",
+            "pretrain the rows with several processes, then run the table with one; or train one head with several: "
+            "torchrun ... -m equibench.segmentation.launch JOB.json",
+        )
     complete = rows is None and columns is None
     return _Request(definition, chosen_rows, chosen_columns, list(seeds), place, complete)
 

@@ -184,6 +184,8 @@ PROFILES = {
                 projector=(1024, 1024, 192), checkpoint_every=500, log_every=100,
             ),
             probing=Probing(pairs=(45_000, 5_000, 10_000), width=1024, epochs=50, batch=256, lr=1e-3),
+            # with patches of 4 px, crops of 512 px would be 16,384 tokens
+            segmentation=SegmentationSize(iterations=40_000, batch=16, crop=128, lr=1e-3),
         ),
     ]
 }  # fmt: skip
