@@ -69,7 +69,7 @@ class Column:
 
     @property
     def title(self) -> str:
-        return CATALOGUE[self.metric].title if self.metric else self.task.title
+        return f"{self.task.title}: {CATALOGUE[self.metric].title}" if self.metric else self.task.title
 
     @property
     def score_key(self) -> str:

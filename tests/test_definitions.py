@@ -30,7 +30,7 @@ def test_every_published_table_is_complete(name: str) -> None:
     assert definition.title
     assert definition.claims
     assert definition.limits
-    printed = [c for c in definition.columns if ":" not in c or name == "table6"]  # the rest is ours
+    printed = [c for c in definition.columns if ":" not in c or c.startswith("ade20k:")]  # the rest is ours
     assert (definition.published[printed] != "").all().all()
 
 
