@@ -36,6 +36,7 @@ def header(setting: Setting, tasks: Sequence[Task], seeds: Sequence[int], record
             "Classes: multinomial logistic regression (L-BFGS) on frozen features, the penalty chosen among 45 values "
             "on validation images, fitted again on training and validation images, tested once; ± half the 95 % "
             "bootstrap interval over test images."
+            + (" Images are seen through the disc of pretraining." if setting.spec.radius else "")
         )
     if "segmentation" in families:
         size = profile.segmentation
