@@ -43,10 +43,12 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## pretraining and scoring against their floor (about 30 minutes)
+bench: $(READY)  ## pretraining, scoring, rendering, linear probes against their floors (about 45 minutes)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/render.py
+	$(BIN)/python benchmarks/logistic.py --tolerances 1e-4
 
 verify: $(READY)  ## compute every score in results/ again from the stored predictions
 	$(BIN)/equibench verify results
