@@ -29,9 +29,8 @@ from equibench.runner import row_title
 from equibench.task import Task
 
 Interval = tuple[float, float, float]
+
 PUBLISHED = files("equibench.published")
-
-
 KEYS = ("title", "data", "known", "scale", "claim", "limit")
 
 
@@ -279,7 +278,7 @@ def table_frame(
                 "" if not cell or cell.beats_controls is None else str(cell.beats_controls).lower()
             )
             line[f"{name}_data"] = cell.data if cell else ""
-            if column.task.family == "regression":
+            if column.task.family == "regression" and column.metric is None:
                 line[f"{name}_pooled"] = _digits(cell.pooled) if cell and cell.pooled is not None else ""
                 for half, cells in halves.items():
                     other = cells.get((row, column.name))

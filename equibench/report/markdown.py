@@ -40,13 +40,14 @@ def markdown_table(
 ) -> str:
     """The whole report of a table."""
     full = cells_of(records, scale=definition.scale)
-    regression = [c for c in columns if c.task.family == "regression"]
+    regression = [c for c in columns if c.task.family == "regression" and c.metric is None]
     tasks = list(dict.fromkeys(c.task for c in columns))
     several = any(cell.std_seeds is not None for cell in full.values())
     lines = [f"# {definition.title or definition.name}", ""]
     lines += [f"- {line}" for line in header(setting, tasks, seeds, records)]
     lines += ["", "## Published | ours", ""]
     lines += headline_grid(definition, rows, columns, full)
+    lines += further_grid(definition, rows, columns, full)
     lines += ["", f"{MARK} does not beat its controls: {UNBEATEN}.", ""]
     if regression and not setting.dataset.has_objects:
         lines += _certificate_lines([c.task for c in regression], certificates)
@@ -67,13 +68,34 @@ def markdown_table(
 def headline_grid(
     definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells
 ) -> list[str]:
-    """Published | ours, row by row; a column on generated data says so in its head."""
+    """Published | ours, row by row, of the columns that are published; one on generated data says so in its head."""
 
     def text(row: str, column: Column) -> str:
         said = published(definition, row, column.name) or "–"
         return f"{said} \\| {score(cells.get((row, column.name)), definition.scale)}"
 
-    return _grid(rows, columns, text, lambda column: column_title(column, cells))
+    there, _ = split_columns(definition, columns)
+    return _grid(rows, there, text, lambda column: column_title(column, cells))
+
+
+def further_grid(
+    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells
+) -> list[str]:
+    """Our further columns, where there are any, under a line that says so; rows without any of them are left out."""
+    _, further = split_columns(definition, columns)
+    if not further:
+        return []
+    there = [row for row in rows if any((row, c.name) in cells for c in further)]
+    grid = _grid(
+        there, further, lambda r, c: score(cells.get((r, c.name)), definition.scale), lambda c: column_title(c, cells)
+    )
+    return ["", "Not in the published table:", "", *grid]
+
+
+def split_columns(definition: TableDefinition, columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
+    """The columns that have published numbers, or all if none has any; and the others."""
+    printed = [c for c in columns if any(published(definition, row, c.name) for row in definition.rows)]
+    return (printed, [c for c in columns if c not in printed]) if printed else (list(columns), [])
 
 
 def column_title(column: Column, cells: Cells) -> str:

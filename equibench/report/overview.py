@@ -9,9 +9,10 @@ import pandas as pd
 
 from equibench.controls import CONTROLS
 from equibench.errors import UserError
+from equibench.metrics.catalogue import CATALOGUE
 from equibench.profiles import get_profile
 from equibench.records import Record, read_records
-from equibench.report.markdown import MARK, UNBEATEN, Cells, headline_grid, is_generated
+from equibench.report.markdown import MARK, UNBEATEN, Cells, further_grid, headline_grid, is_generated
 from equibench.runner import row_title
 from equibench.tables import Column, TableDefinition, cells_of, columns_of, load_definition, table_names
 
@@ -52,6 +53,7 @@ def _section(folder: Path, name: str) -> list[str]:
     cells = cells_of(records, scale=definition.scale)
     lines = [f"## [{definition.title or name}]({name}/{name}.md)", ""]
     lines += headline_grid(definition, rows, columns, cells)
+    lines += further_grid(definition, rows, columns, cells)
     lines += ["", "It can show " + "; ".join(definition.claims) + ".", ""] if definition.claims else [""]
     lines += ["What limits it:", "", *[f"- {limit}" for limit in _limits(definition, columns, records, cells)], ""]
     return [*lines, "What it says:", "", *[f"- {line}" for line in _verdicts(rows, columns, cells)], ""]
@@ -77,19 +79,21 @@ def _limits(
 
 
 def _verdicts(rows: Sequence[str], columns: Sequence[Column], cells: Cells) -> list[str]:
-    """For each column the best row and which rows beat every control."""
+    """For each column the best row, those that it cannot be told apart from, and which rows beat every control."""
     lines = []
     methods = [row for row in rows if row not in CONTROLS]
     for column in columns:
-        there = [(row, cells[row, column.name]) for row in methods if (row, column.name) in cells]
+        there = {row: cells[row, column.name] for row in methods if (row, column.name) in cells}
         if not there:
             continue
-        best, top = max(there, key=lambda item: item[1].value)
-        tied = [row_title(r) for r, c in there if r != best and c.high >= top.low]
-        ahead = [row_title(r) for r, c in there if c.beats_controls]
+        lower = column.metric in CATALOGUE and CATALOGUE[column.metric].better == "lower"
+        best = (min if lower else max)(there, key=lambda row: there[row].value)
+        top = there[best]
+        tied = [row_title(r) for r, c in there.items() if r != best and c.high >= top.low and c.low <= top.high]
+        ahead = [row_title(r) for r, c in there.items() if c.beats_controls]
         said = f"{column.title}: best is {row_title(best)}"
         said += f" (overlapping: {', '.join(tied)})" if tied else ""
-        lines.append(f"{said}; {', '.join(ahead) or 'no row'} above all controls.")
+        lines.append(f"{said}; {', '.join(ahead) or 'no row'} better than all controls.")
     return lines
 
 

@@ -11,7 +11,7 @@ from equibench.controls import CONTROLS
 from equibench.progress import clock
 from equibench.records import Record
 from equibench.report.facts import header
-from equibench.report.markdown import MARK, column_title, score
+from equibench.report.markdown import MARK, Cells, column_title, score, split_columns
 from equibench.runner import Plan, row_title
 from equibench.setting import Setting
 from equibench.tables import Column, TableDefinition, cells_of, published
@@ -32,7 +32,25 @@ def print_table(
     cells = cells_of(records, scale=definition.scale)
     for line in header(setting, [column.task for column in columns], seeds, records):
         console.print(line, style="dim", highlight=False)
-    title = f"{definition.title or definition.name}, profile {setting.profile.name}: published | ours"
+    title = f"{definition.title or definition.name}, profile {setting.profile.name}"
+    printed, further = split_columns(definition, columns)
+    console.print(_table(f"{title}: published | ours", definition, rows, printed, cells, console))
+    if further:
+        there = [row for row in rows if any((row, column.name) in cells for column in further)]
+        console.print(_table("not in the published table", definition, there, further, cells, console))
+    shown = {column.name for column in columns}
+    if any(cell.beats_controls is False for (_, name), cell in cells.items() if name in shown):
+        console.print(f"{MARK} does not beat random init, pixels and image statistics", style="dim")
+
+
+def _table(
+    title: str,
+    definition: TableDefinition,
+    rows: Sequence[str],
+    columns: Sequence[Column],
+    cells: Cells,
+    console: Console,
+) -> Table:
     table = Table(title=title, show_lines=False)
     table.add_column("")
     for column in columns:
@@ -51,10 +69,7 @@ def print_table(
             texts.append(f"[dim]{said}{separator}[/dim][{style}]{ours}[/]" if said else f"[{style}]{ours}[/]")
         last_method = row not in CONTROLS and number + 1 < len(rows) and rows[number + 1] in CONTROLS
         table.add_row(row_title(row), *texts, style="italic" if row in CONTROLS else "", end_section=last_method)
-    console.print(table)
-    shown = {column.name for column in columns}
-    if any(cell.beats_controls is False for (_, name), cell in cells.items() if name in shown):
-        console.print(f"{MARK} does not beat random init, pixels and image statistics", style="dim")
+    return table
 
 
 def print_plan(plan: Plan, console: Console) -> None:
