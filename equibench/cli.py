@@ -190,7 +190,9 @@ def main() -> None:
         console = Console(stderr=True)
         console.print(f"[bold red]error:[/] {escape(error.problem)}", soft_wrap=True, highlight=False)
         if error.fix:
-            console.print(escape(error.fix), soft_wrap=True, highlight=False)
+            # messages speak Python, since both roads lead to them
+            fix = error.fix.replace("skip_bad=True", "--skip-bad")
+            console.print(escape(fix), soft_wrap=True, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; the same command goes on where it was")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -35,6 +36,20 @@ def test_help_has_examples(command: str, tmp_path: Path) -> None:
     assert result.returncode == 0
     assert f"equibench {command}" in result.stdout
     assert "Example" in result.stdout
+
+
+def test_a_bad_latent_is_named_with_the_flag_that_goes_on_without_it(tmp_path: Path) -> None:
+    made = run(
+        "data", "render", "objects", "--objects", "2", "--views", "3", "--size", "16", "--jobs", "1", cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    latent = sorted((tmp_path / "objects").rglob("latent_1.npy"))[0]
+    np.save(latent, np.zeros(9))
+    given = ["score", "timm:test_vit", "--no-pretrained", "--size", "32", "--data", "objects", "--image-size", "16"]
+    given += ["--dry-run"]
+    cache = {"EQUIBENCH_CACHE": str(tmp_path / "cache")}
+    assert_user_error(run(*given, cwd=tmp_path, **cache), latent.name, "(9,)", "--skip-bad")
+    assert run(*given, "--skip-bad", cwd=tmp_path, **cache).returncode == 0
 
 
 def test_list_shows_tasks_baselines_tables_and_profiles(tmp_path: Path) -> None:
