@@ -88,9 +88,7 @@ def find_subject(row: str, seed: int | None, place: Workplace) -> Subject | None
         return None
     subject = encoder_subject(row, run.encoder, run.encoder_sha256, setting, seed=seed, command=command)
     half = run.encoder.invariant if entry.splits_features else None
-    return replace(
-        subject, half=half, recipe_sha256=digest, seconds=run.seconds, collapsed=run.collapsed, known=known
-    )
+    return replace(subject, half=half, recipe_sha256=digest, seconds=run.seconds, collapsed=run.collapsed, known=known)
 
 
 def encoder_subject(
