@@ -18,28 +18,17 @@ from object_tree import (
     expected_image,
     latent_of,
     load,
-    make_tree,
     write_lists,
 )
 
 from equibench.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EQUIBENCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree, to be copied and not to be changed."""
-    return make_tree(tmp_path_factory.mktemp("published") / "3DIEBench")
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
-def root(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "3DIEBench"))
+def root(published_objects: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published_objects, tmp_path / "3DIEBench"))
 
 
 def test_order_slashes_and_type_of_the_lists_do_not_matter(root: Path, tmp_path: Path) -> None:

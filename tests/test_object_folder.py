@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from object_tree import SYNSETS, TEST, TRAIN, VIEWS, expected_image, latent_of, load, make_tree
+from object_tree import SYNSETS, TEST, TRAIN, VIEWS, expected_image, latent_of, load
 from PIL import Image
 
 from equibench.data import object_folder
@@ -17,22 +17,12 @@ from equibench.data.object_views import LazyImages
 from equibench.data.pairs import split_indices
 from equibench.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("EQUIBENCH_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree, to be copied and not to be changed."""
-    return make_tree(tmp_path_factory.mktemp("published") / "3DIEBench")
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
-def root(original: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(original, tmp_path / "3DIEBench"))
+def root(published_objects: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(published_objects, tmp_path / "3DIEBench"))
 
 
 @pytest.mark.parametrize("most_bytes", [2**30, 0])
@@ -163,8 +153,10 @@ def test_millions_of_files_are_looked_at_once(root: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("most_bytes", [2**30, 0])
-def test_the_digest_does_not_depend_on_the_place(original: Path, root: Path, most_bytes: int) -> None:
-    assert load(original, most_bytes=most_bytes).sha256 == load(root, most_bytes=most_bytes).sha256  # copied with times
+def test_the_digest_does_not_depend_on_the_place(published_objects: Path, root: Path, most_bytes: int) -> None:
+    assert (
+        load(published_objects, most_bytes=most_bytes).sha256 == load(root, most_bytes=most_bytes).sha256
+    )  # copied with times
 
 
 def test_the_digest_covers_which_views_are_one_object(root: Path) -> None:
@@ -212,9 +204,11 @@ def test_a_wrong_folder_or_size_is_refused(root: Path) -> None:
 
 
 @pytest.mark.parametrize("below", [".", "3DIEBench", "sets/3DIEBench"])
-def test_the_data_are_found(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str) -> None:
+def test_the_data_are_found(
+    published_objects: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
     place = tmp_path / "data" / below
-    shutil.copytree(original, place)
+    shutil.copytree(published_objects, place)
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.setenv("EQUIBENCH_DATA", str(empty))
