@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from equibench.errors import UserError
 LATENTS = ("yaw", "pitch", "roll", "floor_hue", "spot_theta", "spot_phi", "spot_hue")
 LOWEST = np.array([-np.pi / 2, -np.pi / 2, -np.pi / 2, 0, 0, 0, 0])
 HIGHEST = np.array([np.pi / 2, np.pi / 2, np.pi / 2, 1, np.pi / 4, 2 * np.pi, 1])
+_ONE_HEADER = Lock()  # Python 3.11 parses no two at once: now and then it fails on a good file ("AST constructor ...")
 TOLERANCE = 1e-6  # of the ranges, for files that were written in another precision
 
 
@@ -93,7 +95,7 @@ def read_array(path: Path) -> np.ndarray:
         OSError: the file cannot be read.
         ValueError: it holds something else, to be read after the file's name.
     """
-    with path.open("rb") as file:
+    with path.open("rb") as file, _ONE_HEADER:
         try:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
         except Exception as error:  # NumPy's parser raises more than ValueError on a damaged header
