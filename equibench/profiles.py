@@ -172,6 +172,22 @@ PROFILES = {
             segmentation=SegmentationSize(iterations=500, batch=8, crop=64, lr=3e-3),
         ),
         Profile(
+            name="cifar10_cpu",
+            title="complete CIFAR-10 on two CPU cores: the demo's small ViT, two epochs of pairs",
+            dataset="cifar10",
+            dataset_sizes=None,
+            image_size=32,
+            encoder=EncoderSize(width=128, depth=4, heads=4, patch=4),
+            decoder=DecoderSize(width=96, depth=2, heads=3),
+            pretraining=Pretraining(
+                pairs=90_000, batch=32, lr=7e-4, weight_decay=1e-6, warmup=0.05, lambda_recon=1000,
+                projector=(512, 512, 192), checkpoint_every=350, log_every=50,
+            ),
+            probing=Probing(pairs=(4000, 1000, 5000), width=256, epochs=12, batch=256, lr=5e-4),
+            encode_batch=64,
+            segmentation=SegmentationSize(iterations=500, batch=8, crop=64, lr=3e-3),
+        ),
+        Profile(
             name="cifar10",
             title="the paper's appendix: complete CIFAR-10, one GPU",
             dataset="cifar10",
