@@ -26,7 +26,6 @@ from equibench.report.overview import overview
 from equibench.runner import (
     Plan,
     Unit,
-    carry_out,
     current_records,
     final_log_lines,
     find_subject,
@@ -43,7 +42,7 @@ from equibench.tables import (
     table_names,
 )
 from equibench.task import Task
-from equibench.workers import carry_out_in_parallel, default_jobs
+from equibench.workers import carry_out_all, default_jobs
 from equibench.workplace import Order, Workplace, one_thread, open_workplace
 
 RUNS = Path("runs")
@@ -151,14 +150,13 @@ def table(
     Raises:
         UserError: a name, file, folder or device is wrong.
     """
-    order = _order(profile, variant, data_root, device, devices, runs, baseline_files, skip_bad)
+    order = make_order(profile, variant, data_root, device, devices, runs, baseline_files, skip_bad)
     request = _resolve(name, order, rows, columns, seeds)
     folder = Path(out) if out else _results_folder(request)
     writable_folder(folder)
     place = request.place
     units = plan(request.rows, request.tasks, request.seeds, place)
-    if not all(unit.done for unit in units):
-        _work(units, place, jobs or default_jobs(place), console)
+    carry_out_all(units, place, jobs, show_on(place, console))
     place.fabric.barrier()
     result = _write(request, folder)
     if place.fabric.is_global_zero and out is None and request.complete and variant == "headline":
@@ -174,19 +172,6 @@ def _results_folder(request: _Request) -> Path:
     name = request.definition.name + (f"-{order.variant}" if order.variant != "headline" else "")
     folder = RESULTS / order.profile.name / name
     return folder if request.complete else folder / "partial"
-
-
-def _work(units: list[Unit], place: Workplace, jobs: int, console: Console | None) -> None:
-    """Do what is to be done, in this process or in several."""
-    to_do = [unit for unit in units if not unit.done]
-    with one_thread(place):
-        estimates = estimate_seconds(to_do, read_records(place.journal), place.setting)
-        with Progress(estimates, total_seconds(to_do, estimates), _console(place, console), jobs) as progress:
-            if jobs == 1:
-                carry_out(to_do, place, progress)
-            else:
-                to_do.sort(key=lambda unit: -total_seconds([unit], estimates))
-                carry_out_in_parallel(to_do, place, progress, jobs)
 
 
 def plan_table(
@@ -205,7 +190,7 @@ def plan_table(
     skip_bad: bool = False,
 ) -> Plan:
     """What `table` would do with the same arguments, with an estimate of the seconds; nothing is run or written."""
-    order = _order(profile, variant, data_root, device, 1, runs, baseline_files, skip_bad)
+    order = make_order(profile, variant, data_root, device, 1, runs, baseline_files, skip_bad)
     request = _resolve(name, order, rows, columns, seeds)
     units = plan(request.rows, request.tasks, request.seeds, request.place)
     jobs = jobs or default_jobs(request.place)
@@ -234,7 +219,7 @@ def pretrain(
     Raises:
         UserError: a name, file, folder or device is wrong.
     """
-    order = _order(profile, variant, data_root, device, devices, runs, baseline_files)
+    order = make_order(profile, variant, data_root, device, devices, runs, baseline_files)
     for file in order.baseline_files:
         load_baseline_file(file)
     BASELINES.get(baseline)
@@ -242,16 +227,16 @@ def pretrain(
     unit = Unit(baseline, seed, find_subject(baseline, seed, place) is None, ())
     with one_thread(place):
         estimates = estimate_seconds([unit], read_records(place.journal), place.setting)
-        with Progress(estimates, total_seconds([unit], estimates), _console(place, console)) as progress:
+        with Progress(estimates, total_seconds([unit], estimates), show_on(place, console)) as progress:
             return pretrain_row(baseline, seed, place, progress)
 
 
-def _console(place: Workplace, console: Console | None) -> Console:
+def show_on(place: Workplace, console: Console | None) -> Console:
     """Where to show progress: standard error, on the first of several processes."""
     return console or Console(stderr=True, quiet=not place.fabric.is_global_zero)
 
 
-def _order(
+def make_order(
     profile: str,
     variant: str,
     data_root: str | Path | None,
@@ -261,6 +246,7 @@ def _order(
     baseline_files: Sequence[str | Path],
     skip_bad: bool = False,
 ) -> Order:
+    """The arguments of `table` as an order."""
     return Order(
         profile=get_profile(profile),
         variant=variant,

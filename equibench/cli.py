@@ -144,6 +144,48 @@ def pretrain(
 
 
 @app.command(
+    epilog="Examples:\n\nequibench curve\n\n"
+    "equibench curve --profile tiny --rows vicreg,reconstruction --columns rotation --no-plot"
+)
+def curve(
+    rows: Annotated[
+        str | None, typer.Option(help="Baselines, separated by commas; four of Table 2's if left out.")
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Regression tasks; those of Table 4 if left out.")] = None,
+    profile: ProfileOption = "demo",
+    seeds: Annotated[str, typer.Option(help="Pretraining seeds, separated by commas.")] = "0",
+    baseline: BaselineFiles = [],  # noqa: B006
+    data_root: DataRoot = None,
+    device: Device = "auto",
+    jobs: Jobs = None,
+    runs: Runs = Path("runs"),
+    plot: Annotated[bool, typer.Option(help="Draw curve.png; needs matplotlib.")] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROFILE/curve.")] = None,
+) -> None:
+    """Score rows at several points of their pretraining: R² against epochs, as a CSV and a plot."""
+    from equibench.curve import COLUMNS, ROWS
+    from equibench.curve import curve as run_curve
+
+    result = run_curve(
+        rows=names(rows) or ROWS,
+        columns=names(columns) or COLUMNS,
+        profile=profile,
+        seeds=whole_numbers("--seeds", seeds) or (0,),
+        baseline_files=baseline,
+        data_root=data_root,
+        device=device,
+        jobs=jobs,
+        runs=runs,
+        out=out,
+        plot=plot,
+    )
+    console = Console()
+    grid = result.frame.pivot_table(index=["title", "seed", "epochs"], columns="task", values="r2", sort=False)
+    console.print(grid.round(3).to_string())
+    console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
+
+
+@app.command(
     epilog="Examples:\n\nequibench certify translation\n\nequibench certify\n\n"
     "equibench certify my_task.py --data photographs/ --out certificates.json"
 )

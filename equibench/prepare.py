@@ -239,6 +239,7 @@ def _open(source: Source, options: ScoreOptions, dataset: Dataset, variant: str)
             variant=variant,
             seed=options.seed,
             views=views,
+            pooling=options.pooling,
         )
         if native is not None:
             return native

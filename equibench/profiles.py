@@ -116,7 +116,9 @@ class SegmentationSize:
 
 @dataclass(frozen=True)
 class Profile:
-    """Attributes: `stand_ins` is None where published data are asked for."""
+    """Attributes: `stand_ins` is None where published data are asked for; `snapshots` are the steps after which a copy
+    of the encoder is kept for learning curves, multiples of `pretraining.checkpoint_every`.
+    """
 
     name: str
     title: str
@@ -131,6 +133,7 @@ class Profile:
     encode_batch: int = 512
     stand_ins: StandIns | None = None
     segmentation: SegmentationSize = SegmentationSize(iterations=40_000, batch=16, crop=512, lr=1e-3)
+    snapshots: tuple[int, ...] = ()
 
 
 PROFILES = {
@@ -153,6 +156,7 @@ PROFILES = {
                 composition_images=60, retrieval_images=30, bank=10, fixed_images=100, fixed=2, lie_images=40
             ),
             stand_ins=StandIns(objects=6, views=6, scenes=(16, 8)),
+            snapshots=(10, 20),
             segmentation=SegmentationSize(iterations=20, batch=4, crop=64, lr=1e-3),
         ),
         Profile(
@@ -169,6 +173,7 @@ PROFILES = {
             ),
             probing=Probing(pairs=(4000, 1000, 3000), width=256, epochs=12, batch=256, lr=5e-4),
             stand_ins=StandIns(objects=120, views=12, scenes=(200, 80)),
+            snapshots=(150, 450, 900),
             segmentation=SegmentationSize(iterations=500, batch=8, crop=64, lr=3e-3),
         ),
         Profile(
@@ -185,6 +190,7 @@ PROFILES = {
             ),
             probing=Probing(pairs=(4000, 1000, 5000), width=256, epochs=12, batch=256, lr=5e-4),
             encode_batch=64,
+            snapshots=(350, 700, 1400, 2100),
             segmentation=SegmentationSize(iterations=500, batch=8, crop=64, lr=3e-3),
         ),
         Profile(
@@ -200,6 +206,7 @@ PROFILES = {
                 projector=(1024, 1024, 192), checkpoint_every=500, log_every=100,
             ),
             probing=Probing(pairs=(45_000, 5_000, 10_000), width=1024, epochs=50, batch=256, lr=1e-3),
+            snapshots=(500, 2000, 5000, 10_000),
             # with patches of 4 px, crops of 512 px would be 16,384 tokens
             segmentation=SegmentationSize(iterations=40_000, batch=16, crop=128, lr=1e-3),
         ),

@@ -21,6 +21,7 @@ from equibench.progress import Progress
 from equibench.records import HALVES, Record, append_records, read_records
 from equibench.registry import BASELINES
 from equibench.setting import Setting, Subject, vit_identity
+from equibench.snapshots import keep_snapshot, read_snapshot
 from equibench.task import Task
 from equibench.workplace import Workplace
 
@@ -34,12 +35,14 @@ class Unit:
         seed: pretraining seed; None for controls without an encoder.
         pretrain: whether an encoder has to be trained first.
         tasks: columns that are not in the journal yet; empty if the unit is done.
+        step: after which the run's encoder is scored; None for a finished run's.
     """
 
     row: str
     seed: int | None
     pretrain: bool
     tasks: tuple[Task, ...]
+    step: int | None = None
 
     @property
     def done(self) -> bool:
@@ -71,8 +74,15 @@ def plan(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place
     return units
 
 
-def find_subject(row: str, seed: int | None, place: Workplace) -> Subject | None:
-    """The row's encoder or control, or None if it has to be pretrained first."""
+def find_subject(row: str, seed: int | None, place: Workplace, step: int | None = None) -> Subject | None:
+    """The row's encoder or control, or None if it has to be pretrained first.
+
+    Args:
+        step: after which the encoder is taken from the finished run, which is then called ROW@STEP.
+
+    Raises:
+        UserError: the run kept no encoder of that step.
+    """
     setting = place.setting
     command = _command(row, seed, place)
     if row in CONTROLS and not CONTROLS[row].has_encoder:
@@ -86,6 +96,10 @@ def find_subject(row: str, seed: int | None, place: Workplace) -> Subject | None
     run = finished_run(setting.profile, place.run_folder(row, seed), setting.variant, seed, digest)
     if run is None:
         return None
+    if step is not None:
+        encoder = read_snapshot(run.folder, setting.profile, setting.variant, seed, step, digest)
+        run, row = replace(run, encoder=encoder, encoder_sha256=weights_sha256(encoder)), f"{row}@{step}"
+        command = command.replace(f"table {place.order.table}", "curve")
     subject = encoder_subject(row, run.encoder, run.encoder_sha256, setting, seed=seed, command=command)
     half = run.encoder.invariant if entry.splits_features else None
     return replace(subject, half=half, recipe_sha256=digest, seconds=run.seconds, collapsed=run.collapsed, known=known)
@@ -131,10 +145,11 @@ def do_unit(unit: Unit, place: Workplace, progress: Progress, keep: Callable[[li
     """
     if unit.pretrain:
         pretrain_row(unit.row, unit.seed or 0, place, progress)
-    subject = find_subject(unit.row, unit.seed, place)
+    subject = find_subject(unit.row, unit.seed, place, unit.step)
     assert subject is not None
-    if place.fabric.is_global_zero:
-        with progress.unit(f"score {row_title(unit.row)}", ("score", unit.row)) as advance:
+    if unit.tasks and place.fabric.is_global_zero:
+        after = "" if unit.step is None else f" after {unit.step:,} steps"
+        with progress.unit(f"score {row_title(unit.row)}{after}", ("score", unit.row)) as advance:
             for number, task in enumerate(unit.tasks):
                 advance(number / len(unit.tasks), task.title)
 
@@ -156,6 +171,7 @@ def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> R
         def report(step: int, steps: int, scalars: dict[str, float]) -> None:
             nonlocal warned
             advance(step / steps, f"loss {scalars['loss']:.3f}")
+            keep_snapshot(folder, setting.profile, step)
             if scalars["feature_std"] < COLLAPSE_STD and not warned:
                 warned = True
                 progress.warn(

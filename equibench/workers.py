@@ -20,14 +20,16 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import torch
+from rich.console import Console
 from threadpoolctl import threadpool_limits
 
 from equibench.errors import UserError
+from equibench.estimate import estimate_seconds, total_seconds
 from equibench.progress import Advance, Progress
-from equibench.records import Record, append_records
-from equibench.runner import Unit, do_unit
+from equibench.records import Record, append_records, read_records
+from equibench.runner import Unit, carry_out, do_unit
 from equibench.version import depend_on_transformations, transformation_files
-from equibench.workplace import Order, Workplace, open_workplace
+from equibench.workplace import Order, Workplace, one_thread, open_workplace
 
 _here: dict[str, Any] = {}
 """This worker's workplace and message queue."""
@@ -38,6 +40,28 @@ def default_jobs(place: Workplace) -> int:
     if place.fabric.device.type != "cpu" or place.fabric.world_size > 1:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def carry_out_all(units: Sequence[Unit], place: Workplace, jobs: int | None, console: Console) -> None:
+    """Do the units that are not done, in this process or in several, with one estimate of the time for all.
+
+    Args:
+        jobs: how many are worked on at a time; None for `default_jobs`.
+
+    Raises:
+        UserError: as raised by a unit; the others' finished work is kept.
+    """
+    to_do, jobs = [unit for unit in units if not unit.done], jobs or default_jobs(place)
+    if not to_do:
+        return
+    with one_thread(place):
+        estimates = estimate_seconds(to_do, read_records(place.journal), place.setting)
+        with Progress(estimates, total_seconds(to_do, estimates), console, jobs) as progress:
+            if jobs == 1:
+                carry_out(to_do, place, progress)
+            else:
+                to_do.sort(key=lambda unit: -total_seconds([unit], estimates))
+                carry_out_in_parallel(to_do, place, progress, jobs)
 
 
 def carry_out_in_parallel(units: Sequence[Unit], place: Workplace, progress: Progress, jobs: int) -> None:

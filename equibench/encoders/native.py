@@ -22,7 +22,15 @@ WEIGHTS, FACTS = "encoder.safetensors", "run.json"
 
 
 def open_native(
-    source: str | Path, *, runs: Path, profile: str, data: str, variant: str, seed: int, views: ViewSpec
+    source: str | Path,
+    *,
+    runs: Path,
+    profile: str,
+    data: str,
+    variant: str,
+    seed: int,
+    views: ViewSpec,
+    pooling: str = "default",
 ) -> Opened | None:
     """An encoder of the suite's own, or None if the source is neither a run's folder nor a baseline's name.
 
@@ -30,6 +38,7 @@ def open_native(
         source: a folder with encoder.safetensors and run.json, or a baseline's id.
         runs, profile, data, variant, seed: where the run of a baseline is looked for.
         views: mask of the views that will be encoded.
+        pooling: see `ImageEncoder`; the default is the mean of the patch tokens, as in tables.
 
     Raises:
         UserError: a baseline that has not been run, or a folder that is damaged.
@@ -53,10 +62,10 @@ def open_native(
             f"{folder} is not the folder of a finished run: it lacks {FACTS} or {WEIGHTS}",
             "a run's folder is runs/PROFILE/DATA-VARIANT/pretraining/BASELINE/seedN",
         )
-    return _open_run(folder, views)
+    return _open_run(folder, views, pooling)
 
 
-def _open_run(folder: Path, views: ViewSpec) -> Opened:
+def _open_run(folder: Path, views: ViewSpec, pooling: str) -> Opened:
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS)
@@ -74,10 +83,10 @@ def _open_run(folder: Path, views: ViewSpec) -> Opened:
     architecture = f"equibench:vit_w{size.width}_d{size.depth}_p{size.patch} ({profile.name})"
 
     def fresh(seed: int) -> ImageEncoder:
-        return _adapted(_build(profile, views, seed), architecture, views)
+        return _adapted(_build(profile, views, seed), architecture, views, pooling)
 
     return Opened(
-        encoder=_adapted(encoder, architecture, views),
+        encoder=_adapted(encoder, architecture, views, pooling),
         name=row,
         architecture=architecture,
         pretrained=True,
@@ -95,18 +104,20 @@ def _build(profile: Profile, views: ViewSpec, seed: int) -> ViTEncoder:
         return ViTEncoder(profile.encoder, profile.image_size, view_spec(views.name, profile.image_size)).eval()
 
 
-def _adapted(encoder: ViTEncoder, architecture: str, views: ViewSpec) -> ImageEncoder:
+def _adapted(encoder: ViTEncoder, architecture: str, views: ViewSpec, pooling: str) -> ImageEncoder:
     size = int(encoder.mask.shape[-1])
-    return ImageEncoder(encoder, architecture=architecture, preprocessing=Preprocessing(size), views=views)
+    return ImageEncoder(
+        encoder, architecture=architecture, preprocessing=Preprocessing(size), views=views, pooling=pooling
+    )
 
 
 def _profile_of(state: dict[str, torch.Tensor], folder: Path) -> Profile:
-    """The profile whose encoder has these shapes; a run's own files do not name it."""
+    """The profile whose encoder has these shapes, first of all the one that the folder's path names."""
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     fitting: Callable[[Profile], bool] = lambda p: (  # noqa: E731
         {n: tuple(v.shape) for n, v in _build(p, view_spec("headline", p.image_size), 0).state_dict().items()} == shapes
     )
-    for profile in PROFILES.values():
+    for profile in sorted(PROFILES.values(), key=lambda p: p.name not in folder.resolve().parts):
         if fitting(profile):
             return profile
     raise UserError(f"the encoder in {folder} has the sizes of no profile", f"profiles: {', '.join(PROFILES)}")
