@@ -170,6 +170,9 @@ def compare(
         metric = CATALOGUE[d.metric].title if d.metric in CATALOGUE else "R²"
         table.add_row(f"{d.task}, {metric}", *values, *interval, f"{d.p_holm:.3f}", said, style=style)
     console.print(table)
+    for d in (d for d in found if len(d.per_seed) > 1):
+        seeds = ", ".join(f"{value:+.3f}" for value in d.per_seed)
+        console.print(f"{d.task}, A - B of each pretraining seed: {seeds}", style="dim", highlight=False)
     console.print(
         f"p-values are corrected over {len(found)} tasks; tie: p ≥ 0.05; ↑: higher, which is not better", style="dim"
     )

@@ -30,6 +30,8 @@ class Difference:
         difference, low, high: a - b with its 95 % bootstrap interval over test images, the same ones for both.
         p: two-sided bootstrap p-value of no difference; p_holm is corrected over the tasks compared.
         verdict: "tie", or who is better; where neither direction is better, who is higher.
+        per_seed: the difference of the two runs of each pretraining seed that both sides have. The interval and p are
+            about these encoders on other images; how far other trainings of them would differ is seen here alone.
     """
 
     task: str
@@ -42,6 +44,7 @@ class Difference:
     p: float
     p_holm: float
     verdict: Literal["A", "B", "tie"]
+    per_seed: tuple[float, ...] = ()
 
 
 def compare(
@@ -141,7 +144,9 @@ def _difference(task: str, ours: Sequence[Record], theirs: Sequence[Record], pre
     draws = draws_a - draws_b
     low, high = np.nanquantile(draws, [0.025, 0.975])
     p = paired_p(draws)
-    return Difference(task, ours[0].headline, a, b, a - b, float(low), float(high), p, p, "tie")
+    one, other = ({r.seeds.pretraining: v[0] for r in side if (v := r.headline_value())} for side in (ours, theirs))
+    per_seed = tuple(one[seed] - other[seed] for seed in one if seed in other)
+    return Difference(task, ours[0].headline, a, b, a - b, float(low), float(high), p, p, "tie", per_seed)
 
 
 def _mean_of_seeds(records: Sequence[Record], predictions: Predictions) -> tuple[float, NDArray[np.float64]]:

@@ -178,7 +178,7 @@ PROFILES = {
         ),
         Profile(
             name="cifar10_cpu",
-            title="complete CIFAR-10 on two CPU cores: the demo's small ViT, two epochs of pairs",
+            title="complete CIFAR-10 on two CPU cores: the demo's small ViT, two epochs of pairs, larger probes",
             dataset="cifar10",
             dataset_sizes=None,
             image_size=32,
@@ -188,8 +188,9 @@ PROFILES = {
                 pairs=90_000, batch=32, lr=7e-4, weight_decay=1e-6, warmup=0.05, lambda_recon=1000,
                 projector=(512, 512, 192), checkpoint_every=350, log_every=50,
             ),
-            probing=Probing(pairs=(4000, 1000, 5000), width=256, epochs=12, batch=256, lr=5e-4),
-            encode_batch=64,
+            # with 4,000 training pairs the rotation's R² of an untrained encoder is 0.05, with 16,000 it is 0.32
+            probing=Probing(pairs=(16_000, 1000, 5000), width=256, epochs=12, batch=256, lr=5e-4),
+            encode_batch=128,  # 1,500 images a second and core; 1,000 with 512, whose activations leave the cache
             snapshots=(350, 700, 1400, 2100),
             segmentation=SegmentationSize(iterations=500, batch=8, crop=64, lr=3e-3),
         ),

@@ -175,6 +175,21 @@ def test_pretraining_seeds_are_averaged(places: list[Path], tmp_path: Path) -> N
     assert found.b == select("bad", places)[0].r2
 
 
+def test_each_pretraining_seed_speaks_for_itself(places: list[Path], tmp_path: Path) -> None:
+    """Seeds 0 and 1 differ by what their own scores differ by; a seed that one side lacks says nothing."""
+    other = {
+        name: keep(
+            tmp_path, name, "regression", regression(errors(scale, 0.05, 7)), seeds=Seeds(pretraining=1, probe=[0, 1])
+        )
+        for name, scale in (("good", 0.6), ("bad", 0.5))
+    }
+    keep(tmp_path, "bad", "regression", regression(errors(0.9, 0.05, 8)), seeds=Seeds(pretraining=2, probe=[0, 1]))
+    first = {name: next(r for r in select(name, places) if r.task == "some.regression") for name in ("good", "bad")}
+    found = compare("good", "bad", tasks=["some.regression"], places=places)[0]
+    assert found.per_seed == (first["good"].r2 - first["bad"].r2, other["good"].r2 - other["bad"].r2)
+    assert found.per_seed[0] > 0 > found.per_seed[1]
+
+
 def test_who_is_meant(places: list[Path], tmp_path: Path) -> None:
     folder = str(places[0])
     by_path = compare(f"{folder}:good", f"{folder}/records.jsonl:bad", places=places)
