@@ -9,7 +9,9 @@ import typer
 
 from equibench.errors import UserError
 
-ProfileOption = Annotated[str, typer.Option(help="How large: tiny, demo, cifar10 (`equibench list profiles`).")]
+ProfileOption = Annotated[
+    str, typer.Option(help="How large: tiny, demo, cifar10_cpu, cifar10 (`equibench list profiles`).")
+]
 BaselineFiles = Annotated[
     list[Path],
     typer.Option("--baseline", help="A Python file that registers further baselines; may be repeated."),

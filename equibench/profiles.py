@@ -136,6 +136,10 @@ class Profile:
     snapshots: tuple[int, ...] = ()
 
 
+CPU_BATCH = 128
+"""Images a forward pass on a CPU: a small ViT encodes 1,500 a second and core so, and 1,000 with 512, whose activations
+leave the cache. The features are the same to the last bit."""
+
 PROFILES = {
     p.name: p
     for p in [
@@ -172,6 +176,7 @@ PROFILES = {
                 projector=(512, 512, 192), checkpoint_every=150, log_every=50,
             ),
             probing=Probing(pairs=(4000, 1000, 3000), width=256, epochs=12, batch=256, lr=5e-4),
+            encode_batch=CPU_BATCH,
             stand_ins=StandIns(objects=120, views=12, scenes=(200, 80)),
             snapshots=(150, 450, 900),
             segmentation=SegmentationSize(iterations=500, batch=8, crop=64, lr=3e-3),
@@ -190,7 +195,7 @@ PROFILES = {
             ),
             # with 4,000 training pairs the rotation's R² of an untrained encoder is 0.05, with 16,000 it is 0.32
             probing=Probing(pairs=(16_000, 1000, 5000), width=256, epochs=12, batch=256, lr=5e-4),
-            encode_batch=128,  # 1,500 images a second and core; 1,000 with 512, whose activations leave the cache
+            encode_batch=CPU_BATCH,
             snapshots=(350, 700, 1400, 2100),
             segmentation=SegmentationSize(iterations=500, batch=8, crop=64, lr=3e-3),
         ),

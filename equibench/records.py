@@ -47,7 +47,7 @@ class Record(BaseModel):
     task: str = Field(description="id of the column")
     task_version: int = Field(description="version of the task's definition")
     family: str = Field(description="how it is measured: regression, action, classification, segmentation, ...")
-    profile: str = Field(description="sizes and schedule: tiny, demo, cifar10")
+    profile: str = Field(description="sizes and schedule, by name; `equibench list profiles`")
     variant: str = Field(
         description="the views: headline (mirrored fill, disc), paper_like (black fill, no disc), or rendered (the "
         "data's own pictures)"

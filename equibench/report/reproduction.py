@@ -1,38 +1,30 @@
-"""The measured tables inside results/cifar10/README.md, made of the results beside it.
+"""Fills the tables inside results/cifar10/README.md from the results beside it.
 
     python -m equibench.report.reproduction results/cifar10 --runs runs
 
 The page's sentences are a person's; each table between `<!-- name:begin -->` and `<!-- name:end -->` is written by the
-function of that name here. Paired differences need the predictions in `runs`, so they are kept in comparisons.csv, and
-made anew only where `--runs` is given; everything else is made of the committed tables and records.
+function of that name in `study_tables`. Paired differences need the predictions in `runs`, so they are kept in
+comparisons.csv, and made anew only where `--runs` is given; all else is made of the committed tables and records.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import kendalltau
 
 from equibench.comparison import Difference, compare
 from equibench.controls import CONTROLS
 from equibench.errors import UserError
-from equibench.files import read_lines, write_text
-from equibench.records import read_records
-from equibench.registry import TASKS, load_baseline_file
-from equibench.report.markdown import plain
-from equibench.runner import row_title
+from equibench.files import write_text
+from equibench.registry import load_baseline_file
+from equibench.report.study_tables import BLOCKS, COMPARISONS, OWN, TASK_NAMES, THREE, read_table
 
-TASK_NAMES = ("rotation", "color", "blur", "translation", "crop", "flip")
-OWN = dict(zip(("sie_rot", "sie_color", "sie_blur", "sie_trans", "sie_crop", "sie_flip"), TASK_NAMES, strict=True))
-THREE = ("vicreg", "sie_all", "reconstruction")
 PAIRS = [("reconstruction", "sie_all"), ("reconstruction", "vicreg"), ("sie_all", "vicreg")]
-COMPARISONS = "comparisons.csv"
-COLOR_FACTORS = ("brightness", "contrast", "saturation", "hue")
 
 
 def write_comparisons(folder: Path, runs: Path) -> pd.DataFrame:
@@ -55,13 +47,13 @@ def _wanted(folder: Path) -> Iterator[tuple[str, str, str, list[str]]]:
     """(part, A, B, tasks) of each comparison."""
     yield from (("three_seeds", a, b, list(TASK_NAMES)) for a, b in PAIRS)
     yield from (("three_seeds", row, "random_init", list(TASK_NAMES)) for row in THREE)
-    table = _table(folder, "table2")
-    rows = [row for row in OWN if row in table.index]
-    for row, task in ((row, OWN[row]) for row in rows):
-        others = table.loc[[r for r in rows if r != row], f"{task}_r2"].astype(float)
+    table = read_table(folder, "table2")
+    kind = [str(row) for row in table.index if str(row).startswith("sie_")]
+    for row, task in ((row, task) for row, task in OWN.items() if row in kind):
+        others = table.loc[[r for r in kind if r != row], f"{task}_r2"].astype(float)
         yield "table2", row, str(others.idxmax()), [task]
         yield "table2", row, "random_init", [task]
-    base, *variants = [row for row in _table(folder, "ablations").index if row not in CONTROLS]
+    base, *variants = [row for row in read_table(folder, "ablations").index if row not in CONTROLS]
     yield from (("ablations", variant, base, list(TASK_NAMES[:4])) for variant in variants)
 
 
@@ -69,161 +61,6 @@ def _flat(difference: Difference) -> dict[str, object]:
     facts = asdict(difference)
     facts["per_seed"] = " ".join(f"{value:.5f}" for value in difference.per_seed)
     return facts
-
-
-def scores(folder: Path) -> list[str]:
-    """Table 2's grid as its own page has it."""
-    text = (folder / "table2/table2.md").read_text(encoding="utf-8")
-    grid = text.partition("## Published | ours")[2].partition("\n\n†")[0]
-    return [line for line in grid.splitlines() if line.startswith("|")]
-
-
-def recipe(folder: Path) -> list[str]:
-    """The header of Table 2."""
-    text = (folder / "table2/table2.md").read_text(encoding="utf-8")
-    return [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("- ")]
-
-
-def three_seeds(folder: Path) -> list[str]:
-    """Mean over three pretraining seeds ± half the interval over test images, and the deviation over seeds."""
-    table = _table(folder, "three_seeds", "table2")
-
-    def text(row: str, task: str) -> str:
-        value, low, high = (_number(table, row, f"{task}_{end}") for end in ("r2", "low", "high"))
-        said = str(table.at[row, f"{task}_std_seeds"])
-        scatter = f" ({said})" if said else ""
-        return f"{plain(value)} ±{(high - low) / 2:.3f}{scatter}"
-
-    return _grid(TASK_NAMES, [*THREE, "random_init", "pixels", "image_statistics"], text)
-
-
-def differences(folder: Path) -> list[str]:
-    """Paired differences of the three rows and from the untrained encoder, with each seed's own."""
-    frame = _comparisons(folder)
-    return _difference_lines(frame[frame.part == "three_seeds"])
-
-
-def own_columns(folder: Path) -> list[str]:
-    """Each SIE(x) in column x, against the best other SIE row and the untrained encoder."""
-    frame = _comparisons(folder)
-    return _difference_lines(frame[(frame.part == "table2") & frame.row_a.isin(OWN)])
-
-
-def ablations(folder: Path) -> list[str]:
-    """R² of each variant, mean over two seeds with both, and what its runs say of view 1 and view 2."""
-    table = _table(folder, "ablations")
-    return _grid(
-        TASK_NAMES[:4],
-        [row for row in table.index if row not in CONTROLS] + ["random_init"],
-        lambda row, task: _with_seeds(folder / "ablations", row, task),
-    )
-
-
-def ablation_differences(folder: Path) -> list[str]:
-    """Each variant minus the method as it is."""
-    frame = _comparisons(folder)
-    return _difference_lines(frame[frame.part == "ablations"])
-
-
-def swaps(folder: Path) -> list[str]:
-    """Held-out reconstruction error of finished runs, and what it gains when a view is taken from another image."""
-    lines = ["| | profile | seed | error | gap of view 1 | gap of view 2 |", "|---|---|---|---|---|---|"]
-    for part, profile in (("three_seeds", "cifar10_cpu"), ("ablations", "demo")):
-        for run in read_lines(folder / part / "pretraining.jsonl"):
-            if "held_out/view1_swap_gap" in run:
-                error, one, two = (run[f"held_out/{k}"] for k in ("reconstruction", "view1_swap_gap", "view2_swap_gap"))
-                name = row_title(run["baseline"])
-                lines.append(f"| {name} | {profile} | {run['seed']} | {error:.4f} | {one:.4f} | {two:.3f} |")
-    return lines
-
-
-def halves(folder: Path) -> list[str]:
-    """R² from the invariant | the equivariant half, of the rows that have two."""
-    frames = {part: _table(folder, part, "table2") for part in ("three_seeds", "table2")}
-    rows = [row for row in frames["table2"].index if frames["table2"].at[row, "rotation_invariant"]]
-
-    def text(row: str, task: str) -> str:
-        table = frames["three_seeds" if row in THREE else "table2"]
-        return " \\| ".join(plain(_number(table, row, f"{task}_{half}")) for half in ("invariant", "equivariant"))
-
-    return _grid(TASK_NAMES, rows, text)
-
-
-def colors(folder: Path) -> list[str]:
-    """Color by its factors, the headline, and the pooled R² with the floor of a constant."""
-    records = [r for r in read_records(folder / "table2/records.jsonl") if r.task == "color" and r.features == "full"]
-    lines = ["| | " + " | ".join(COLOR_FACTORS) + " | R² | pooled R² |", "|---|---|---|---|---|---|---|"]
-    for record in records:
-        each = " | ".join(plain(value) for value in record.per_dimension or ())
-        lines.append(
-            f"| {_name(record.baseline)} | {each} | {plain(record.r2 or 0)} | {plain(record.r2_pooled or 0)} |"
-        )
-    return lines
-
-
-def beaten(folder: Path) -> list[str]:
-    """For each column the rows whose interval lies above the best control's."""
-    table = _table(folder, "table2")
-    methods = [row for row in table.index if row not in CONTROLS]
-    lines = ["| | best control | rows above it | of |", "|---|---|---|---|"]
-    for task in TASK_NAMES:
-        controls = table.loc[["random_init", "pixels", "image_statistics"], f"{task}_r2"].astype(float)
-        above = [row_title(row) for row in methods if table.at[row, f"{task}_beats_controls"] == "true"]
-        best = f"{row_title(str(controls.idxmax()))} {plain(controls.max())}"
-        lines.append(f"| {TASKS.get(task).title} | {best} | {', '.join(above) or 'none'} | {len(methods)} |")
-    return lines
-
-
-def corners(folder: Path) -> list[str]:
-    """R² with mirrored fill and disc | with black corners, and how far the two rankings of the rows agree."""
-    mirrored = _table(folder.parent / "demo", "table2")
-    black = _table(folder, "black_corners", "table2")
-    rows = [row for row in black.index if row not in ("constant", "oracle")]
-    methods = [row for row in rows if row not in CONTROLS]
-
-    def values(row: str, task: str) -> list[float]:
-        return [_number(table, row, f"{task}_r2") for table in (mirrored, black)]
-
-    lines = _grid(TASK_NAMES, rows, lambda row, task: " \\| ".join(plain(value) for value in values(row, task)))
-    taus = [kendalltau(*zip(*(values(row, task) for row in methods), strict=True)).statistic for task in TASK_NAMES]
-    return [*lines, "| Kendall's τ of the rows | " + " | ".join(f"{tau:.2f}" for tau in taus) + " |"]
-
-
-def class_token(folder: Path) -> list[str]:
-    """Runs whose invariant loss saw the mean or the class token, probed on either."""
-    lines = ["| trained on | probed on | seed | " + " | ".join(TASKS.get(t).title for t in TASK_NAMES[:4]) + " |"]
-    lines.append("|---|" + "---|" * 6)
-    for trained, row in (("mean", "reconstruction"), ("class token", "ours_class_token")):
-        for probed in ("mean", "class token"):
-            for seed in (0, 1):
-                part = "class_token" if probed == "class token" else "ablations"
-                place = folder / part / (f"{row}_seed{seed}" if part == "class_token" else "")
-                found = [_of(place, row if part == "ablations" else None, seed, task) for task in TASK_NAMES[:4]]
-                lines.append(f"| {trained} | {probed} | {seed} | " + " | ".join(map(plain, found)) + " |")
-    return lines
-
-
-def curve(folder: Path) -> list[str]:
-    """R² by epochs of pretraining."""
-    frame = pd.read_csv(folder / "curve/curve.csv")
-    tasks = list(dict.fromkeys(frame.task))
-    lines = [
-        "| | epochs | " + " | ".join(TASKS.get(task).title for task in tasks) + " |",
-        "|---|" + "---|" * (1 + len(tasks)),
-    ]
-    for (row, epochs), group in frame.groupby(["baseline", "epochs"], sort=False):
-        value = group.set_index("task").r2
-        lines.append(f"| {_name(str(row))} | {epochs:g} | " + " | ".join(plain(value[task]) for task in tasks) + " |")
-    return lines
-
-
-BLOCKS: dict[str, Callable[[Path], list[str]]] = {
-    f.__name__: f
-    for f in (
-        recipe, scores, three_seeds, differences, own_columns, colors, beaten, swaps, halves, corners, ablations,
-        ablation_differences, class_token, curve,
-    )
-}  # fmt: skip
 
 
 def filled(text: str, folder: Path) -> str:
@@ -244,57 +81,6 @@ def filled(text: str, folder: Path) -> str:
         return f"<!-- {name}:begin -->\n" + "\n".join(lines) + f"\n<!-- {name}:end -->"
 
     return re.sub(r"<!-- (\w+):begin -->\n.*?<!-- \1:end -->", write, text, flags=re.DOTALL)
-
-
-def _table(folder: Path, part: str, name: str | None = None) -> pd.DataFrame:
-    frame = pd.read_csv(folder / part / f"{name or part}.csv", dtype=str, keep_default_na=False)
-    return frame.set_index("baseline")
-
-
-def _number(table: pd.DataFrame, row: str, column: str) -> float:
-    return float(str(table.at[row, column]))
-
-
-def _comparisons(folder: Path) -> pd.DataFrame:
-    return pd.read_csv(folder / COMPARISONS, dtype={"per_seed": str}, keep_default_na=False)
-
-
-def _difference_lines(frame: pd.DataFrame) -> list[str]:
-    lines = [
-        "| A | B | | A | B | A - B, 95 % interval | better | A - B of each seed |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for d in frame.itertuples():
-        better = {"A": _name(d.row_a), "B": _name(d.row_b)}.get(str(d.verdict), "tie")
-        seeds = ", ".join(f"{float(value):+.3f}" for value in str(d.per_seed).split())
-        interval = f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-        names = f"{_name(d.row_a)} | {_name(d.row_b)} | {TASKS.get(str(d.task)).title}"
-        lines.append(f"| {names} | {d.a:.3f} | {d.b:.3f} | {interval} | {better} | {seeds} |")
-    return lines
-
-
-def _with_seeds(folder: Path, row: str, task: str) -> str:
-    found = [_of(folder, row, seed, task) for seed in (0, 1)]
-    return f"{plain(sum(found) / 2)} ({', '.join(map(plain, found))})"
-
-
-def _of(folder: Path, row: str | None, seed: int, task: str) -> float:
-    """The R² of one run on one task; of a score's folder, the one encoder's."""
-    for record in read_records(folder / "records.jsonl"):
-        asked = record.baseline == row or (row is None and record.baseline not in CONTROLS)
-        if asked and (record.task, record.features, record.seeds.pretraining) == (task, "full", seed):
-            assert record.r2 is not None
-            return record.r2
-    raise UserError(f"{folder} has no score of {row or 'the encoder'}, seed {seed}, on {task}", "run: make cifar10")
-
-
-def _name(row: object) -> str:
-    return f"*{row_title(str(row))}*" if row in CONTROLS else row_title(str(row))
-
-
-def _grid(tasks: Sequence[str], rows: Sequence[str], text: Callable[[str, str], str]) -> list[str]:
-    lines = ["| | " + " | ".join(TASKS.get(task).title for task in tasks) + " |", "|---|" + "---|" * len(tasks)]
-    return lines + [f"| {_name(row)} | " + " | ".join(text(row, task) for task in tasks) + " |" for row in rows]
 
 
 def main() -> None:
