@@ -9,7 +9,7 @@ TABLES := table1 table2 table3 table4 table5 table6
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # tables share their encoders
-.PHONY: help setup tables $(TABLES) test lint bench verify certify clean
+.PHONY: help setup tables $(TABLES) cifar10 test lint bench verify certify clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,26 @@ table6: $(READY)  ## Table 6, ADE20K with mmsegmentation
 $(TABLES):
 	$(BIN)/equibench table $@ --profile $(PROFILE)
 
+STUDY := results/cifar10
+EQUIBENCH := $(BIN)/equibench
+PROBED := rotation,color,blur,translation
+
+cifar10: $(READY)  ## the study of results/cifar10 on a CPU: three hours on 2 cores, resumable
+	$(EQUIBENCH) table table4 --profile cifar10_cpu --out $(STUDY)/table4
+	$(EQUIBENCH) table table2 --profile cifar10_cpu --out $(STUDY)/table2 \
+		--rows sie_rot,sie_color,sie_blur,sie_trans,vicreg,sie_all,reconstruction
+	$(EQUIBENCH) table table2 --profile cifar10_cpu --out $(STUDY)/three_seeds \
+		--rows vicreg,sie_all,reconstruction --seeds 0,1,2
+	$(EQUIBENCH) table table3 --profile cifar10_cpu --out $(STUDY)/table3
+	$(EQUIBENCH) curve --profile cifar10_cpu --columns rotation,translation --out $(STUDY)/curve
+	$(EQUIBENCH) table examples/ablations.csv --baseline examples/ablations.py --seeds 0,1 --out $(STUDY)/ablations
+	for run in reconstruction/seed0 reconstruction/seed1 ours_class_token/seed0 ours_class_token/seed1; do \
+		$(EQUIBENCH) score runs/demo/cifar10-headline/pretraining/$$run --pooling cls --no-controls --tasks $(PROBED) \
+			--out $(STUDY)/class_token/$$(echo $$run | tr / _) || exit; \
+	done
+	$(EQUIBENCH) table table2 --rows vicreg,sie_all,reconstruction --variant paper_like --out $(STUDY)/black_corners
+	$(BIN)/python -m equibench.report.reproduction $(STUDY) --runs runs
+
 test: $(READY)  ## run the tests
 	$(BIN)/python -m pytest
 
@@ -45,6 +65,7 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## pretraining, scoring, rendering, linear probes against their floors (about 45 minutes)
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/scoring.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/render.py
