@@ -39,7 +39,7 @@ STUDY := results/cifar10
 EQUIBENCH := $(BIN)/equibench
 PROBED := rotation,color,blur,translation
 
-cifar10: $(READY)  ## the study of results/cifar10 on a CPU: three hours on 2 cores, resumable
+cifar10: $(READY)  ## the study of results/cifar10 on a CPU: two and a half hours on 2 cores, resumable
 	$(EQUIBENCH) table table4 --profile cifar10_cpu --out $(STUDY)/table4
 	$(EQUIBENCH) table table2 --profile cifar10_cpu --out $(STUDY)/table2 \
 		--rows sie_rot,sie_color,sie_blur,sie_trans,vicreg,sie_all,reconstruction

@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import kendalltau
 
-from equibench.controls import CONTROLS
+from equibench.controls import CONTROLS, RIVALS
 from equibench.errors import UserError
 from equibench.files import read_lines
 from equibench.records import read_records
 from equibench.registry import TASKS
 from equibench.report.markdown import plain
 from equibench.runner import row_title
+from equibench.tables import Cell, cells_of
 
 TASK_NAMES = ("rotation", "color", "blur", "translation", "crop", "flip")
 OWN = dict(zip(("sie_rot", "sie_color", "sie_blur", "sie_trans", "sie_crop", "sie_flip"), TASK_NAMES, strict=True))
@@ -38,13 +39,12 @@ def recipe(folder: Path) -> list[str]:
 
 def three_seeds(folder: Path) -> list[str]:
     """Mean over three pretraining seeds ± half the interval over test images, and the deviation over seeds."""
-    table = read_table(folder, "three_seeds", "table2")
+    cells = _cells(folder / "three_seeds")
 
     def text(row: str, task: str) -> str:
-        value, low, high = (_number(table, row, f"{task}_{end}") for end in ("r2", "low", "high"))
-        said = str(table.at[row, f"{task}_std_seeds"])
-        scatter = f" ({said})" if said else ""
-        return f"{plain(value)} ±{(high - low) / 2:.3f}{scatter}"
+        cell = cells[row, task]
+        scatter = f" ({cell.std_seeds:.3f})" if cell.std_seeds is not None else ""
+        return f"{plain(cell.value)} ±{(cell.high - cell.low) / 2:.3f}{scatter}"
 
     return _grid(TASK_NAMES, [*THREE, "random_init", "pixels", "image_statistics"], text)
 
@@ -101,14 +101,11 @@ def codes(folder: Path) -> list[str]:
 
 def halves(folder: Path) -> list[str]:
     """R² from the invariant | the equivariant half, of the rows that have two."""
-    frames = {part: read_table(folder, part, "table2") for part in ("three_seeds", "table2")}
-    rows = [row for row in frames["table2"].index if frames["table2"].at[row, "rotation_invariant"]]
-
-    def text(row: str, task: str) -> str:
-        table = frames["three_seeds" if row in THREE else "table2"]
-        return " \\| ".join(plain(_number(table, row, f"{task}_{half}")) for half in ("invariant", "equivariant"))
-
-    return _grid(TASK_NAMES, rows, text)
+    sides = [
+        _cells(folder / "table2", half) | _cells(folder / "three_seeds", half) for half in ("invariant", "equivariant")
+    ]
+    rows = [row for row in read_table(folder, "table2").index if (row, "rotation") in sides[0]]
+    return _grid(TASK_NAMES, rows, lambda row, task: " \\| ".join(plain(cells[row, task].value) for cells in sides))
 
 
 def colors(folder: Path) -> list[str]:
@@ -125,25 +122,25 @@ def colors(folder: Path) -> list[str]:
 
 def beaten(folder: Path) -> list[str]:
     """For each column the rows whose interval lies above the best control's."""
-    table = read_table(folder, "table2")
-    methods = [row for row in table.index if row not in CONTROLS]
+    cells = _cells(folder / "table2")
+    methods = [row for row in read_table(folder, "table2").index if row not in CONTROLS]
     lines = ["| | best control | rows above it | of |", "|---|---|---|---|"]
     for task in TASK_NAMES:
-        controls = table.loc[["random_init", "pixels", "image_statistics"], f"{task}_r2"].astype(float)
-        above = [row_title(row) for row in methods if table.at[row, f"{task}_beats_controls"] == "true"]
-        best = f"{row_title(str(controls.idxmax()))} {plain(controls.max())}"
+        control = max(RIVALS, key=lambda row: cells[row, task].value)
+        above = [row_title(row) for row in methods if cells[row, task].beats_controls]
+        best = f"{row_title(control)} {plain(cells[control, task].value)}"
         lines.append(f"| {TASKS.get(task).title} | {best} | {', '.join(above) or 'none'} | {len(methods)} |")
     return lines
 
 
 def corners(folder: Path) -> list[str]:
     """R² with mirrored fill and disc | with black corners, and how far the two rankings of the rows agree."""
-    mirrored = read_table(folder.parent / "demo", "table2")
-    black = read_table(folder, "black_corners", "table2")
-    rows = [row for row in black.index if row not in ("constant", "oracle")]
+    sides = [_cells(place) for place in (folder.parent / "demo/table2", folder / "black_corners")]
+    index = read_table(folder, "black_corners", "table2").index
+    rows = [row for row in index if row not in ("constant", "oracle")]
 
     def values(row: str, task: str) -> list[float]:
-        return [_number(table, row, f"{task}_r2") for table in (mirrored, black)]
+        return [cells[row, task].value for cells in sides]
 
     lines = _grid(TASK_NAMES, rows, lambda row, task: " \\| ".join(plain(value) for value in values(row, task)))
     taus = [kendalltau(*zip(*(values(row, task) for row in rows), strict=True)).statistic for task in TASK_NAMES]
@@ -193,8 +190,8 @@ def read_table(folder: Path, part: str, name: str | None = None) -> pd.DataFrame
     return frame.set_index("baseline")
 
 
-def _number(table: pd.DataFrame, row: str, column: str) -> float:
-    return float(str(table.at[row, column]))
+def _cells(folder: Path, features: str = "full") -> dict[tuple[str, str], Cell]:
+    return cells_of(read_records(folder / "records.jsonl"), features)
 
 
 def _comparisons(folder: Path) -> pd.DataFrame:
