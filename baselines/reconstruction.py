@@ -10,10 +10,8 @@ from equibench.baselines.vicreg import vicreg_loss
 from torch import Tensor, nn
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.baseline import Baseline, TokenPair, Views, register_baseline
-from equibench.pretrain.decoder import CrossAttentionDecoder
-from equibench.pretrain.heads import projector
-from equibench.pretrain.losses import masked_pixel_mse
+from equibench.pretrain.method import Baseline, TokenPair, Views, register_baseline
+from equibench.pretrain.modules import CrossAttentionDecoder, masked_pixel_mse, projector
 from equibench.profiles import Profile
 
 

@@ -13,20 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.baseline import ALL, Baseline, TokenPair, Views, gather, register_baseline
-from equibench.pretrain.heads import projector
-from equibench.pretrain.losses import both, covariance, invariance, variance
+from equibench.pretrain.method import ALL, Baseline, TokenPair, Views, gather, register_baseline
+from equibench.pretrain.modules import both, covariance, invariance, projector, variance
 from equibench.profiles import Profile
-from equibench.transforms import TRANSFORMATIONS
-from equibench.transforms.families import MAX_ANGLE, standard_moments
+from equibench.transforms.transformation import MAX_ANGLE, TRANSFORMATIONS, standard_moments
 
-WEIGHTS = {
-    "invariance": 10.0,
-    "equivariance": 4.5,
-    "variance": 10.0,
-    "predicted_variance": 10.0,
-    "covariance": 1.0,
-}
+WEIGHTS = {"invariance": 10.0, "equivariance": 4.5, "variance": 10.0, "predicted_variance": 10.0, "covariance": 1.0}
 
 
 def transformation_code(views: Views, names: tuple[str, ...]) -> Tensor:
@@ -103,11 +95,7 @@ class SIE(Baseline):
     splits_features = True
 
     def __init__(
-        self,
-        profile: Profile,
-        encoder: ViTEncoder,
-        transformations: tuple[str, ...] = ALL,
-        one_at_a_time: bool = False,
+        self, profile: Profile, encoder: ViTEncoder, transformations: tuple[str, ...] = ALL, one_at_a_time: bool = False
     ) -> None:
         super().__init__(profile, encoder)
         self.transformations, self.one_at_a_time = transformations, one_at_a_time

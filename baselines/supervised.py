@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.baseline import Baseline, TokenPair, Views, register_baseline
+from equibench.pretrain.method import Baseline, TokenPair, Views, register_baseline
 from equibench.profiles import Profile
 
 LABEL_SMOOTHING = 0.1

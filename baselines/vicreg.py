@@ -8,9 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.baseline import Baseline, TokenPair, Views, gather, register_baseline
-from equibench.pretrain.heads import projector
-from equibench.pretrain.losses import both, covariance, invariance, variance
+from equibench.pretrain.method import Baseline, TokenPair, Views, gather, register_baseline
+from equibench.pretrain.modules import both, covariance, invariance, projector, variance
 from equibench.profiles import Profile
 
 SIE_WEIGHTS = (10.0, 10.0, 1.0)

@@ -33,9 +33,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from equibench.data.datasets import load_dataset
-from equibench.data.pairs import SPLITS, image_source, split_indices
-from equibench.metrics.classification import majority_share, top1
+from equibench.data.dataset import SPLITS, image_source, split_indices
+from equibench.data.load import load_dataset
+from equibench.evaluation.classification import majority_share, top1
 from equibench.pretrain.loop import build_encoder
 from equibench.probes.logistic import GRID, fit_logistic, fit_path
 from equibench.profiles import get_profile

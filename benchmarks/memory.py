@@ -26,11 +26,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from equibench.metrics.scores import Targets, score
+from equibench.metrics.regression import Targets, score
 from equibench.pretrain.loop import default_precision
 from equibench.probes.mlp import Split, fit_probes
 from equibench.profiles import Probing
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms.transformation import TRANSFORMATIONS
 
 Sizes = tuple[int, int, int]
 

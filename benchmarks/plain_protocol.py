@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from equibench.data.pairs import Pairs, image_source
+from equibench.data.dataset import image_source
 from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.vit import ViTEncoder
+from equibench.evaluation.context import Setting
+from equibench.pairs.manifest import Pairs
 from equibench.probes.mlp import STD_FLOOR, _initial_layers
-from equibench.setting import Setting
-from equibench.transforms import TRANSFORMATIONS, transform
+from equibench.transforms.transformation import TRANSFORMATIONS, transform
 
 
 class PlainProbe(nn.Module):

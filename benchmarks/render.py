@@ -24,10 +24,9 @@ import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
+from equibench.render.jobs import Job, render_all, write_view
 from equibench.render.meshes import OBJECT_DRAWS, Mesh, solid_object
-from equibench.render.raster import cover, see
-from equibench.render.scene import RADIUS, SUPERSAMPLING, camera, draw_latents, object_rotation, render_view
-from equibench.render.worker import Job, render_all, write_view
+from equibench.render.scene import RADIUS, SUPERSAMPLING, camera, cover, draw_latents, object_rotation, render_view, see
 
 GOAL = 50.0  # views a second
 SOLID = "cylinder"  # has 4,992 faces, which is nearest to 5,000
@@ -86,7 +85,7 @@ def throughput(folder: Path, jobs: int) -> tuple[float, float]:
 
 def uniforms(*arguments: Any) -> np.ndarray:
     """As in `pairs`, imported late: the processes import this file too, and need no torch."""
-    from equibench.data import pairs
+    from equibench.pairs import manifest as pairs
 
     return pairs.uniforms(*arguments)
 

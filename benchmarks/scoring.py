@@ -37,21 +37,22 @@ import torch
 from plain_protocol import PlainProtocol
 from torch import Tensor, nn
 
-from equibench.data.datasets import Dataset, ImageSet, load_dataset
-from equibench.data.pairs import Pairs
+from equibench.data.dataset import Dataset, ImageSet
+from equibench.data.load import load_dataset
 from equibench.encoders.adapter import ImageEncoder
-from equibench.encoders.sources import open_encoder
-from equibench.encoders.vit import ViTEncoder, view_spec, weights_sha256
-from equibench.evaluate import evaluate
+from equibench.encoders.open import open_encoder
+from equibench.encoders.vit import ViTEncoder, weights_sha256
+from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.evaluate import evaluate
 from equibench.metrics.regression import r2_per_dimension
-from equibench.prepare import CPU_BATCH
+from equibench.pairs.manifest import Pairs
 from equibench.pretrain.loop import build_encoder, default_precision
 from equibench.profiles import Profile, get_profile
 from equibench.registry import TASKS
-from equibench.runner import encoder_subject
-from equibench.setting import Setting, Subject
+from equibench.runner.open import CPU_BATCH
+from equibench.runner.plan import encoder_subject
 from equibench.task import Task, regression_tasks
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
 
 LARGE, MIDDLE = "timm:vit_small_patch16_224", "timm:vit_tiny_patch16_224"
 SEEDS = (1, 2, 3, 6)

@@ -25,14 +25,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from equibench.encoders.vit import ViTEncoder, weights_sha256
-from equibench.evaluate import evaluate
+from equibench.evaluation.evaluate import evaluate
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.loop import build, pretrain
 from equibench.profiles import Profile, get_profile
 from equibench.registry import BASELINES, TASKS
-from equibench.runner import encoder_subject
+from equibench.runner.open import Order, Workplace, open_workplace
+from equibench.runner.plan import encoder_subject
 from equibench.task import regression_tasks
-from equibench.workplace import Order, Workplace, open_workplace
 
 ROWS = ("vicreg", "sie_all", "reconstruction")
 

@@ -26,12 +26,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from equibench.files import write_text
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.loop import build, default_precision, pretrain
 from equibench.profiles import Profile, get_profile
 from equibench.registry import BASELINES
-from equibench.workplace import Order, Workplace, open_workplace
+from equibench.runner.open import Order, Workplace, open_workplace
+from equibench.utils.files import write_text
 
 ROWS = ("vicreg", "sie_all", "reconstruction")
 GOAL = 0.95  # of the plain loop's throughput

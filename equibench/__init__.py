@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from equibench.comparison import compare
-    from equibench.doctor import examine
-    from equibench.explanation import explain
-    from equibench.scoring import score
-    from equibench.verification import verify
-
-__version__ = "0.1.0"
+from typing import Any
 
 _FUNCTIONS = {
-    "score": "equibench.scoring",
-    "compare": "equibench.comparison",
-    "explain": "equibench.explanation",
-    "verify": "equibench.verification",
-    "examine": "equibench.doctor",
+    "score": "equibench.runner.score",
+    "compare": "equibench.audit.compare",
+    "explain": "equibench.audit.find",
+    "verify": "equibench.audit.verify",
+    "examine": "equibench.audit.doctor",
 }
 
 __all__ = ["compare", "examine", "explain", "score", "verify"]

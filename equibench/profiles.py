@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from equibench.errors import UserError
-from equibench.registry import closest
+from equibench.errors import UserError, closest
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equibench.errors import UserError
-from equibench.files import append_line, digest_of, read_lines, writable_folder, write_text
+from equibench.utils.files import append_line, digest_of, read_lines, writable_folder, write_atomically, write_text
+
+
+def predictions_path(work: Path, evaluation_sha256: str) -> Path:
+    """Where the arrays behind a score are kept."""
+    return work / "predictions" / f"{evaluation_sha256[:32]}.npz"
+
+
+def keep_predictions(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Store the arrays from which every score of a measurement can be computed again."""
+    write_atomically(path, lambda temporary: np.savez_compressed(temporary, **dict(arrays)))  # type: ignore[arg-type]
+
+
+def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays behind a score.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged: {error}", "remove it and score again") from error
+
 
 HALVES = ("full", "invariant", "equivariant")
 

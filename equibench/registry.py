@@ -6,33 +6,25 @@ installed packages by the entry points of the same names. Nothing here names a r
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib
-import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from equibench.errors import UserError
-from equibench.version import depend_on_transformations
+from equibench.errors import UserError, closest
+from equibench.utils.digests import depend_on_transformations
 
 if TYPE_CHECKING:
-    from equibench.pretrain.baseline import BaselineEntry
+    from equibench.pretrain.method import BaselineEntry
     from equibench.task import Task
 
+
 T = TypeVar("T")
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name nearest to a wrong one, or nothing."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else ""
 
 
 class Registry(Generic[T]):
@@ -151,7 +143,7 @@ def _import_file(path: Path, source: Path, module_name: str, before: dict[str, s
 
 def _everything_registered() -> dict[str, dict[str, Any]]:
     """Whatever a file can register, by kind: the dictionaries themselves."""
-    from equibench.transforms import TRANSFORMATIONS
+    from equibench.transforms.transformation import TRANSFORMATIONS
 
     for registry in (BASELINES, TASKS):
         registry.discover()

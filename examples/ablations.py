@@ -12,7 +12,7 @@ from equibench.baselines.reconstruction import Reconstruction
 from torch import Tensor
 
 from equibench.encoders.vit import Tokens, ViTEncoder
-from equibench.pretrain.baseline import TokenPair, Views, register_baseline
+from equibench.pretrain.method import TokenPair, Views, register_baseline
 from equibench.profiles import Profile
 
 

@@ -6,8 +6,8 @@ Run it in Table 2 beside the rest:  equibench table table2 --baseline examples/m
 from equibench.baselines.vicreg import vicreg_loss
 from torch import cat, nn
 
-from equibench.pretrain.baseline import Baseline, register_baseline
-from equibench.pretrain.heads import projector
+from equibench.pretrain.method import Baseline, register_baseline
+from equibench.pretrain.modules import projector
 
 
 @register_baseline("my_method", title="My method")

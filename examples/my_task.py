@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from equibench.task import Task, register_task
-from equibench.transforms import Transformation, register_transformation
+from equibench.transforms.transformation import Transformation, register_transformation
 
 MOST = 0.3
 

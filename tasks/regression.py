@@ -10,34 +10,15 @@ from __future__ import annotations
 from equibench.task import Task, register_task
 
 ROTATION = register_task(
-    Task(
-        "rotation",
-        "Rotation",
-        1,
-        "rotation",
-        False,
-        "degrees in ±45; real pictures have an upright, so view 2 tells",
-    )
+    Task("rotation", "Rotation", 1, "rotation", False, "degrees in ±45; real pictures have an upright, so view 2 tells")
 )
 COLOR = register_task(
     Task(
-        "color",
-        "Color",
-        1,
-        "color",
-        False,
-        "brightness, contrast, saturation ±0.4, hue ±0.1; view 2 alone tells some",
+        "color", "Color", 1, "color", False, "brightness, contrast, saturation ±0.4, hue ±0.1; view 2 alone tells some"
     )
 )
 BLUR = register_task(
-    Task(
-        "blur",
-        "Blur radius",
-        1,
-        "blur",
-        False,
-        "sigma 0.1 to 2 px; a blurred picture looks blurred, so view 2 tells",
-    )
+    Task("blur", "Blur radius", 1, "blur", False, "sigma 0.1 to 2 px; a blurred picture looks blurred, so view 2 tells")
 )
 TRANSLATION = register_task(
     Task(
@@ -51,12 +32,7 @@ TRANSLATION = register_task(
 )
 CROP = register_task(
     Task(
-        "crop",
-        "Crop",
-        1,
-        "crop",
-        False,
-        "random resized crop, area 0.08 to 1; detail and blur in view 2 tell its size",
+        "crop", "Crop", 1, "crop", False, "random resized crop, area 0.08 to 1; detail and blur in view 2 tell its size"
     )
 )
 FLIP = register_task(Task("flip", "Flip", 1, "flip", True, "mirrored or not, a fair coin; R² on 0 and 1"))

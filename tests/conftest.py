@@ -9,7 +9,8 @@ import pytest
 import torch
 from object_tree import make_tree
 
-from equibench.data.datasets import Dataset, load_dataset
+from equibench.data.dataset import Dataset
+from equibench.data.load import load_dataset
 
 
 @pytest.fixture(scope="session", autouse=True)

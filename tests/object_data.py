@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from equibench.data.datasets import Dataset, ImageSet
+from equibench.data.dataset import Dataset, ImageSet
 
 VIEWS = 4
 LOW = np.array([-np.pi / 2] * 3 + [0.0] * 4)

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from equibench.data.object_folder import ObjectDataset, load_object_folder
+from equibench.data.objects import ObjectDataset, load_object_folder
 
 SYNSETS = ("02691156", "02828884", "04530566")
 TRAIN = [f"{synset}/{name}" for synset in SYNSETS for name in ("b", "c")]

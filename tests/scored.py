@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from equibench.scoring import ScoreResult, score
+from equibench.runner.score import ScoreResult, score
 
 PAIRS = (128, 32, 64)
 

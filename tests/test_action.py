@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from equibench.metrics import action as module
-from equibench.metrics.action import Action, Triple, action_ratios, basis, composition_error, fit_action
-from equibench.transforms import BUILT_IN, TRANSFORMATIONS
+from equibench.evaluation import action as module
+from equibench.evaluation.action import Action, Triple, action_ratios, basis, composition_error, fit_action
+from equibench.transforms.transformation import BUILT_IN, TRANSFORMATIONS
 
 FREQUENCIES = np.array([0, 1, 1, 2])
 EIGHT = 2 * len(FREQUENCIES)

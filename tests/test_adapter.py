@@ -16,11 +16,12 @@ from torchvision.transforms.v2 import functional as tv
 
 from equibench.encoders.adapter import NO_MASK, ImageEncoder, Preprocessing, check_varies
 from equibench.encoders.layers import first_bad_layer, layer_names, pool, record_layers
-from equibench.encoders.sources import open_encoder
-from equibench.encoders.untrained import settle_batch_norm
-from equibench.encoders.vit import ViewSpec, ViTEncoder, view_spec
+from equibench.encoders.open import open_encoder
+from equibench.encoders.vit import ViTEncoder
+from equibench.encoders.zoo import settle_batch_norm
 from equibench.errors import UserError
 from equibench.profiles import EncoderSize
+from equibench.transforms.transformation import ViewSpec, view_spec
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 PLAIN = Preprocessing(None, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -7,7 +7,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import balanced_accuracy_score, median_absolute_error, roc_auc_score
 
-from equibench.metrics.angles import (
+from equibench.metrics.bootstrap import draw_counts
+from equibench.metrics.regression import (
     auc,
     balanced_accuracy,
     circular_error,
@@ -18,7 +19,6 @@ from equibench.metrics.angles import (
     resampled_balanced_accuracy,
     resampled_median,
 )
-from equibench.metrics.ratio import draw_counts
 
 
 def test_error_is_the_angle_between_the_rotations() -> None:

@@ -9,15 +9,15 @@ from equibench.baselines.reconstruction import Reconstruction, patches_of
 from object_data import with_objects
 from torch import Tensor, nn
 
-from equibench.data.datasets import Dataset
-from equibench.encoders.vit import Tokens, view_spec, weights_sha256
-from equibench.pretrain.baseline import TokenPair, Views
+from equibench.data.dataset import Dataset
+from equibench.encoders.vit import Tokens, weights_sha256
 from equibench.pretrain.batches import open_stream
-from equibench.pretrain.decoder import CrossAttentionDecoder
 from equibench.pretrain.loop import TrainingStep, build, encode_pair
+from equibench.pretrain.method import TokenPair, Views
+from equibench.pretrain.modules import CrossAttentionDecoder
 from equibench.profiles import PROFILES, get_profile
 from equibench.registry import BASELINES
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
 
 TINY = get_profile("tiny")
 NAMES = BASELINES.names()

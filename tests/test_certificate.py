@@ -13,16 +13,23 @@ import pytest
 import torch
 from PIL import Image
 
-from equibench import certificate
-from equibench.certificate import certificate_of, certificates_path, certify
-from equibench.data import datasets
-from equibench.data.datasets import Dataset
+from equibench.audit import leakage as certificate
+from equibench.audit.leakage import (
+    INPUTS,
+    SmallCNN,
+    certificate_of,
+    certificates_path,
+    certify,
+    noise_pictures,
+    outer_ring,
+)
+from equibench.data import load as datasets
+from equibench.data.dataset import Dataset
 from equibench.errors import UserError
-from equibench.leak_cnn import INPUTS, SmallCNN, noise_pictures, outer_ring
 from equibench.registry import BASELINES, TASKS, load_baseline_file, load_task_file
 from equibench.task import CLEAN_LEAK, Task, regression_tasks
-from equibench.transforms import TRANSFORMATIONS, visible_disc
 from equibench.transforms.geometry import warp
+from equibench.transforms.transformation import TRANSFORMATIONS, visible_disc
 
 KEPT = json.loads(certificates_path().read_text())
 EXAMPLE = Path(__file__).parent.parent / "examples" / "my_task.py"

@@ -7,7 +7,7 @@ import pytest
 from sklearn.dummy import DummyClassifier
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from equibench.metrics.classification import (
+from equibench.evaluation.classification import (
     hits,
     majority_share,
     mean_per_class,
@@ -17,7 +17,7 @@ from equibench.metrics.classification import (
     top1_ratio,
     uniform_chance,
 )
-from equibench.metrics.ratio import draw_counts
+from equibench.metrics.bootstrap import draw_counts
 
 
 def labels(count: int = 60, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ import pytest
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "equibench.cli", *arguments],
+        [sys.executable, "-m", "equibench.cli.tables", *arguments],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
         capture_output=True,
@@ -107,7 +107,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ("def f(:\n", "line 1"),
         ("\n\n1 / 0\n", "line 3 raised ZeroDivisionError"),
         (
-            "from equibench.pretrain.baseline import register_baseline\n@register_baseline('a')\nclass A: pass\n",
+            "from equibench.pretrain.method import register_baseline\n@register_baseline('a')\nclass A: pass\n",
             "Baseline",
         ),
     ],

@@ -11,15 +11,14 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from equibench.archive import select
-from equibench.cli import app
-from equibench.comparison import compare, holm, paired_p
+from equibench.audit.compare import compare, holm, paired_p
+from equibench.audit.find import select
+from equibench.cli.tables import app
 from equibench.errors import UserError
-from equibench.evaluate import keep_predictions, predictions_path
-from equibench.families import FAMILIES
-from equibench.files import digest_of
-from equibench.metrics.ratio import mean_of, resampled
-from equibench.records import Record, Seeds, append_records
+from equibench.evaluation.evaluator import FAMILIES
+from equibench.metrics.bootstrap import mean_of, resampled
+from equibench.records import Record, Seeds, append_records, keep_predictions, predictions_path
+from equibench.utils.files import digest_of
 
 Array = NDArray[np.float64]
 IMAGES = 300

@@ -9,7 +9,8 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.metrics import r2_score
 
-from equibench.controls import (
+from equibench.data.dataset import SPLITS, Dataset
+from equibench.evaluation.controls import (
     CONTROLS,
     RIVALS,
     constant_prediction,
@@ -17,15 +18,13 @@ from equibench.controls import (
     pixel_features,
     statistics_features,
 )
-from equibench.data.datasets import Dataset
-from equibench.data.pairs import SPLITS, Pairs, draw_pairs, draw_theta
-from equibench.encoders.vit import ViewSpec
-from equibench.features import Views
+from equibench.pairs.manifest import Pairs, draw_pairs, draw_theta
+from equibench.pairs.views import Views
 from equibench.probes.mlp import Split, fit_probes
 from equibench.profiles import get_profile
 from equibench.registry import TASKS
 from equibench.task import regression_tasks
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms.transformation import TRANSFORMATIONS, ViewSpec
 
 WHOLE, DISC = ViewSpec("paper_like", "black", None), ViewSpec("headline", "reflect", 3.0)
 SIZES = (256, 60, 128)

@@ -12,16 +12,16 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from equibench import api
-from equibench.curve import CurveResult, curve
-from equibench.data.datasets import Dataset
-from equibench.encoders.native import open_native
-from equibench.encoders.vit import view_spec, weights_sha256
+from equibench.data.dataset import Dataset
+from equibench.encoders.open import open_native
+from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
-from equibench.pretrain.loop import pretrain
+from equibench.pretrain.loop import keep_snapshot, pretrain, read_snapshot, snapshot_path
 from equibench.profiles import PROFILES
 from equibench.registry import BASELINES
-from equibench.snapshots import keep_snapshot, read_snapshot, snapshot_path
+from equibench.runner import table as api
+from equibench.runner.curve import CurveResult, curve
+from equibench.transforms.transformation import view_spec
 
 TINY = PROFILES["tiny"]
 BATCH = TINY.pretraining.batch

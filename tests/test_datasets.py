@@ -21,10 +21,14 @@ import numpy as np
 import pytest
 from torchvision.datasets import CIFAR10
 
-from equibench.data import cifar10, datasets, solids
-from equibench.data.datasets import Dataset, cache_folder, load_dataset, load_or_generate
-from equibench.data.download import Unavailable
+from equibench.data import cifar as cifar10
+from equibench.data import load as datasets
+from equibench.data import solids
+from equibench.data.dataset import Dataset
+from equibench.data.load import load_dataset, load_or_generate
 from equibench.errors import UserError
+from equibench.utils.arrays import cache_folder
+from equibench.utils.download import Unavailable
 
 PER_BATCH = 4
 REAL_DATA = os.environ.get("EQUIBENCH_DATA")
@@ -46,10 +50,7 @@ def content() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Per batch (PER_BATCH, 3, 32, 32) uint8 images and (PER_BATCH,) labels."""
     rng = np.random.default_rng(0)
     return {
-        name: (
-            rng.integers(256, size=(PER_BATCH, 3, 32, 32), dtype=np.uint8),
-            rng.integers(10, size=PER_BATCH),
-        )
+        name: (rng.integers(256, size=(PER_BATCH, 3, 32, 32), dtype=np.uint8), rng.integers(10, size=PER_BATCH))
         for name in BATCHES
     }
 
@@ -214,11 +215,7 @@ def test_explicit_root_without_the_data(binary: Path, tmp_path: Path, monkeypatc
 
 
 def test_order_of_the_places(
-    binary: Path,
-    python: Path,
-    cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    binary: Path, python: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[Path] = []
     check = cifar10.check
@@ -305,7 +302,7 @@ def test_cache_key_covers_every_module_that_decides_a_picture() -> None:
 
 
 def test_two_processes_at_once(cache: Path) -> None:
-    code = "from equibench.data.datasets import *; print(load_dataset('solids', sizes=(300, 100)).sha256)"
+    code = "from equibench.data.load import *; print(load_dataset('solids', sizes=(300, 100)).sha256)"
     command = [sys.executable, "-c", code]
     pair = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in pair]

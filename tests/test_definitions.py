@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from equibench import api
-from equibench.controls import CONTROLS
 from equibench.errors import UserError
+from equibench.evaluation.controls import CONTROLS
 from equibench.records import Metric, Record, read_records
-from equibench.tables import cells_of, columns_of, load_definition, table_names
+from equibench.report.definition import cells_of, columns_of, load_definition, table_names
+from equibench.runner import table as api
 
 DEMO = Path(__file__).parent.parent / "results/demo"
 PUBLISHED = {  # method by method as the papers print them, for the columns that pandas could have misread
@@ -148,22 +148,15 @@ def test_a_method_for_objects_is_refused_on_images(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("table", "said"),
-    [("table1", "3DIEBench"), ("table5", "train"), ("table6", "ADE")],
-)
+@pytest.mark.parametrize(("table", "said"), [("table1", "3DIEBench"), ("table5", "train"), ("table6", "ADE")])
 def test_published_data_that_are_not_there_are_named_with_their_files(
     table: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the profile that asks for the published data; CIFAR-10 is replaced, since it may not be there either."""
-    import equibench.workplace as workplace
-    from equibench.data.datasets import load_dataset
+    import equibench.runner.open as workplace
+    from equibench.data.load import load_dataset
 
-    monkeypatch.setattr(
-        workplace,
-        "load_dataset",
-        lambda *_, **__: load_dataset("solids", sizes=(600, 200)),
-    )
+    monkeypatch.setattr(workplace, "load_dataset", lambda *_, **__: load_dataset("solids", sizes=(600, 200)))
     columns = {"table1": None, "table5": ["linear_food101"], "table6": None}[table]
     with pytest.raises(UserError, match=said) as caught:
         api.plan_table(table, profile="cifar10", columns=columns, rows=["reconstruction"], runs=tmp_path)

@@ -17,10 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from equibench import doctor
-from equibench.cli import app
-from equibench.data.datasets import Dataset
-from equibench.doctor import Findings, examine, print_findings
+from equibench.audit import doctor
+from equibench.audit.doctor import Findings, examine
+from equibench.cli.encoders import print_findings
+from equibench.cli.tables import app
+from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 
 ARCH = "timm:test_resnet"
@@ -97,10 +98,7 @@ def test_an_untrained_net_is_said_to_look_untrained(tmp_path: Path) -> None:
     assert found.rotation == {}
 
 
-@pytest.mark.parametrize(
-    ("mean", "std", "best"),
-    [(0.0, 1.0, "none (0, 1)"), (0.0, 1 / 255, "none, in 0 to 255")],
-)
+@pytest.mark.parametrize(("mean", "std", "best"), [(0.0, 1.0, "none (0, 1)"), (0.0, 1 / 255, "none, in 0 to 255")])
 def test_another_normalisation_than_its_own_is_noticed(
     mean: float, std: float, best: str, solids_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,7 +179,7 @@ def test_without_images_there_is_a_hint_and_no_score(tmp_path: Path, monkeypatch
 
 
 def test_too_few_images_are_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from equibench.data.datasets import load_dataset
+    from equibench.data.load import load_dataset
 
     monkeypatch.setattr(doctor, "load_dataset", load_dataset)
     folder = tmp_path / "photographs"

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from equibench.data.download import Unavailable, download, file_md5
 from equibench.errors import UserError
+from equibench.utils.download import Unavailable, download, file_md5
 
 CONTENT = bytes(range(256)) * 2000
 MD5 = hashlib.md5(CONTENT).hexdigest()

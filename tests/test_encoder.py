@@ -9,8 +9,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from equibench.encoders.vit import MEAN, STD, Tokens, ViTEncoder, view_spec, weights_sha256
+from equibench.encoders.vit import Tokens, ViTEncoder, weights_sha256
 from equibench.profiles import EncoderSize
+from equibench.transforms.transformation import MEAN, STD, view_spec
 
 SIZE = EncoderSize(width=24, depth=2, heads=2, patch=4, features=16)
 

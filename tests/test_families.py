@@ -14,19 +14,21 @@ import pytest
 from scored import PAIRS, FlipInvariant, Hash, Pixels
 from torch import nn
 
-import equibench.prepare
-from equibench.controls import CONTROLS
-from equibench.data.datasets import Dataset
-from equibench.encoders.vit import view_spec
+import equibench.runner.open
+from equibench.data.dataset import Dataset
 from equibench.errors import UserError
-from equibench.evaluate import evaluate, evaluation_digest, predictions_path, read_predictions
-from equibench.families import FAMILIES, action, family_of, invariance, regression_pairs
-from equibench.metrics.catalogue import CATALOGUE
-from equibench.prepare import Prepared, ScoreOptions, prepare
-from equibench.records import Record
+from equibench.evaluation import action, invariance
+from equibench.evaluation import evaluator as regression_pairs
+from equibench.evaluation.catalogue import CATALOGUE
+from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.controls import CONTROLS
+from equibench.evaluation.evaluate import evaluate, evaluation_digest
+from equibench.evaluation.evaluator import FAMILIES, family_of
+from equibench.records import Record, predictions_path, read_predictions
 from equibench.registry import TASKS
-from equibench.setting import Setting, Subject
+from equibench.runner.open import Prepared, ScoreOptions, prepare
 from equibench.task import Task
+from equibench.transforms.transformation import view_spec
 
 NAMES = [name for name in TASKS.names() if TASKS.get(name).data is None and not TASKS.get(name).observed]
 """What is asked of any images; tasks on views of objects and on data of their own have tests of their own."""
@@ -35,7 +37,7 @@ NAMES = [name for name in TASKS.names() if TASKS.get(name).data is None and not 
 @pytest.fixture(scope="module", autouse=True)
 def _small_data(solids_dataset: Dataset) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(equibench.prepare, "load_dataset", lambda *_, **__: solids_dataset)
+        patch.setattr(equibench.runner.open, "load_dataset", lambda *_, **__: solids_dataset)
         yield
 
 

@@ -15,13 +15,12 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from equibench.data import image_folder
-from equibench.data.array_cache import RowWriter
-from equibench.data.datasets import DATASETS, load_dataset
-from equibench.data.decoding import AHEAD, MOST_THREADS, decode_all
-from equibench.data.image_folder import load_image_folder
-from equibench.data.pairs import split_indices
+from equibench.data import folder as image_folder
+from equibench.data.dataset import DATASETS, split_indices
+from equibench.data.folder import load_image_folder
+from equibench.data.load import load_dataset
 from equibench.errors import UserError
+from equibench.utils.arrays import AHEAD, MOST_THREADS, RowWriter, decode_all
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from equibench.metrics.invariance import consistency_ratios, invariance_ratios
+from equibench.evaluation.invariance import consistency_ratios, invariance_ratios
 
 
 def values(first: np.ndarray, second: np.ndarray) -> dict[str, float]:

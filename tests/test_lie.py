@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from equibench.metrics.lie import (
-    lie_ratios,
-    pooled_derivative,
-    pooled_spread,
-    token_derivative,
-    token_spread,
-    undo,
-)
+from equibench.evaluation.lie import lie_ratios, pooled_derivative, pooled_spread, token_derivative, token_spread, undo
 from equibench.transforms import geometry
 
 SIZE, IMAGES = 24, 6

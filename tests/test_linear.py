@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression
 
-from equibench.probes.linear import PENALTIES, fit_linear
-from equibench.probes.mlp import Split
+from equibench.probes.mlp import PENALTIES, Split, fit_linear
 
 
 def split(count: int, weights: np.ndarray, noise: float, seed: int) -> Split:

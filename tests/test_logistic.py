@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss
 
 from equibench.errors import UserError
-from equibench.features import Gathered
 from equibench.probes.logistic import GRID, LinearClassifier, fit_logistic, fit_one, fit_path
+from equibench.utils.arrays import Gathered
 
 Labelled = tuple[NDArray[np.float32], NDArray[np.int64]]
 EXACT: dict[str, Any] = {"dtype": torch.float64, "tolerance": 1e-14}
@@ -144,8 +144,8 @@ def test_stored_features_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     np.save(tmp_path / "features.npy", x.astype(np.float16))
     stored = np.load(tmp_path / "features.npy", mmap_mode="r")
     whole = fit_one((np.asarray(stored, dtype=np.float32), y), penalty=0.1, classes=3, **EXACT)
-    monkeypatch.setattr("equibench.probes.softmax.READ_ROWS", 32)
-    monkeypatch.setattr("equibench.probes.softmax.CPU_ROWS", 7)
+    monkeypatch.setattr("equibench.probes.logistic.READ_ROWS", 32)
+    monkeypatch.setattr("equibench.probes.logistic.CPU_ROWS", 7)
     rows = np.arange(150)
     halves = [(Gathered(stored, rows[part]), y[part]) for part in (slice(0, 90), slice(90, 150))]
     for parts in ([(stored, y)], halves):

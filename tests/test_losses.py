@@ -13,9 +13,9 @@ from equibench.baselines.sie import HypernetworkPredictor, code_size, sie_loss, 
 from equibench.baselines.vicreg import vicreg_loss
 from torch import Tensor
 
-from equibench.pretrain.baseline import Views, gather
-from equibench.pretrain.losses import covariance, full_precision, invariance, masked_pixel_mse, variance
-from equibench.transforms import BUILT_IN, TRANSFORMATIONS
+from equibench.pretrain.method import Views, gather
+from equibench.pretrain.modules import covariance, full_precision, invariance, masked_pixel_mse, variance
+from equibench.transforms.transformation import BUILT_IN, TRANSFORMATIONS
 
 Array = np.ndarray
 ALL = BUILT_IN

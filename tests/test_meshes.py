@@ -13,14 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equibench.data import solid_shapes
+from equibench.data import solids as solid_shapes
 from equibench.errors import UserError
-from equibench.render import (
-    estimate,
-    mesh_files,
-    meshes,
-    render,
-)
+from equibench.render import meshes
+from equibench.render import meshes as mesh_files
+from equibench.render.generate import estimate, render
 
 SETTINGS = {"objects": 2, "views": 2, "size": 32, "seed": 5}
 BOX = {  # a box of 1 x 2 x 4: vertices from 1, faces

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn.metrics import r2_score
 
 from equibench.metrics.regression import bootstrap_r2, r2_per_dimension, r2_pooled, resampled_r2
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms.transformation import TRANSFORMATIONS
 
 
 def sample(

@@ -8,18 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from object_tree import (
-    HIGH,
-    LOW,
-    SYNSETS,
-    TEST,
-    TRAIN,
-    VIEWS,
-    expected_image,
-    latent_of,
-    load,
-    write_lists,
-)
+from object_tree import HIGH, LOW, SYNSETS, TEST, TRAIN, VIEWS, expected_image, latent_of, load, write_lists
 
 from equibench.errors import UserError
 

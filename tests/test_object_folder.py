@@ -11,10 +11,9 @@ import pytest
 from object_tree import SYNSETS, TEST, TRAIN, VIEWS, expected_image, latent_of, load
 from PIL import Image
 
-from equibench.data import object_folder
-from equibench.data.object_folder import find_object_data
-from equibench.data.object_views import LazyImages
-from equibench.data.pairs import split_indices
+from equibench.data import objects as object_folder
+from equibench.data.dataset import split_indices
+from equibench.data.object_layout import LazyImages, find_object_data
 from equibench.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -8,16 +8,15 @@ import torch
 from object_data import VIEWS, with_objects
 from scipy.spatial.transform import Rotation
 
-from equibench.data.datasets import Dataset
-from equibench.data.object_pairs import draw_object_pairs
-from equibench.data.pairs import SPLITS, image_source, known_indices, split_indices
-from equibench.encoders.vit import ViTEncoder, view_spec
+from equibench.data.dataset import SPLITS, Dataset, image_source, known_indices, split_indices
+from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
-from equibench.features import ViewStore
-from equibench.pretrain.baseline import Baseline
+from equibench.pairs.manifest import draw_object_pairs
+from equibench.pairs.views import ViewStore
 from equibench.pretrain.batches import ObjectStream, PairStream, open_stream
+from equibench.pretrain.method import Baseline
 from equibench.profiles import get_profile
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
 
 TINY = get_profile("tiny")
 SIZES = (300, 60, 120)

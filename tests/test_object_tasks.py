@@ -17,16 +17,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-import equibench.prepare
-from equibench.data.datasets import Dataset, ImageSet
-from equibench.data.pairs import image_source
-from equibench.evaluate import evaluate, evaluation_digest, predictions_path, read_predictions
-from equibench.families import family_of
-from equibench.families.object_retrieval import bank_pairs
-from equibench.prepare import Prepared, ScoreOptions, prepare
-from equibench.records import Record
+import equibench.runner.open
+from equibench.data.dataset import Dataset, ImageSet, image_source
+from equibench.evaluation.context import Subject
+from equibench.evaluation.evaluate import evaluate, evaluation_digest
+from equibench.evaluation.evaluator import family_of
+from equibench.evaluation.object_retrieval import bank_pairs
+from equibench.records import Record, predictions_path, read_predictions
 from equibench.registry import TASKS
-from equibench.setting import Subject
+from equibench.runner.open import Prepared, ScoreOptions, prepare
 from equibench.task import object_tasks
 
 PAIRS = (400, 100, 150)
@@ -80,7 +79,7 @@ def objects(solids_dataset: Dataset) -> Dataset:
 @pytest.fixture(scope="module", autouse=True)
 def _data(objects: Dataset) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(equibench.prepare, "load_dataset", lambda *_, **__: objects)
+        patch.setattr(equibench.runner.open, "load_dataset", lambda *_, **__: objects)
         yield
 
 
@@ -152,8 +151,7 @@ def test_intervals_draw_whole_objects(reader: Prepared, found: dict[str, Record]
     pairs = reader.setting.pairs(TASKS.get("object_rotation"))
     stored = read_predictions(
         predictions_path(
-            reader.setting.work,
-            evaluation_digest(reader.subjects[0], TASKS.get("object_rotation"), reader.setting),
+            reader.setting.work, evaluation_digest(reader.subjects[0], TASKS.get("object_rotation"), reader.setting)
         )
     )
     assert int(stored["cluster"]) == pairs.cluster > 1
@@ -180,8 +178,8 @@ def test_classes_are_those_of_scikit_learn(reader: Prepared, objects: Dataset) -
     labels = {s: image_source(objects, s).labels[pairs.image[pairs.rows(s)]] for s in ("train", "val", "test")}
     stored = read_predictions(predictions_path(reader.setting.work, record.evaluation_sha256))
     assert (stored["labels"] == labels["test"]).all()
-    from equibench.controls import single_features
-    from equibench.families.classification import labelled_images
+    from equibench.evaluation.classification import labelled_images
+    from equibench.evaluation.controls import single_features
 
     parts = single_features("pixels", labelled_images(task, reader.setting).views, reader.setting.spec)
     penalty = float(stored["full/penalty"])

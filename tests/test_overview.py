@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from equibench.controls import CONTROLS
 from equibench.errors import UserError
+from equibench.evaluation.controls import CONTROLS
 from equibench.records import Metric, Record, read_records, write_records
-from equibench.report.overview import overview
-from equibench.tables import load_definition, table_frame
+from equibench.report.definition import load_definition, table_frame
+from equibench.report.notes import overview
 
 DEMO = Path(__file__).parent.parent / "results/demo"
 VALUES = {

@@ -11,22 +11,14 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from equibench.data.datasets import Dataset, ImageSet
-from equibench.data.pairs import (
-    SPLITS,
-    draw_pairs,
-    draw_theta,
-    image_source,
-    pretraining_epoch,
-    split_indices,
-    uniforms,
-)
-from equibench.encoders.vit import MEAN, STD, ViTEncoder, view_spec
+from equibench.data.dataset import SPLITS, Dataset, ImageSet, image_source, split_indices
+from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
-from equibench.pretrain.baseline import Baseline, Views
+from equibench.pairs.manifest import draw_pairs, draw_theta, pretraining_epoch, uniforms
 from equibench.pretrain.batches import PairStream
+from equibench.pretrain.method import Baseline, Views
 from equibench.profiles import get_profile
-from equibench.transforms import BUILT_IN, TRANSFORMATIONS
+from equibench.transforms.transformation import BUILT_IN, MEAN, STD, TRANSFORMATIONS, view_spec
 
 TINY = get_profile("tiny")
 SIZES = (40, 6, 10)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from equibench.metrics.pose import (
+from equibench.metrics.regression import (
     RANDOM_RETRIEVAL_ERROR,
     absolute_quaternion,
     geodesic_degrees,
@@ -14,9 +14,9 @@ from equibench.metrics.pose import (
     pose_median,
     pose_ratios,
     pose_retrieval_error,
+    r2_pooled,
 )
-from equibench.metrics.regression import r2_pooled
-from equibench.transforms.observed import hues_between, pose_between
+from equibench.transforms.transformation import hues_between, pose_between
 
 LOW = np.array([-np.pi / 2] * 3 + [0.0] * 4)
 HIGH = np.array([np.pi / 2] * 3 + [1, np.pi / 4, 2 * np.pi, 1])

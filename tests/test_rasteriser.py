@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from equibench.render import raster, scene
+from equibench.render import scene
+from equibench.render import scene as raster
 
 
 def random_triangles(count: int, side: int, seed: int = 0) -> np.ndarray:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from equibench.metrics import ratio as module
-from equibench.metrics.ratio import Ratio, draw_counts, gain, interval, mean_of, resampled, resampled_each
+from equibench.metrics import bootstrap as module
+from equibench.metrics.bootstrap import Ratio, draw_counts, gain, interval, mean_of, resampled, resampled_each
 from equibench.metrics.regression import resampled_r2
 
 

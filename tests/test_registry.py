@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from equibench import version
-from equibench.errors import UserError
-from equibench.pretrain.baseline import Baseline, register_baseline
+from equibench.errors import UserError, closest
 from equibench.pretrain.loop import build
+from equibench.pretrain.method import Baseline, register_baseline
 from equibench.profiles import get_profile
-from equibench.registry import BASELINES, TASKS, Registry, closest, load_baseline_file, load_task_file
+from equibench.registry import BASELINES, TASKS, Registry, load_baseline_file, load_task_file
 from equibench.task import regression_tasks
-from equibench.transforms import TRANSFORMATIONS
+from equibench.transforms.transformation import TRANSFORMATIONS
+from equibench.utils import digests as version
 
 ROOT = Path(__file__).parent.parent
 

@@ -17,19 +17,14 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from equibench import cli_data
-from equibench.data import solid_shapes
-from equibench.data.pairs import uniforms
+from equibench.cli import data as cli_data
+from equibench.data import solids as solid_shapes
 from equibench.errors import UserError
-from equibench.render import (
-    contact_sheet,
-    ensure_stand_in,
-    estimate,
-    generator,
-    render,
-    scene,
-)
-from equibench.render.plan import make_work, split_objects
+from equibench.pairs.manifest import uniforms
+from equibench.render import generate as generator
+from equibench.render import scene
+from equibench.render.generate import contact_sheet, ensure_stand_in, estimate, render
+from equibench.render.jobs import make_work, split_objects
 
 SETTINGS = {"objects": 2, "views": 2, "size": 32, "seed": 5}
 HIGHEST = [np.pi / 2, np.pi / 2, np.pi / 2, 1, np.pi / 4, 2 * np.pi, 1]  # PROTOCOL 1.1
@@ -159,7 +154,7 @@ def test_what_is_damaged_is_rendered_again_and_nothing_else(rendered: generator.
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_is_gone_on_with(rendered: generator.Rendered, tmp_path: Path) -> None:
     root = tmp_path / "data"
-    code = f"from equibench.render import render\nrender({str(root)!r}, jobs=2, **{SETTINGS!r})"
+    code = f"from equibench.render.generate import render\nrender({str(root)!r}, jobs=2, **{SETTINGS!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list(root.glob("*/*/image_1.jpg"))) < 3 and process.poll() is None:

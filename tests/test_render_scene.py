@@ -7,13 +7,10 @@ import colorsys
 import numpy as np
 import pytest
 
-from equibench.data import solid_shapes
-from equibench.data.pairs import uniforms
-from equibench.render import (
-    meshes,
-    raster,
-    scene,
-)
+from equibench.data import solids as solid_shapes
+from equibench.pairs.manifest import uniforms
+from equibench.render import meshes, scene
+from equibench.render import scene as raster
 
 
 def white(corners: np.ndarray) -> meshes.Mesh:

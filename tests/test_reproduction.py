@@ -14,9 +14,9 @@ from equibench.errors import UserError
 from equibench.profiles import PROFILES
 from equibench.records import Record, read_records
 from equibench.registry import BASELINES, load_baseline_file
+from equibench.report.definition import cells_of, load_definition, table_frame
 from equibench.report.reproduction import filled
 from equibench.report.study_tables import BLOCKS, COMPARISONS, THREE
-from equibench.tables import cells_of, load_definition, table_frame
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results/cifar10"

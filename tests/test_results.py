@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from equibench.controls import CONTROLS
+from equibench.evaluation.controls import CONTROLS
 from equibench.records import Record, read_records
-from equibench.report.overview import overview
-from equibench.tables import cells_of, columns_of, load_definition, table_frame, table_names
+from equibench.report.definition import cells_of, columns_of, load_definition, table_frame, table_names
+from equibench.report.notes import overview
 
 DEMO = Path(__file__).parent.parent / "results/demo"
 

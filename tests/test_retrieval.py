@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from equibench.metrics.retrieval import Ranks, random_baseline, ranks, retrieval_ratios
+from equibench.evaluation.retrieval import Ranks, random_baseline, ranks, retrieval_ratios
 
 M = 50
 

@@ -17,17 +17,17 @@ from scored import PAIRS, Pixels, quick
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-import equibench.controls
-import equibench.prepare
-import equibench.scoring
-from equibench import api
-from equibench.cli import app
-from equibench.controls import CONTROLS
-from equibench.data.datasets import Dataset
+import equibench.evaluation.controls
+import equibench.runner.open
+import equibench.runner.score
+from equibench.cli.tables import app
+from equibench.data.dataset import Dataset
 from equibench.errors import UserError
-from equibench.evaluate import evaluate
+from equibench.evaluation.controls import CONTROLS
+from equibench.evaluation.evaluate import evaluate
 from equibench.records import Record, read_records
-from equibench.scoring import ScoreResult
+from equibench.runner import table as api
+from equibench.runner.score import ScoreResult
 
 RESNET = {"pretrained": False, "size": 32}
 SEEN: list[int] = []
@@ -52,9 +52,9 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module", autouse=True)
 def _small_data(solids_dataset: Dataset) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(equibench.prepare, "load_dataset", lambda *_, **__: solids_dataset)
-        patch.setattr(equibench.controls, "LARGEST_SIDE", 16)  # few pixels, whose components are had at once
-        patch.setattr(equibench.controls, "POOLED_SIDE", 8)
+        patch.setattr(equibench.runner.open, "load_dataset", lambda *_, **__: solids_dataset)
+        patch.setattr(equibench.evaluation.controls, "LARGEST_SIDE", 16)  # few pixels, whose components are had at once
+        patch.setattr(equibench.evaluation.controls, "POOLED_SIDE", 8)
         yield
 
 
@@ -242,7 +242,7 @@ def test_interrupted_it_goes_on_where_it_was(
         return evaluate(subject, task, setting)
 
     with monkeypatch.context() as patch:
-        patch.setattr(equibench.scoring, "evaluate", interrupted)
+        patch.setattr(equibench.runner.score, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quick(network, tmp_path / "parts", **options)
     done = journal(tmp_path / "parts")

@@ -13,16 +13,16 @@ import torch
 from scored import PAIRS, FlipInvariant, Pixels, quick
 from torch import nn
 
-import equibench.controls
-import equibench.features
-import equibench.prepare
-from equibench.data.datasets import Dataset, ImageSet
+import equibench.evaluation.controls
+import equibench.evaluation.features
+import equibench.runner.open
+from equibench.data.dataset import Dataset, ImageSet
 from equibench.errors import UserError
-from equibench.prepare import choose_tasks
 from equibench.profiles import get_profile
 from equibench.records import read_records
 from equibench.registry import TASKS
-from equibench.scoring import plan_score
+from equibench.runner.open import choose_tasks
+from equibench.runner.score import plan_score
 
 RESNET = {"pretrained": False, "size": 32}
 
@@ -30,8 +30,8 @@ RESNET = {"pretrained": False, "size": 32}
 @pytest.fixture(scope="module", autouse=True)
 def _small_data(solids_dataset: Dataset) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(equibench.prepare, "load_dataset", lambda *_, **__: solids_dataset)
-        patch.setattr(equibench.controls, "POOLED_SIDE", 12)  # few pixels, whose components are had at once
+        patch.setattr(equibench.runner.open, "load_dataset", lambda *_, **__: solids_dataset)
+        patch.setattr(equibench.evaluation.controls, "POOLED_SIDE", 12)  # few pixels, whose components are had at once
         yield
 
 
@@ -39,7 +39,7 @@ def test_pairs_beyond_the_data_are_cut_and_that_is_said(tmp_path: Path, monkeypa
     given: dict[str, Any] = {"tasks": ["flip"], "pairs": (9000, 32, 9000), "controls": False}
     profile = get_profile("tiny")
     short = replace(profile, probing=replace(profile.probing, batch=512, epochs=1, width=8, seeds=1))
-    monkeypatch.setattr(equibench.prepare, "get_profile", lambda _: short)
+    monkeypatch.setattr(equibench.runner.open, "get_profile", lambda _: short)
     result = quick(Pixels(), tmp_path, **given)
     assert result.records[0].pairs == [4 * 540, 32, 200]
     assert (
@@ -60,11 +60,11 @@ def test_large_views_are_removed_when_a_task_is_done(
 
     train, test = enlarged(solids_dataset.train, 200), enlarged(solids_dataset.test, 64)
     data = Dataset("large", "72 px", train, test, solids_dataset.class_names, "0" * 64)
-    monkeypatch.setattr(equibench.prepare, "load_dataset", lambda *_, **__: data)
+    monkeypatch.setattr(equibench.runner.open, "load_dataset", lambda *_, **__: data)
     rendered: list[int] = []
-    transform = equibench.features.transform_sequence
+    transform = equibench.evaluation.features.transform_sequence
     monkeypatch.setattr(
-        equibench.features, "transform_sequence", lambda *a: (rendered.append(len(a[0])), transform(*a))[1]
+        equibench.evaluation.features, "transform_sequence", lambda *a: (rendered.append(len(a[0])), transform(*a))[1]
     )
     options = {"pairs": (128, 16, 64), "size": 32, "pretrained": False}
     result = quick("timm:test_resnet", tmp_path, tasks=["translation", "translation.wahba"], **options)

@@ -12,13 +12,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from equibench.encoders.layers import record_layers
-from equibench.encoders.native import FACTS, WEIGHTS
-from equibench.encoders.vit import ViTEncoder, view_spec, weights_sha256
+from equibench.encoders.open import FACTS, WEIGHTS
+from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.encoders.zoo import build
 from equibench.errors import UserError
 from equibench.profiles import EncoderSize, get_profile
-from equibench.segmentation.backbone import Encoder
-from equibench.segmentation.levels import fitted, spread
+from equibench.segmentation.modules import Encoder, fitted, spread
+from equibench.transforms.transformation import view_spec
 
 
 def small_vit(size: int = 32, depth: int = 4) -> VisionTransformer:

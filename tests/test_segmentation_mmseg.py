@@ -25,9 +25,9 @@ if missing_packages():
 
 from mmengine import Config
 
+from equibench.data.ade20k import stand_in_folder
 from equibench.segmentation.config import SegmentationSettings
 from equibench.segmentation.run import SegmentationResult, train_and_score
-from equibench.segmentation.stand_in import stand_in_folder
 
 SETTINGS = SegmentationSettings(
     iterations=12, batch=4, crop=32, lr=2e-3, warmup=2, classes=12, head="linear", workers=0, checkpoint_every=4
@@ -177,7 +177,7 @@ def test_two_processes_share_a_run(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "-m", "equibench.segmentation.launch", str(tmp_path / "job.json")],
+        [*command, "-m", "equibench.segmentation.run", str(tmp_path / "job.json")],
         capture_output=True, text=True, timeout=300, cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip

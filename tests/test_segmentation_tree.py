@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from equibench.data.ade20k import (
+    CLASS_NAMES,
+    check_tree,
+    find_ade20k,
+    label_areas,
+    picture,
+    stand_in_folder,
+    write_stand_in,
+)
 from equibench.errors import UserError
-from equibench.metrics.segmentation import count_areas
-from equibench.segmentation.stand_in import CLASS_NAMES, picture, stand_in_folder, write_stand_in
-from equibench.segmentation.tree import check_tree, find_ade20k, label_areas
+from equibench.evaluation.segmentation import count_areas
 
 TREE = "ADEChallengeData2016"
 

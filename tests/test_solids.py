@@ -9,7 +9,8 @@ import pytest
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from equibench.data import solid_shapes, solids
+from equibench.data import solids
+from equibench.data import solids as solid_shapes
 from equibench.errors import UserError
 
 

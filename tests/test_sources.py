@@ -17,9 +17,10 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from equibench.encoders import zoo
-from equibench.encoders.sources import candidates, open_encoder
-from equibench.encoders.vit import view_spec
+from equibench.encoders.open import open_encoder
+from equibench.encoders.zoo import candidates
 from equibench.errors import UserError
+from equibench.transforms.transformation import view_spec
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 from sklearn.metrics import r2_score
 
-from equibench import api
-from equibench.controls import CONTROLS
 from equibench.errors import UserError
+from equibench.evaluation.controls import CONTROLS
 from equibench.records import Record, read_records
-from equibench.tables import cells_of
+from equibench.report.definition import cells_of
+from equibench.runner import table as api
 
 ROWS = ["sie_rot", "vicreg", "reconstruction"]
 COLUMNS = ["rotation", "flip"]

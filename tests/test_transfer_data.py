@@ -15,15 +15,15 @@ from PIL import Image
 from torchvision.transforms import v2
 from transfer_tree import edit, tree
 
-from equibench.data import cifar100, transfer
-from equibench.data.array_cache import ARRAYS, content_digest
-from equibench.data.datasets import Dataset, ImageSet
-from equibench.data.download import Unavailable
-from equibench.data.pairs import split_indices
+from equibench.data import cifar as cifar100
+from equibench.data import transfer
+from equibench.data.dataset import Dataset, ImageSet, split_indices
 from equibench.data.transfer import load_transfer
 from equibench.data.transfer_sources import GENERATED, SOURCES, list_transfer, set_apart
 from equibench.data.transfer_stand_ins import STAND_INS
 from equibench.errors import UserError
+from equibench.utils.arrays import ARRAYS, content_digest
+from equibench.utils.download import Unavailable
 
 pytestmark = pytest.mark.usefixtures("cache")
 LISTED = ("food101", "sun397", "dtd", "pets", "aircraft")

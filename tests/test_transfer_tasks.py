@@ -12,21 +12,22 @@ from rich.console import Console
 from scored import Pixels
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from equibench import api
-from equibench.comparison import compare
-from equibench.data.datasets import Dataset
+from equibench.audit.compare import compare
+from equibench.audit.verify import verify
+from equibench.data.dataset import Dataset
 from equibench.data.transfer import load_transfer
 from equibench.data.transfer_stand_ins import write_stand_in
 from equibench.encoders.adapter import ImageEncoder, Preprocessing
-from equibench.encoders.vit import ViTEncoder, view_spec
+from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
-from equibench.evaluate import evaluate, predictions_path, read_predictions
-from equibench.families.classification import labelled_images, whole_pictures
+from equibench.evaluation.classification import labelled_images, whole_pictures
+from equibench.evaluation.context import OwnData, Setting, Subject
+from equibench.evaluation.evaluate import evaluate
 from equibench.profiles import get_profile
-from equibench.records import Record
+from equibench.records import Record, predictions_path, read_predictions
 from equibench.registry import TASKS
-from equibench.setting import OwnData, Setting, Subject
-from equibench.verification import verify
+from equibench.runner import table as api
+from equibench.transforms.transformation import view_spec
 
 TINY = get_profile("tiny")
 

@@ -9,15 +9,16 @@ from scipy import ndimage, stats
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from equibench.transforms import BUILT_IN, TRANSFORMATIONS, max_shift, transform, visible_disc
-from equibench.transforms.color import adjust_color, shift_hue
-from equibench.transforms.families import CROP_RATIO, CROP_SCALE
-from equibench.transforms.geometry import (
-    crop_matrix,
-    flip_matrix,
-    rotation_matrix,
-    translation_matrix,
-    warp,
+from equibench.transforms.geometry import crop_matrix, flip_matrix, rotation_matrix, translation_matrix, warp
+from equibench.transforms.pixels import adjust_color, shift_hue
+from equibench.transforms.transformation import (
+    BUILT_IN,
+    CROP_RATIO,
+    CROP_SCALE,
+    TRANSFORMATIONS,
+    max_shift,
+    transform,
+    visible_disc,
 )
 
 SIZE = 32
@@ -80,11 +81,7 @@ def test_matrices_compose_as_their_groups_do() -> None:
     ],
 )
 def test_images_compose_as_their_groups_do(
-    name: str,
-    first: tuple[float, ...],
-    second: tuple[float, ...],
-    together: tuple[float, ...],
-    tolerance: float,
+    name: str, first: tuple[float, ...], second: tuple[float, ...], together: tuple[float, ...], tolerance: float
 ) -> None:
     def apply(images: Tensor, theta: tuple[float, ...]) -> Tensor:
         return transform(images, {name: torch.tensor([theta] * len(images), dtype=torch.float32)})

@@ -13,17 +13,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from equibench.transforms import BUILT_IN, transform, visible_disc
-from equibench.transforms.blur import TAPS, gaussian_blur
-from equibench.transforms.families import BLUR_RANGE
-from equibench.transforms.geometry import (
-    Fill,
-    crop_matrix,
-    flip_matrix,
-    rotation_matrix,
-    translation_matrix,
-    warp,
-)
+from equibench.transforms.geometry import Fill, crop_matrix, flip_matrix, rotation_matrix, translation_matrix, warp
+from equibench.transforms.pixels import TAPS, gaussian_blur
+from equibench.transforms.transformation import BLUR_RANGE, BUILT_IN, transform, visible_disc
 
 SIZE = 32
 BILINEAR = InterpolationMode.BILINEAR
@@ -108,12 +100,7 @@ def test_flip_mirrors_left_and_right_where_it_is_one() -> None:
 
 @pytest.mark.parametrize(
     ("column", "adjust", "offset"),
-    [
-        (0, tv.adjust_brightness, 1),
-        (1, tv.adjust_contrast, 1),
-        (2, tv.adjust_saturation, 1),
-        (3, tv.adjust_hue, 0),
-    ],
+    [(0, tv.adjust_brightness, 1), (1, tv.adjust_contrast, 1), (2, tv.adjust_saturation, 1), (3, tv.adjust_hue, 0)],
 )
 @pytest.mark.parametrize("share", [-1.0, -0.4, 0.3, 1.0])
 def test_each_colour_change_is_torchvisions(column: int, adjust: object, offset: int, share: float) -> None:

@@ -14,16 +14,15 @@ import pytest
 from scored import Pixels, quick
 from typer.testing import CliRunner
 
-import equibench.controls
-import equibench.prepare
-from equibench import api
-from equibench.cli import app
-from equibench.data.datasets import Dataset
+import equibench.evaluation.controls
+import equibench.runner.open
+from equibench.audit.find import explain, recipe_lines
+from equibench.audit.verify import verify
+from equibench.cli.tables import app
+from equibench.data.dataset import Dataset
 from equibench.errors import UserError
-from equibench.evaluate import predictions_path, read_predictions
-from equibench.explanation import explain, recipe_lines
-from equibench.records import Record, read_records
-from equibench.verification import verify
+from equibench.records import Record, predictions_path, read_predictions, read_records
+from equibench.runner import table as api
 
 TASKS = ["flip", "flip.action", "flip.wahba", "translation.retrieval", "translation.lie", "flip.invariance"]
 
@@ -33,9 +32,9 @@ def original(solids_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) 
     """A score of each family, and the baseline of a small table."""
     folder = tmp_path_factory.mktemp("verified")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(equibench.prepare, "load_dataset", lambda *_, **__: solids_dataset)
-        patch.setattr(equibench.controls, "LARGEST_SIDE", 16)
-        patch.setattr(equibench.controls, "POOLED_SIDE", 8)
+        patch.setattr(equibench.runner.open, "load_dataset", lambda *_, **__: solids_dataset)
+        patch.setattr(equibench.evaluation.controls, "LARGEST_SIDE", 16)
+        patch.setattr(equibench.evaluation.controls, "POOLED_SIDE", 8)
         quick(Pixels(), folder, tasks=TASKS, name="mine")
         places = {"runs": folder / "runs", "out": folder / "table"}
         api.table(profile="tiny", rows=["vicreg"], columns=["flip"], jobs=1, **places)  # type: ignore[arg-type]

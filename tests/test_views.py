@@ -8,20 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from equibench import features
-from equibench.data.datasets import Dataset
-from equibench.data.pair_sets import bank_pairs, composed_pairs, fixed_pairs, half_way, image_pairs
-from equibench.data.pairs import draw_pairs, image_source
-from equibench.encoders.vit import view_spec
+from equibench.data.dataset import Dataset, image_source
 from equibench.errors import UserError
-from equibench.features import ViewStore
+from equibench.evaluation import features
+from equibench.pairs.manifest import bank_pairs, composed_pairs, draw_pairs, fixed_pairs, half_way, image_pairs
+from equibench.pairs.views import ViewStore
 from equibench.registry import TASKS
-from equibench.transforms import (
+from equibench.transforms.transformation import (
     TRANSFORMATIONS,
     Transformation,
     register_transformation,
     transform,
     transform_sequence,
+    view_spec,
 )
 
 SPEC = view_spec("headline", 32)

@@ -8,7 +8,7 @@ from scipy.linalg import expm, orthogonal_procrustes
 from scipy.spatial.transform import Rotation
 from scipy.stats import special_ortho_group
 
-from equibench.metrics.wahba import gamma_ratios, rotation, wahba_ratios
+from equibench.evaluation.wahba import gamma_ratios, rotation, wahba_ratios
 
 
 def values(first: np.ndarray, moved: np.ndarray, **options: int) -> dict[str, float]:

@@ -20,18 +20,24 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 
-from equibench.data.array_cache import RowWriter, Stored, arrays_folder, open_arrays, store_arrays, writing_to_cache
-from equibench.data.cifar100 import cifar100_state, read_cifar100
-from equibench.data.datasets import Dataset, ImageSet, cache_folder, load_dataset
-from equibench.data.decoding import decode_all, progress
-from equibench.data.download import Unavailable, exclusive
-from equibench.data.image_folder import SMALLEST
-from equibench.data.pairs import SPLITS, image_source, split_indices
+from equibench.data.cifar import cifar100_state, read_cifar100
+from equibench.data.dataset import SMALLEST, SPLITS, Dataset, ImageSet, image_source, split_indices
+from equibench.data.load import load_dataset
 from equibench.data.transfer_sources import SOURCES, Source, find_source, is_generated, list_transfer
 from equibench.data.transfer_stand_ins import stand_in_folder
 from equibench.errors import UserError
-
-__all__ = ["TRANSFER_DATASETS", "TransferData", "load_transfer"]
+from equibench.utils.arrays import (
+    RowWriter,
+    Stored,
+    arrays_folder,
+    cache_folder,
+    decode_all,
+    open_arrays,
+    progress,
+    store_arrays,
+    writing_to_cache,
+)
+from equibench.utils.download import Unavailable, exclusive
 
 TRANSFER_DATASETS = tuple(SOURCES)
 VERSION = 1  # raised whenever the same files would give other arrays

@@ -20,13 +20,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from equibench.data.array_cache import cache_folder, writing_to_cache
-from equibench.data.download import exclusive
-from equibench.data.pairs import uniforms
-from equibench.data.solid_shapes import CLASS_NAMES
-from equibench.data.solids import draw_scene, render_scene
+from equibench.data.solids import CLASS_NAMES, draw_scene, render_scene
 from equibench.data.transfer_sources import GENERATED, SOURCES
 from equibench.errors import UserError
+from equibench.pairs.manifest import uniforms
+from equibench.utils.arrays import cache_folder, writing_to_cache
+from equibench.utils.download import exclusive
 
 GENERATOR = ("solids.py", "solid_shapes.py", "transfer_stand_ins.py")  # all that decides a stand-in
 KINDS = 5  # solids or textures of a data set; more classes than these take further bands of hue or scale

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 import torchvision
 from numpy.typing import NDArray
@@ -17,19 +20,10 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from equibench.encoders.identity import module_identity
-from equibench.encoders.layers import (
-    final_features,
-    first_bad_layer,
-    first_tensor,
-    layer_names,
-    pool,
-    record_layers,
-)
-from equibench.encoders.vit import MEAN, STD, ViewSpec, ViTEncoder
-from equibench.errors import UserError
-from equibench.registry import closest
-from equibench.transforms import visible_disc
+from equibench.encoders.layers import final_features, first_bad_layer, first_tensor, layer_names, pool, record_layers
+from equibench.encoders.vit import ViTEncoder, weights_sha256
+from equibench.errors import UserError, closest
+from equibench.transforms.transformation import MEAN, STD, ViewSpec, visible_disc
 
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 POOLINGS = ("default", "cls", "mean")
@@ -334,3 +328,49 @@ def _tensor(output: object) -> Tensor:
     if tensor is None:
         raise UserError(f"the encoder returned a {type(output).__name__}, not a tensor", "return features (N, D)")
     return tensor
+
+
+LIBRARIES = {"torch", "torchvision", "timm", "equibench"}  # their code is named by a version, or digested elsewhere
+
+
+def module_identity(model: nn.Module) -> dict[str, object] | None:
+    """Digests of a network's weights, settings and code as JSON values; None where its code cannot be found.
+
+    A class typed into a prompt has no source: it may compute anything from the same weights.
+    """
+    code = _code_sha256(model)
+    if code is None:
+        return None
+    return {
+        "weights": weights_sha256(model),
+        "structure": _structure_sha256(model),
+        "code": code,
+        "libraries": [f"timm {timm.__version__}", f"torchvision {torchvision.__version__}"],
+    }
+
+
+def _structure_sha256(model: nn.Module) -> str:
+    """Digest of every part's class and plain settings: a stride or a scale is no weight, yet it changes features."""
+    parts = [
+        [name, f"{type(part).__module__}.{type(part).__qualname__}"]
+        + [[key, value] for key, value in sorted(vars(part).items()) if key != "training" and _is_plain(value)]
+        for name, part in model.named_modules()
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _code_sha256(model: nn.Module) -> str | None:
+    """Digest of the source of the classes that are no library's; None where one has no source to be found."""
+    kinds = {type(part) for part in model.modules()}
+    own = sorted((k for k in kinds if k.__module__.split(".")[0] not in LIBRARIES), key=lambda k: k.__qualname__)
+    try:
+        sources = [inspect.getsource(kind) for kind in own]
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()

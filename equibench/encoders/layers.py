@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equibench.errors import UserError
-from equibench.registry import closest
+from equibench.errors import UserError, closest
 
 CONTAINERS = (nn.Sequential, nn.ModuleList)
 POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)
@@ -33,10 +32,7 @@ def layer_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def record_layers(
-    module: nn.Module,
-    names: Sequence[str],
-    run: Callable[[], object],
-    keep: Callable[[Tensor], Tensor] = torch.clone,
+    module: nn.Module, names: Sequence[str], run: Callable[[], object], keep: Callable[[Tensor], Tensor] = torch.clone
 ) -> dict[str, Tensor]:
     """Outputs of named modules while `run()` calls the network once.
 

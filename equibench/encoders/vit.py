@@ -16,33 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from equibench.profiles import EncoderSize
-from equibench.transforms import max_shift, visible_disc
-from equibench.transforms.geometry import Fill
-
-RENDERED = "rendered"
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class ViewSpec:
-    """What every view has in common: what fills it beyond the image, and the disc outside which it is blank.
-
-    Attributes:
-        name: "headline" (mirrored fill, and a disc in which no transformation alone shows a filled pixel; the composed
-            views of pretraining show some, 0.06 % of the disc), "paper_like" (black fill, no disc), or "rendered" for
-            pictures that the data bring along, of which nothing is filled or hidden.
-    """
-
-    name: str
-    fill: Fill
-    radius: float | None
-
-
-def view_spec(variant: str, size: int) -> ViewSpec:
-    """The views' fill and mask (PROTOCOL 2.4 #12); the radius leaves room for the largest shift and half a pixel."""
-    if variant in ("paper_like", RENDERED):
-        return ViewSpec(variant, "black", None)
-    return ViewSpec("headline", "reflect", size / 2 - max_shift(size) - 0.5)
+from equibench.transforms.transformation import MEAN, STD, ViewSpec, visible_disc
 
 
 @dataclass

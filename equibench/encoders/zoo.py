@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.constants
-import timm
 import timm.data
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from equibench.encoders.adapter import Preprocessing
+from equibench.encoders.adapter import ImageEncoder, Preprocessing
 from equibench.encoders.checkpoint import Checkpoint
 from equibench.encoders.coverage import Coverage, fit_names, load_strictly
-from equibench.errors import UserError
-from equibench.registry import closest
+from equibench.errors import UserError, closest
 
 # a name that tells a family, and the family's members
 FAMILIES: tuple[tuple[str, str, str], ...] = (
@@ -266,3 +264,33 @@ def _skeleton(library: str, name: str) -> nn.Module | None:
             return make()
     except (RuntimeError, ValueError):
         return None
+
+
+@torch.no_grad()
+def settle_batch_norm(encoder: ImageEncoder, batches: Sequence[Tensor]) -> int:
+    """Give an untrained network the BatchNorm statistics of some images; its weights stay.
+
+    As initialised, BatchNorm in eval mode is the identity, and a deep network's features shrink or grow from layer to
+    layer: those of an untrained MobileNetV2 are of the order of 1e-10, which is no fair control.
+
+    Args:
+        encoder: changed in place, before its `identity` is asked for.
+        batches: images (N, 3, S, S) in [0, 1].
+
+    Returns:
+        How many BatchNorm layers there are.
+    """
+    norms = [m for m in encoder.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in norms if m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for batch in batches if norms else ():
+        if len(batch) > 1:  # one image has no variance
+            encoder.represent(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return len(norms)

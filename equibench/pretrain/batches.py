@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from equibench.data.datasets import Dataset
-from equibench.data.object_pairs import pretraining_views, split_objects
-from equibench.data.pairs import known_indices, pretraining_epoch, split_indices, uniforms
-from equibench.encoders.vit import ViewSpec, ViTEncoder
+from equibench.data.dataset import Dataset, known_indices, split_indices
+from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
-from equibench.pretrain.baseline import Baseline, Theta, Views
-from equibench.transforms import BETWEEN, TRANSFORMATIONS, transform
+from equibench.pairs.manifest import pretraining_epoch, pretraining_views, split_objects, uniforms
+from equibench.pretrain.method import Baseline, Theta, Views
+from equibench.transforms.transformation import BETWEEN, TRANSFORMATIONS, ViewSpec, transform
 
 
 def open_stream(

@@ -18,24 +18,19 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from equibench.data.datasets import Dataset
-from equibench.encoders.vit import Tokens, ViTEncoder, view_spec, weights_sha256
+from equibench.data.dataset import Dataset
+from equibench.encoders.vit import Tokens, ViTEncoder, weights_sha256
 from equibench.errors import UserError
-from equibench.files import (
-    append_line,
-    digest_of,
-    read_lines,
-    writable_folder,
-    write_atomically,
-    write_text,
-)
-from equibench.pretrain.baseline import Baseline, BaselineEntry, TokenPair, Views
 from equibench.pretrain.batches import ObjectStream, PairStream, open_stream
+from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, Views
 from equibench.profiles import Profile
-from equibench.version import code_sha256
+from equibench.transforms.transformation import view_spec
+from equibench.utils.digests import code_sha256
+from equibench.utils.files import append_line, digest_of, read_lines, writable_folder, write_atomically, write_text
 
 COLLAPSE_STD = 0.02
 """Below this mean standard deviation per dimension, relative to the features' root mean square, a run has collapsed."""
@@ -246,12 +241,7 @@ class _Trainer:
         self.module.train()
         scalars |= {f"held_out/{name}": float(value) for name, value in held_out.items()}
         if self.fabric.is_global_zero:
-            line = {
-                "step": self.step,
-                "lr": self.lr,
-                "pairs_per_second": round(pairs_per_second, 1),
-                **scalars,
-            }
+            line = {"step": self.step, "lr": self.lr, "pairs_per_second": round(pairs_per_second, 1), **scalars}
             append_line(self.folder / "log.jsonl", json.dumps(line))
             if self.report:
                 self.report(self.step, self.settings.steps, scalars)
@@ -328,3 +318,56 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
     except Exception as error:
         raise UserError(f"the checkpoint {path} is damaged: {error}", f"remove {path} and run again") from error
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Where a run's folder keeps the encoder of a step."""
+    return folder / "snapshots" / f"step{step:06d}.safetensors"
+
+
+def keep_snapshot(folder: Path, profile: Profile, step: int) -> None:
+    """Copy the encoder out of a run's checkpoint, if the profile asks for it.
+
+    To be called at each line of the log: the first one after a checkpoint finds it still there.
+
+    Args:
+        folder: of the run.
+        step: of the log line.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    last_line = step - profile.pretraining.log_every
+    due = [kept for kept in profile.snapshots if last_line <= kept < step]
+    checkpoint = folder / "checkpoint.pt"
+    if not due or not checkpoint.exists():
+        return
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if state["step"] in due:
+        prefix = "encoder."
+        weights = {k.removeprefix(prefix): v.contiguous() for k, v in state["module"].items() if k.startswith(prefix)}
+        facts = {"recipe_sha256": state["digest"]}
+        path = snapshot_path(folder, state["step"])
+        write_atomically(path, lambda file: save_file(weights, file, metadata=facts))
+
+
+def read_snapshot(folder: Path, profile: Profile, variant: str, seed: int, step: int, recipe_sha256: str) -> ViTEncoder:
+    """The encoder of a run after so many steps.
+
+    Raises:
+        UserError: the profile keeps none of that step, the run kept none, or it is one of another recipe.
+    """
+    path = snapshot_path(folder, step)
+    again = f"move {folder} away and run the same command again"
+    if step not in profile.snapshots:
+        kept = ", ".join(map(str, profile.snapshots)) or "none"
+        raise UserError(f"the profile {profile.name} keeps no encoder of step {step}", f"steps kept: {kept}")
+    if not path.exists():
+        raise UserError(f"the run in {folder} kept no encoder of step {step}, so it has no learning curve", again)
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata() or {}
+    if facts.get("recipe_sha256") != recipe_sha256:
+        raise UserError(f"{path} is of another recipe than the run beside it", again)
+    encoder = build_encoder(profile, variant, seed)
+    encoder.load_state_dict(load_file(path))
+    return encoder.eval()

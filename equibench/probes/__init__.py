@@ -1,1 +1,3 @@
 """What is trained on frozen features."""
+
+from __future__ import annotations

@@ -1,16 +1,9 @@
-"""The linear probe of Table 5: multinomial logistic regression on frozen features, its l2 penalty chosen on validation.
+"""The objective of multinomial logistic regression with an l2 penalty, in coordinates in which it is quick to minimise.
 
-The protocol is that of Kornblith et al. and SimCLR (PROTOCOL 5): 45 penalties, one fit on train for each, the best on
-val fitted again on train and val together, test predicted once. Features are taken as they are, not standardised.
-
-For a penalty w the weights W (K, D) and biases b (K,) minimise
-
-    sum over images of the cross-entropy of softmax(W x + b)  +  w/2 ||W||²
-
-with free biases. This is scikit-learn's objective with C = 1/w for three classes or more. For two it fits the one
-vector W_1 - W_0, whose penalty is half as large: C = 2/w.
-
-How one such fit is carried out stands in `softmax`.
+L-BFGS needs thousands of steps on raw features, whose variances span many powers of ten. It is therefore run in other
+coordinates, in which the optimum is the same: features are centred (the bias takes up the mean) and turned into their
+principal components (a rotation keeps ||W||), and the search, not the penalty, is scaled by an estimate of the
+curvature along each component.
 """
 
 from __future__ import annotations
@@ -22,20 +15,186 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from torch import Tensor
 
 from equibench.errors import UserError
-from equibench.metrics.classification import mean_per_class, top1
-from equibench.probes.softmax import (
-    Data,
-    Features,
-    Labelled,
-    Labels,
-    Problem,
-    check_labels,
-    check_width,
-    read_features,
-)
+from equibench.evaluation.classification import mean_per_class, top1
+from equibench.utils.arrays import Gathered
+
+Features = NDArray[np.floating[Any]] | Gathered
+Labels = NDArray[np.int64]
+Labelled = tuple[Features, Labels]
+
+ROUNDING = 1e-15
+"""A rest of the way, in loss per image, that a search by float64 losses cannot see."""
+
+RESOLUTION = 2.0**-23
+"""Components that vary less than this share of the features' size hold nothing but float32's rounding."""
+READ_ROWS = 4096
+CPU_ROWS, GPU_ROWS = 1024, 65536
+"""Images of a block: on a CPU a block stays in the cache for both of its products, on a GPU few calls are better."""
+
+
+class Data:
+    """Centred features as principal components, with a column of ones, in blocks of images with their labels.
+
+    Attributes:
+        labels: (K,) the classes that occur; shares: (K,) how often.
+        variances: (R,) of the components that are kept.
+    """
+
+    def __init__(self, parts: Sequence[Labelled], classes: int, device: torch.device, dtype: torch.dtype) -> None:
+        for features, labels in parts:
+            check_labels(features, labels, classes)
+            check_width(features, parts[0][0].shape[-1])
+        self.labels, index, counts = np.unique(
+            np.concatenate([labels for _, labels in parts]), return_inverse=True, return_counts=True
+        )
+        self.dtype, self.count, self.shares = dtype, len(index), torch.from_numpy(counts / len(index))
+        width = parts[0][0].shape[1]
+        self.mean, covariance = np.zeros(width), torch.zeros(width, width, dtype=torch.float64, device=device)
+        for block in self._read(parts):
+            self.mean += block.sum(axis=0) / self.count
+        for block in self._read(parts):
+            centred = torch.from_numpy(block - self.mean).to(device)
+            covariance += centred.T @ centred
+        variances, basis = torch.linalg.eigh(covariance / self.count)
+        kept = variances > RESOLUTION**2 * (variances[-1] + float(self.mean @ self.mean))
+        self.variances, self.basis = variances[kept].cpu(), basis[:, kept]
+        inputs = torch.ones(self.count, len(self.variances) + 1, dtype=dtype, device=device)
+        row = 0
+        for block in self._read(parts):
+            turned = torch.from_numpy(block - self.mean).to(device) @ self.basis
+            inputs[row : row + len(block), :-1] = turned
+            row += len(block)
+        rows = CPU_ROWS if device.type == "cpu" else GPU_ROWS
+        self.blocks = list(zip(inputs.split(rows), torch.from_numpy(index).to(device).split(rows), strict=True))
+
+    @staticmethod
+    def _read(parts: Sequence[Labelled]) -> Iterator[NDArray[np.float64]]:
+        for number, (features, _) in enumerate(parts):
+            yield from read_features(features, "the training features" if number == 0 else "the validation features")
+
+    def start(self) -> tuple[Tensor, float]:
+        """No weights and the classes' shares as biases, which is the best constant answer; the curvature there."""
+        weights = torch.zeros(len(self.labels), len(self.variances) + 1, dtype=torch.float64)
+        weights[:, -1] = self.shares.log()
+        return weights, float((self.shares * (1 - self.shares)).mean())
+
+    def classifier(self, weights: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights (K, R + 1) as weights (K, D) and biases (K,) for features as they are."""
+        raw = (weights[:, :-1].to(self.basis.device) @ self.basis.T).cpu().numpy()
+        return raw, weights[:, -1].numpy() - raw @ self.mean
+
+    def evaluate(self, weights: Tensor, dtype: torch.dtype) -> tuple[float, Tensor, float]:
+        """Mean cross-entropy of weights (K, R + 1), its gradient, and the mean of p (1 - p) over images and classes.
+
+        What an image's probability is short of 1 is taken as a sum of the others', so that no digits are lost where
+        classes are separated and losses are small.
+        """
+        device = self.blocks[0][0].device
+        loss, curvature = torch.zeros(2, dtype=torch.float64, device=device)
+        gradient = torch.zeros(weights.shape, dtype=torch.float64, device=device)
+        weights = weights.to(device=device, dtype=dtype)
+        for stored, labels in self.blocks:
+            inputs, label = stored.to(dtype), labels[None]
+            share = weights @ inputs.T  # (K, n): several times quicker than (n, K) for few classes
+            share -= share.amax(dim=0)
+            true = share.gather(0, label)
+            total = share.exp_().sum(dim=0)
+            share /= total
+            wrong = share.scatter_(0, label, 0).sum(dim=0, keepdim=True)
+            loss += torch.where(wrong < 0.5, -torch.log1p(-wrong), total.log() - true).sum(dtype=torch.float64)
+            share.scatter_(0, label, -wrong)
+            gradient += share @ inputs
+            curvature += 2 * wrong.sum(dtype=torch.float64) - torch.linalg.vector_norm(share, dtype=torch.float64) ** 2
+        count = self.count
+        return float(loss) / count, gradient.cpu() / count, float(curvature) / (count * len(weights))
+
+
+class Problem:
+    """The objective per image for one penalty, in coordinates in which its curvature is about one everywhere.
+
+    Args:
+        penalty: per image.
+        curvature: mean p (1 - p) near the solution; with the variances it estimates the Hessian's diagonal.
+        descent: gradient (K, R + 1) at the best constant answer.
+    """
+
+    def __init__(self, data: Data, penalty: float, curvature: float, descent: Tensor, tolerance: float) -> None:
+        self.data, self.tolerance, self.curvature = data, tolerance, max(curvature, 1e-8)
+        self.penalty = torch.cat([torch.full_like(data.variances, penalty), torch.zeros(1, dtype=torch.float64)])
+        spread = torch.cat([data.variances, torch.ones(1, dtype=torch.float64)])
+        self.scale = (self.curvature * spread + self.penalty).rsqrt()
+        self.gain = _decrement(descent * self.scale)  # about what there is to gain beyond the constant answer
+        self.dtype, self.converged = data.dtype, False
+
+    def solve(self, start: Tensor, max_iterations: int) -> tuple[Tensor, int]:
+        """Weights (K, R + 1) and the number of steps; what rounding stops short is ended in float64."""
+        point, steps = (start / self.scale).flatten().numpy(), 0
+        for dtype in dict.fromkeys((self.data.dtype, torch.float64)):
+            self.dtype = dtype
+            limits = {"maxiter": max_iterations - steps, "maxfun": 2 * max_iterations, "ftol": 0, "gtol": 0}
+            found = minimize(self.evaluate, point, jac=True, method="L-BFGS-B", callback=self.stop, options=limits)
+            point, steps = found.x, steps + int(found.nit)
+            if not self.converged:  # the line search has gone on to points that were not taken
+                self.evaluate(point)
+            if self.converged or steps >= max_iterations:
+                break
+        return torch.from_numpy(point).view(start.shape) * self.scale, steps
+
+    def evaluate(self, point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """The objective and its gradient at a point (K * (R + 1),) in the scaled coordinates."""
+        weights = torch.from_numpy(point).view(-1, len(self.scale)) * self.scale
+        loss, gradient, self.curvature = self.data.evaluate(weights, self.dtype)
+        loss += 0.5 * float((self.penalty * weights.square()).sum())
+        gradient = (gradient + self.penalty * weights) * self.scale
+        self.converged = _decrement(gradient) <= self.tolerance * min(loss, self.gain) + ROUNDING
+        return loss, gradient.flatten().numpy()
+
+    def stop(self, intermediate_result: Any) -> None:
+        """End the search: the point that a step arrives at is the one that was evaluated last."""
+        if self.converged:
+            raise StopIteration
+
+
+def _decrement(gradient: Tensor) -> float:
+    """How far below a quadratic of curvature one ends."""
+    return 0.5 * float(gradient.square().sum())
+
+
+def read_features(features: Features, name: str) -> Iterator[NDArray[np.float64]]:
+    """Features (N, D) rounded to float32, in blocks of float64.
+
+    Raises:
+        UserError: one is not finite; ``name`` says which features these are.
+    """
+    for start in range(0, len(features), READ_ROWS):
+        with np.errstate(over="ignore"):
+            block = np.asarray(features[start : start + READ_ROWS], dtype=np.float32)
+        if not np.isfinite(block).all():
+            row, column = np.argwhere(~np.isfinite(block))[0]
+            raise UserError(
+                f"{name} are not finite: image {start + row}, feature {column}",
+                "look at the encoder's weights: training may have diverged",
+            )
+        yield block.astype(np.float64)
+
+
+def check_labels(features: Features, labels: Labels, classes: int) -> None:
+    """Raises a UserError unless there is a label in [0, classes) for each row of features, and at least one."""
+    if len(features) != len(labels) or not len(labels):
+        raise UserError(f"{len(features)} rows of features for {len(labels)} labels", "one label for each row")
+    if labels.min() < 0 or labels.max() >= classes:
+        raise UserError(f"labels from {labels.min()} to {labels.max()} for {classes} classes", "0 is the first class")
+
+
+def check_width(features: Features, width: int) -> None:
+    """Raises a UserError unless the features are (N, width)."""
+    if len(features.shape) != 2 or features.shape[1] != width:
+        raise UserError(f"features of shape {features.shape} beside features of {width} columns", "(images, features)")
+
 
 Select = Callable[[Labels, Labels], float]
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from equibench.controls import CONTROLS
 from equibench.errors import UserError
-from equibench.metrics.catalogue import CATALOGUE
+from equibench.evaluation.catalogue import CATALOGUE
+from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.profiles import get_profile
 from equibench.records import Record, read_records
-from equibench.report.markdown import MARK, UNBEATEN, Cells, further_grid, headline_grid, is_generated
-from equibench.runner import row_title
-from equibench.tables import Column, TableDefinition, cells_of, columns_of, load_definition, table_names
+from equibench.report.definition import Column, TableDefinition, cells_of, columns_of, load_definition, table_names
+from equibench.report.table import MARK, UNBEATEN, Cells, further_grid, headline_grid, is_generated
 
 RECORDS = "records.jsonl"
 

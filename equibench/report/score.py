@@ -9,14 +9,14 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from equibench.controls import CONTROLS, RIVALS
-from equibench.families import FAMILIES
-from equibench.metrics.catalogue import CATALOGUE
+from equibench.evaluation.catalogue import CATALOGUE
+from equibench.evaluation.context import Setting
+from equibench.evaluation.controls import CONTROLS, RIVALS
+from equibench.evaluation.evaluator import FAMILIES
 from equibench.records import Record
 from equibench.registry import TASKS
-from equibench.report.markdown import MARK, plain
-from equibench.setting import Setting
-from equibench.tables import load_certificates
+from equibench.report.definition import load_certificates
+from equibench.report.table import MARK, plain
 
 COMPARED = {"random_init": "random init", "pixels": "pixels", "image_statistics": "image stats"}
 SHOWN = 6

@@ -8,14 +8,13 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import kendalltau
 
-from equibench.controls import CONTROLS, RIVALS
 from equibench.errors import UserError
-from equibench.files import read_lines
+from equibench.evaluation.controls import CONTROLS, RIVALS, row_title
 from equibench.records import read_records
 from equibench.registry import TASKS
-from equibench.report.markdown import plain
-from equibench.runner import row_title
-from equibench.tables import Cell, cells_of
+from equibench.report.definition import Cell, cells_of
+from equibench.report.table import plain
+from equibench.utils.files import read_lines
 
 TASK_NAMES = ("rotation", "color", "blur", "translation", "crop", "flip")
 OWN = dict(zip(("sie_rot", "sie_color", "sie_blur", "sie_trans", "sie_crop", "sie_flip"), TASK_NAMES, strict=True))

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equibench.errors import UserError
-from equibench.registry import closest
-from equibench.segmentation.backbone import Encoder
-from equibench.segmentation.tree import CLASSES, IMAGE, MASK, SPLITS, CheckedTree
+from equibench.data.ade20k import CLASSES, IMAGE, MASK, SPLITS, CheckedTree
+from equibench.errors import UserError, closest
+from equibench.segmentation.modules import Encoder
 
 HEADS = ("hypernet", "linear")
 STRIDE = 4  # of the hyper feature: a quarter of the image

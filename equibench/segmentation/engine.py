@@ -3,12 +3,7 @@
 Importing this module registers all of it, the encoder and the heads.
 """
 
-# ruff: noqa: E402  (mmseg cannot be imported before mmcv's compiled operations are there, or a stub in their place)
 from __future__ import annotations
-
-from equibench.segmentation.stub import require_mmseg
-
-require_mmseg()
 
 import hashlib
 import itertools
@@ -29,11 +24,13 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import DATASETS
 from torch.utils.data import Dataset, Sampler
 
-from equibench.data.pairs import uniforms
 from equibench.errors import UserError
-from equibench.metrics.segmentation import Areas, scores_from_areas
-from equibench.segmentation.backbone import Encoder
-from equibench.segmentation.hypernet_head import HyperNetHead, LinearHead
+from equibench.evaluation.segmentation import Areas, scores_from_areas
+from equibench.pairs.manifest import uniforms
+from equibench.segmentation.modules import Encoder, HyperNetHead, LinearHead
+from equibench.segmentation.stub import require_mmseg
+
+require_mmseg()
 
 SCOPE = "equibench"
 LOOK_EVERY = 10  # iterations between two looks at the loss, which on a GPU each wait for it

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,14 +21,14 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
+from equibench.data.ade20k import CheckedTree, check_tree
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
-from equibench.files import digest_of, writable_folder, write_atomically, write_text
-from equibench.metrics.segmentation import Areas, SegmentationScores, constant_areas, scores_from_areas
-from equibench.segmentation.backbone import Encoder, Source
+from equibench.evaluation.segmentation import Areas, SegmentationScores, constant_areas, scores_from_areas
 from equibench.segmentation.config import LISTS, SegmentationSettings, build_config
+from equibench.segmentation.modules import Encoder, Source
 from equibench.segmentation.stub import require_mmseg
-from equibench.segmentation.tree import CheckedTree, check_tree
+from equibench.utils.files import digest_of, writable_folder, write_atomically, write_text
 
 Report = Callable[[float, str], None]
 JOB, AREAS = "job.json", "areas.npz"
@@ -218,3 +219,60 @@ def _own_random_state(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+REQUIRED = ("encoder", "data_root", "work_dir")
+OPTIONAL = ("settings", "arch", "pretrained", "skip_bad")
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """The arguments of `train_and_score` from a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, lacks an argument or has one that does not exist.
+    """
+    try:
+        job = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in REQUIRED if key not in job]
+        unknown = [key for key in job if key not in REQUIRED + OPTIONAL]
+        if missing or unknown:
+            raise ValueError(f"missing: {missing}, unknown: {unknown}")
+        job["settings"] = SegmentationSettings(**job.get("settings", {}))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a job: {error}",
+            f"a JSON object with {', '.join(REQUIRED)}; optional: {', '.join(OPTIONAL)}",
+        ) from error
+    return job
+
+
+def summary(result: SegmentationResult) -> dict[str, Any]:
+    """The scores that a line of JSON can hold."""
+    return {
+        "miou": result.scores.miou,
+        "macc": result.scores.macc,
+        "aacc": result.scores.aacc,
+        "miou_floor": result.floor.miou,
+        "images": len(result.names),
+        "left_out": len(result.left_out),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0, or 2 where the user's input is at fault."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    try:
+        if len(arguments) != 1:
+            raise UserError("one argument is needed", "python -m equibench.segmentation.launch job.json")
+        result = train_and_score(**read_job(Path(arguments[0])))
+    except UserError as error:
+        if first:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    if first:
+        print(json.dumps(summary(result)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

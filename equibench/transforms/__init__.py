@@ -1,6 +1,9 @@
 """Parametric transformations: batched, one θ per sample, device-agnostic, differentiable."""
 
-from equibench.transforms.families import (
+from __future__ import annotations
+
+from equibench.transforms.transformation import (
+    BETWEEN,
     BUILT_IN,
     TRANSFORMATIONS,
     Transformation,
@@ -10,7 +13,6 @@ from equibench.transforms.families import (
     transform_sequence,
     visible_disc,
 )
-from equibench.transforms.observed import BETWEEN
 
 __all__ = [
     "BETWEEN",

@@ -1,0 +1,172 @@
+"""Compare two encoders on the same test images: paired bootstrap, Holm's correction over tasks, ties said as ties."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equibench.audit.find import PLACES, Predictions, select, unknown_transformation
+from equibench.errors import UserError
+from equibench.evaluation.catalogue import CATALOGUE
+from equibench.evaluation.evaluator import FAMILIES
+from equibench.records import Record
+from equibench.registry import load_task_file
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A minus B on one task.
+
+    Attributes:
+        task, metric: what is compared.
+        a, b: the two values (means over pretraining seeds).
+        difference, low, high: a - b with its 95 % bootstrap interval over test images, the same ones for both.
+        p: two-sided bootstrap p-value of no difference; p_holm is corrected over the tasks compared.
+        verdict: "tie", or who is better; where neither direction is better, who is higher.
+        per_seed: the difference of the two runs of each pretraining seed that both sides have. The interval and p are
+            about these encoders on other images; how far other trainings of them would differ is seen here alone.
+    """
+
+    task: str
+    metric: str
+    a: float
+    b: float
+    difference: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    verdict: Literal["A", "B", "tie"]
+    per_seed: tuple[float, ...] = ()
+
+
+def compare(
+    a: str, b: str, *, tasks: Sequence[str] | None = None, features: str = "full", places: Sequence[str | Path] = PLACES
+) -> list[Difference]:
+    """Compare two scored encoders on the tasks that both have been scored on.
+
+    Args:
+        a, b: names of scored encoders, results folders, or both as in "results/demo/table2:vicreg" (`archive.select`).
+        tasks: only these; all common ones if None. A Python file stands for the tasks that it registers.
+        features: which feature set is compared.
+        places: folders in which records and predictions are looked for.
+
+    Raises:
+        UserError: nothing in common; task versions or pairs that differ; predictions that are not here.
+    """
+    for entry in tasks or ():
+        if entry.endswith(".py"):
+            tasks = [*(t for t in tasks or () if t != entry), *load_task_file(entry)]
+    ours, theirs = ([r for r in select(n, places) if r.features == features] for n in (a, b))
+    common = [t for t in dict.fromkeys(r.task for r in ours) if any(r.task == t for r in theirs)]
+    if tasks is not None:
+        common = [t for t in common if t in tasks]
+    if not common:
+        raise UserError(f"{a} and {b} have no task in common", "score both on the same tasks: equibench score")
+    predictions = Predictions([*places, *(p for n in (a, b) if (p := n.partition(":")[0]) and Path(p).is_dir())])
+    groups = {}
+    for task in common:
+        one, other = _comparable(task, a, b, ours, theirs)
+        groups[task] = _with_predictions(one, predictions), _with_predictions(other, predictions)
+    found = [_difference(task, *groups[task], predictions) for task in common]
+    return [_judged(d, p) for d, p in zip(found, holm([d.p for d in found]), strict=True)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction: p-values that hold for the whole family of tests."""
+    order = np.argsort(p_values)
+    factors = len(p_values) - np.arange(len(p_values))
+    stepped = np.maximum.accumulate(np.array(p_values)[order] * factors).clip(max=1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = stepped
+    return [float(p) for p in corrected]
+
+
+def paired_p(differences: NDArray[np.float64]) -> float:
+    """Two-sided p-value of a bootstrap distribution of differences, at least 2 / (resamples + 1)."""
+    defined = differences[~np.isnan(differences)]  # a ratio has no value where a resample's bottom is 0
+    below, above = (defined <= 0).sum(), (defined >= 0).sum()
+    return float(min(1.0, 2 * (1 + min(below, above)) / (1 + len(defined))))
+
+
+def _comparable(
+    task: str, a: str, b: str, ours: Sequence[Record], theirs: Sequence[Record]
+) -> tuple[list[Record], list[Record]]:
+    """Records of both that answer the same question: the same task version and the same pairs."""
+    sides = [[r for r in side if r.task == task] for side in (ours, theirs)]
+    kinds = [{(r.task_version, r.pairs_sha256, r.variant) for r in side} for side in sides]
+    shared = sorted(kinds[0] & kinds[1])
+    if not shared:
+        one, other = sides[0][0], sides[1][0]
+        differs = [
+            f"{what} ({x} against {y})"
+            for what, x, y in (
+                ("task version", one.task_version, other.task_version),
+                ("data", one.data, other.data),
+                ("views", one.variant, other.variant),
+                ("pairs", one.pairs_sha256[:12], other.pairs_sha256[:12]),
+            )
+            if x != y
+        ]
+        raise UserError(
+            f"{a} and {b} cannot be compared on {task}: they differ in {', '.join(differs)}",
+            f"score both on the same pairs: {one.command}",
+        )
+    if len(shared) > 1:
+        raise UserError(
+            f"{a} and {b} were both scored on {task} with {len(shared)} different sets of pairs",
+            "name the records, as in: equibench compare results/demo/table2:vicreg results/demo/table2:reconstruction",
+        )
+    return tuple(  # type: ignore[return-value]
+        [r for r in side if (r.task_version, r.pairs_sha256, r.variant) == shared[0]] for side in sides
+    )
+
+
+def _with_predictions(records: list[Record], predictions: Predictions) -> list[Record]:
+    """The records (of several pretraining seeds) whose predictions are here; all of them if none are."""
+    return [record for record in records if predictions.path(record)] or records
+
+
+def _difference(task: str, ours: Sequence[Record], theirs: Sequence[Record], predictions: Predictions) -> Difference:
+    (a, draws_a), (b, draws_b) = (_mean_of_seeds(side, predictions) for side in (ours, theirs))
+    draws = draws_a - draws_b
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    p = paired_p(draws)
+    one, other = ({r.seeds.pretraining: v[0] for r in side if (v := r.headline_value())} for side in (ours, theirs))
+    per_seed = tuple(one[seed] - other[seed] for seed in one if seed in other)
+    return Difference(task, ours[0].headline, a, b, a - b, float(low), float(high), p, p, "tie", per_seed)
+
+
+def _mean_of_seeds(records: Sequence[Record], predictions: Predictions) -> tuple[float, NDArray[np.float64]]:
+    """Value and bootstrap distribution, means over pretraining seeds; equal seeds of the bootstrap, equal images."""
+    latest = {r.seeds.pretraining: r for r in records}
+    draws = [_resampled(record, predictions) for record in latest.values()]
+    values = [found[0] for r in latest.values() if (found := r.headline_value())]
+    if len(values) < len(latest):
+        raise UserError(f"{records[0].signature} has no score", f"score it again: {records[0].command}")
+    return float(np.mean(values)), np.mean(draws, axis=0)
+
+
+def _resampled(record: Record, predictions: Predictions) -> NDArray[np.float64]:
+    arrays = predictions.arrays(record)
+    unknown = unknown_transformation(arrays)
+    if unknown:
+        raise UserError(
+            f"{record.task} is a task on {unknown!r}, which no file has registered here",
+            f"name the file: --tasks FILE.py,{record.task}",
+        )
+    return FAMILIES[record.family].resampled(arrays, record.features)
+
+
+def _judged(found: Difference, p_holm: float) -> Difference:
+    better = CATALOGUE[found.metric].better if found.metric in CATALOGUE else "higher"
+    ahead = (found.difference > 0) != (better == "lower")
+    verdict: Literal["A", "B", "tie"] = "tie" if p_holm >= LEVEL else "A" if ahead else "B"
+    return Difference(**{**found.__dict__, "p_holm": p_holm, "verdict": verdict})

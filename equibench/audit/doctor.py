@@ -1,0 +1,259 @@
+"""A look at a file of weights, in under a minute: is it safe, what is it, does it load, and does it see anything?"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import ks_2samp
+from torch import Tensor, nn
+
+from equibench.data.dataset import split_indices
+from equibench.data.load import load_dataset
+from equibench.encoders.adapter import ImageEncoder
+from equibench.encoders.checkpoint import Checkpoint, inspect_file, read_checkpoint
+from equibench.encoders.open import Opened, open_encoder
+from equibench.encoders.zoo import candidates, settle_batch_norm
+from equibench.errors import UserError
+from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.evaluate import evaluate
+from equibench.pretrain.loop import default_precision, start_fabric
+from equibench.profiles import Probing, get_profile
+from equibench.registry import TASKS
+from equibench.runner.open import CPU_BATCH
+from equibench.runner.score import seconds_per_view
+from equibench.transforms.transformation import view_spec
+
+SURE = 0.99
+"""Share of an architecture's parameters that must be in the file for it to be taken without being named."""
+BUDGET = 20.0
+"""Seconds that the quick score's forward passes may take."""
+QUICK_PAIRS = ((1600, 200, 800), (800, 100, 400), (400, 60, 200), (200, 40, 100))
+NORMALISATIONS: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+    "ImageNet (0.485/0.456/0.406, 0.229/0.224/0.225)": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "half (0.5, 0.5)": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "CLIP (0.481/0.458/0.408, 0.269/0.261/0.276)": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
+    "none (0, 1)": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "none, in 0 to 255 (0, 1/255)": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+}
+OWN = "its own config"
+LOOKS_UNTRAINED = 0.05
+"""Below this median Kolmogorov-Smirnov distance between its weights and an untrained net's, a file looks untrained."""
+
+
+@dataclass
+class Findings:
+    """What the doctor found.
+
+    Attributes:
+        safe: whether the file can be read without running code.
+        dtypes: number of tensors by type.
+        guesses: (architecture, share of its parameters that the file holds), best first.
+        architecture: the one that was loaded; None if none was.
+        coverage: lines on missing, unexpected and mis-shaped names.
+        preprocessing: what the model's own config says.
+        normalisation: what the first BatchNorm's statistics say of it; "" where there is none.
+        from_untrained: median distance of the weights' distribution from an untrained net's: 0 the same, 1 apart.
+        rotation: R² of a quick probe with its interval, for the file and for the untrained architecture.
+        problems: what stands in the way of a score; hints: what does not.
+    """
+
+    file: str
+    format: str = ""
+    bytes: int = 0
+    safe: bool = False
+    tensors: int = 0
+    parameters: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    guesses: list[tuple[str, float]] = field(default_factory=list)
+    architecture: str | None = None
+    coverage: str = ""
+    preprocessing: str = ""
+    normalisation: str = ""
+    from_untrained: float | None = None
+    rotation: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    rotation_pairs: tuple[int, int, int] | None = None
+    problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def usable(self) -> bool:
+        """Whether the file can be scored as it is."""
+        return not self.problems
+
+
+def examine(
+    file: str | Path,
+    *,
+    arch: str | None = None,
+    data: str | Path = "cifar10",
+    data_root: str | Path | None = None,
+    score: bool = True,
+    device: str = "auto",
+) -> Findings:
+    """Examine a file of weights; what is wrong with it becomes a finding, not an error.
+
+    Args:
+        file: .pth, .pt, .safetensors, ...
+        arch: "timm:NAME" or "torchvision:NAME"; the best guess if None.
+        data, data_root: images for the quick score; see `prepare.ScoreOptions`.
+        score: whether to encode images at all.
+
+    Raises:
+        UserError: the file does not exist.
+    """
+    started, found = time.perf_counter(), Findings(str(file))
+    facts = inspect_file(file)
+    found.format, found.bytes, found.safe = facts.format, facts.bytes, facts.safe
+    try:
+        checkpoint = read_checkpoint(file)
+        _describe(checkpoint, found)
+        opened = _load(checkpoint, file, arch, found)
+        if opened is not None:
+            _look_at_weights(opened, found)
+            if score:
+                _look_through(opened, found, data, data_root, device)
+    except UserError as error:
+        found.problems.append(f"{error.problem}. {error.fix}" if error.fix else error.problem)
+    found.seconds = round(time.perf_counter() - started, 1)
+    return found
+
+
+def _describe(checkpoint: Checkpoint, found: Findings) -> None:
+    state = checkpoint.state
+    found.tensors, found.parameters = len(state), sum(v.numel() for v in state.values() if v.is_floating_point())
+    found.dtypes = dict(Counter(str(v.dtype).removeprefix("torch.") for v in state.values()))
+    found.notes = list(checkpoint.notes)
+    bad = [n for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if bad:
+        found.problems.append(f"{len(bad)} tensors hold NaN or infinite values: {', '.join(bad[:5])}")
+
+
+def _load(checkpoint: Checkpoint, file: str | Path, arch: str | None, found: Findings) -> Opened | None:
+    if arch is None:
+        guesses = candidates(checkpoint.state)
+        found.guesses = [(c.arch, c.share) for c in guesses]
+        if not guesses or guesses[0].share < SURE:
+            best = f"the nearest is {guesses[0].arch} with {guesses[0].share:.0%}" if guesses else "none comes near"
+            found.problems.append(f"no known architecture has these keys ({best}). Name one with --arch timm:NAME")
+            return None
+        arch = guesses[0].arch
+    found.architecture = arch
+    opened = open_encoder(file, arch=arch, allow_partial=True, allow_random=True)
+    assert opened.coverage is not None
+    found.coverage, found.notes = opened.coverage.describe(), list(opened.notes)
+    if not opened.coverage.complete:
+        found.problems.append(f"its keys do not all fit {arch}: score needs --allow-partial")
+    if opened.coverage.share < SURE:
+        found.problems.append(f"only {opened.coverage.share:.1%} of {arch} are in the file: score needs --allow-random")
+    own = opened.encoder.preprocessing
+    mean, std = ("/".join(f"{v:.3g}" for v in values) for values in (own.mean, own.std))
+    found.preprocessing = f"{own.size} px, {own.interpolation}, mean {mean}, std {std}"
+    return opened
+
+
+def _look_at_weights(opened: Opened, found: Findings) -> None:
+    """How far are the weights from untrained ones, and has any BatchNorm ever seen data?"""
+    if opened.fresh is None:
+        return
+    ours, theirs = (_matrices(e.model) for e in (opened.encoder, opened.fresh(0)))
+    rng = np.random.default_rng(0)
+    distances = [ks_2samp(_sample(ours[n], rng), _sample(theirs[n], rng)).statistic for n in ours if n in theirs]
+    if distances:
+        found.from_untrained = round(float(np.median(distances)), 3)
+        if found.from_untrained < LOOKS_UNTRAINED:
+            found.hints.append("its weights are distributed like those of an untrained network")
+    norms = [m for m in opened.encoder.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    fresh = [m for m in norms if m.running_mean is not None and not m.running_mean.any()]
+    if norms and len(fresh) == len(norms):
+        found.hints.append("every BatchNorm mean is 0: it has never seen data, or its statistics were not saved")
+
+
+def _matrices(model: nn.Module) -> dict[str, Tensor]:
+    return {n: p.detach().float().flatten() for n, p in model.named_parameters() if p.ndim >= 2 and p.numel() >= 500}
+
+
+def _sample(values: Tensor, rng: np.random.Generator) -> np.ndarray:
+    return values.numpy()[rng.integers(len(values), size=2000)]
+
+
+def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: str | Path | None, device: str) -> None:
+    """Real images through the encoder: does its normalisation fit, and can a rotation be read from its features?"""
+    try:
+        dataset = load_dataset(data, data_root=data_root)
+    except UserError as error:
+        found.hints.append(f"no quick score: {error.problem}")
+        return
+    fabric, views = start_fabric(device), view_spec("headline", int(dataset.train.images.shape[-1]))
+    images = torch.from_numpy(np.array(dataset.test.images[:64])).float() / 255
+    found.normalisation = _normalisation(opened.encoder, images, found)
+    profile = replace(get_profile("demo"), image_size=int(images.shape[-1]))
+    with tempfile.TemporaryDirectory(prefix="equibench-") as folder:
+        bf16 = default_precision(fabric.device.type) == "bf16-mixed"
+        setting = Setting(profile, dataset, "headline", Path(folder), fabric.device, bf16, repeats=4)
+        enough = [pairs for pairs in QUICK_PAIRS if _enough(pairs, setting)]
+        if not enough:
+            found.hints.append(f"no quick score: {dataset.name} has too few images for one")
+            return
+        seconds = seconds_per_view(Subject("", opened.encoder, batch=CPU_BATCH), setting)
+        pairs = next((p for p in enough if sum(p) * 2 * seconds <= BUDGET), enough[-1])
+        found.rotation_pairs = pairs
+        quick = replace(profile, probing=Probing(pairs, width=256, epochs=20, batch=64, lr=5e-4))
+        setting = replace(setting, profile=quick)
+        untrained = opened.fresh(0) if opened.fresh and sum(pairs) * 4 * seconds <= 1.5 * BUDGET else None
+        if untrained is not None:
+            settle_batch_norm(untrained, [images])
+        for name, encoder in ((Path(found.file).name, opened.encoder), ("untrained", untrained)):
+            if encoder is not None:
+                masked = ImageEncoder(
+                    encoder.model,
+                    architecture=encoder.architecture,
+                    preprocessing=encoder.preprocessing,
+                    views=views,
+                    pooling=encoder.pooling,
+                    classifier=encoder.classifier,
+                )
+                subject = Subject(name, masked, masked.identity or {}, None, batch=CPU_BATCH)
+                value = evaluate(subject, TASKS.get("rotation"), setting)[0].headline_value()
+                found.rotation |= {name: value} if value else {}
+
+
+def _enough(pairs: tuple[int, int, int], setting: Setting) -> bool:
+    there = [len(indices) for indices in split_indices(setting.dataset).values()]
+    return all(n <= have * k for n, have, k in zip(pairs, there, (setting.repeats, setting.repeats, 1), strict=True))
+
+
+@torch.no_grad()
+def _normalisation(encoder: ImageEncoder, images: Tensor, found: Findings) -> str:
+    """Which common normalisation brings the first BatchNorm's input closest to the statistics that it has stored."""
+    norm = next((m for m in encoder.model.modules() if isinstance(m, nn.BatchNorm2d)), None)
+    if norm is None or norm.running_mean is None or norm.running_var is None or not norm.running_mean.any():
+        return ""
+    mean, variance = norm.running_mean.cpu().clone(), norm.running_var.cpu().clone()
+    own = (tuple(encoder.preprocessing.mean), tuple(encoder.preprocessing.std))
+    distances: dict[str, float] = {}
+    for name, (shift, scale) in {OWN: own, **NORMALISATIONS}.items():
+        prepared = replace(encoder.preprocessing, mean=tuple(shift), std=tuple(scale))  # type: ignore[arg-type]
+        twin = ImageEncoder(encoder.model, architecture="", preprocessing=prepared, classifier=encoder.classifier)
+        taken: list[Tensor] = []
+        hook = norm.register_forward_pre_hook(lambda _m, inputs, taken=taken: taken.append(inputs[0].float()))
+        try:
+            twin.represent(images)
+        finally:
+            hook.remove()
+        seen = taken[0].transpose(0, 1).flatten(1)
+        off = (seen.mean(dim=1) - mean).abs() / variance.sqrt() + (seen.var(dim=1) / variance).log().abs() / 2
+        distances[name] = float(off.median())
+    best = min(distances, key=lambda name: distances[name])
+    if distances[OWN] > 1.5 * distances[best] + 0.1:
+        found.hints.append(f"its first BatchNorm expects another normalisation: {best}; set --mean and --std")
+    other = "" if best == OWN else f", by {distances[best]:.2f} with {best}"
+    return f"the first BatchNorm's input is off by {distances[OWN]:.2f} with {OWN}{other}"

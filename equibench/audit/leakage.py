@@ -1,0 +1,337 @@
+"""The small CNN behind a certificate: trained from scratch on the pixels of one input, scored by its test R²."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+import equibench
+from equibench.data.dataset import SPLITS, Dataset, image_source, split_indices
+from equibench.data.load import FOLDER_PIXELS, load_dataset
+from equibench.errors import UserError, closest
+from equibench.metrics.regression import bootstrap_r2, r2_per_dimension
+from equibench.pairs.manifest import Pairs, draw_pairs
+from equibench.pretrain.loop import learning_rate, start_fabric
+from equibench.registry import TASKS, load_task_file
+from equibench.task import Task, regression_tasks
+from equibench.transforms.transformation import MEAN, STD, TRANSFORMATIONS, ViewSpec, transform, view_spec, visible_disc
+from equibench.utils.files import write_text
+
+INPUTS = ("both_views", "view2_alone", "border", "interpolation")
+"""What a CNN is trained on: both views; view 2; the outermost visible ring of view 2; view 2 of white noise, which has
+no upright and no middle, so that what is read from it comes from the resampling (geometric transformations only)."""
+LR = 2e-3
+BORDER = 2 / 32  # width of the ring over the image's side
+LARGE = 64  # a side above which the first convolution strides
+
+
+class SmallCNN(nn.Module):
+    """Four convolutions and two linear layers; keeps the grid until the end, so that positions can be read."""
+
+    def __init__(self, channels: int, targets: int, side: int = LARGE) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        first = -(-side // LARGE)  # brings any side to 64 px or less; the kernel grows with it, to see every pixel
+        for before, after, stride, kernel in (
+            (channels, 32, first, first + 2),
+            (32, 64, 2, 3),
+            (64, 96, 2, 3),
+            (96, 96, 1, 3),
+        ):
+            layers += [nn.Conv2d(before, after, kernel, stride, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(6), nn.Flatten())
+        self.head = nn.Sequential(nn.Linear(96 * 36, 256), nn.ReLU(), nn.Linear(256, targets))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Views (N, channels, S, S) -> standardised targets (N, K)."""
+        return self.head(self.body(x))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What all inputs of a certificate share: the pairs, how they are seen, and how long is trained."""
+
+    pairs: Pairs
+    dataset: Dataset
+    views: ViewSpec
+    fabric: Fabric
+    epochs: int
+    batch: int
+
+    @property
+    def side(self) -> int:
+        return int(self.dataset.train.images.shape[-1])
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        return np.arange(*self.pairs.rows(split).indices(len(self.pairs.image)))
+
+
+def train_and_score(source: str, subject: Subject, advance: Callable[[], object]) -> tuple[float, float, float]:
+    """Train on one of `INPUTS`; test R² of the epoch that the validation pairs choose, and its interval's ends.
+
+    Args:
+        advance: called after each step.
+
+    Raises:
+        UserError: a parameter of the transformation does not vary.
+    """
+    pairs, fabric = subject.pairs, subject.fabric
+    coded = TRANSFORMATIONS[pairs.transformation].encode(pairs.theta, subject.side)
+    train = coded[pairs.rows("train")]
+    if not train.std(axis=0).all():
+        raise UserError(f"θ of {pairs.transformation!r} does not vary over the pairs", "draw it from a range")
+    targets = torch.from_numpy((coded - train.mean(axis=0)) / train.std(axis=0)).float()
+    torch.manual_seed(0)
+    model = SmallCNN(6 if source == "both_views" else 3, targets.shape[1], subject.side)
+    module, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=LR, fused=True))
+    rows, step = subject.rows("train"), 0
+    steps = subject.epochs * (len(rows) // subject.batch)
+    best, best_error = None, float("inf")
+    for epoch in range(subject.epochs):
+        module.train()
+        order = np.random.default_rng(epoch).permutation(rows)
+        for start in range(0, len(order) - subject.batch + 1, subject.batch):
+            batch = order[start : start + subject.batch]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(LR, step, steps, 0.05)
+            error = F.mse_loss(module(_input(source, subject, batch)), targets[batch].to(fabric.device))
+            fabric.backward(error)
+            optimizer.step()
+            optimizer.zero_grad()
+            step += 1
+            advance()
+        error_val = float(
+            np.square(_predict(module, source, subject, "val") - targets[pairs.rows("val")].numpy()).mean()
+        )
+        if error_val < best_error:
+            best, best_error = _predict(module, source, subject, "test"), error_val
+    assert best is not None, "the validation error was never a number"
+    truth = targets[pairs.rows("test")].double().numpy()
+    low, high = bootstrap_r2(truth, best[None].astype(np.float64))
+    return float(r2_per_dimension(truth, best.astype(np.float64)).mean()), low, high
+
+
+@torch.no_grad()
+def _predict(module: nn.Module, source: str, subject: Subject, split: str) -> NDArray[np.float32]:
+    module.eval()
+    rows = subject.rows(split)
+    most = 500 if subject.side <= LARGE else 64
+    parts = [module(_input(source, subject, part)) for part in np.array_split(rows, -(-len(rows) // most))]
+    return torch.cat(parts).float().cpu().numpy()
+
+
+def _input(source: str, subject: Subject, rows: NDArray[np.int64]) -> Tensor:
+    """The views of these pairs, normalised and masked, as the CNN sees them (all rows of one split)."""
+    pairs, views, size, device = subject.pairs, subject.views, subject.side, subject.fabric.device
+    split = next(s for s in SPLITS if rows[0] < pairs.rows(s).stop)
+    if source == "interpolation":
+        pixels = noise_pictures(rows - pairs.rows(split).start, size, pairs.transformation, split)
+    else:
+        pixels = image_source(subject.dataset, split).images[pairs.image[rows]]
+    images = torch.from_numpy(pixels).to(device).float() / 255
+    theta = {pairs.transformation: torch.from_numpy(pairs.theta[rows]).float().to(device)}
+    second = transform(images, theta, views.fill)
+    mask = torch.ones(size, size) if views.radius is None else visible_disc(size, views.radius)
+    mask = (outer_ring(size, views.radius) if source == "border" else mask).to(device)
+    mean, std = (torch.tensor(m, device=device).view(3, 1, 1) for m in (MEAN, STD))
+    return torch.cat([(v - mean) / std * mask for v in ([images] if source == "both_views" else []) + [second]], dim=1)
+
+
+def outer_ring(size: int, radius: float | None) -> Tensor:
+    """(S, S) float mask of the outermost visible pixels, 2 px wide at 32 px: a ring, or a frame where no disc hides."""
+    if radius is not None:
+        return visible_disc(size, radius) - visible_disc(size, radius - BORDER * size)
+    width = max(1, round(BORDER * size))
+    mask = torch.ones(size, size)
+    mask[width : size - width, width : size - width] = 0
+    return mask
+
+
+def noise_pictures(rows: NDArray[np.int64], size: int, *key: object) -> NDArray[np.uint8]:
+    """White noise (N, 3, S, S) uint8, one picture for each row number, which depends on it and on the key alone."""
+    count = 3 * size * size
+    pictures = np.empty((len(rows), count), np.uint8)
+    for picture, row in zip(pictures, rows, strict=True):
+        digest = hashlib.sha256("|".join(map(str, ("noise", *key, row))).encode()).digest()
+        words = np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8")).random_raw(-(-count // 8))
+        picture[:] = words.astype("<u8").view(np.uint8)[:count]
+    return pictures.reshape(-1, 3, size, size)
+
+
+PAIRS = (20_000, 2_000, 5_000)
+"""Training, validation and test pairs; the validation pairs choose the epoch."""
+REPEATS = 4
+"""How often a training or validation image may be used where the data are smaller; a test image is used once."""
+EPOCHS, BATCH = 5, 128
+STEPS = EPOCHS * (PAIRS[0] // BATCH)
+"""Fewer pairs are seen in more epochs, for an undertrained CNN would find every task clean."""
+FOREIGN = "certificates.json"
+
+Sizes = tuple[int, int, int]
+
+
+def certify(
+    tasks: Sequence[str | Path] | None = None,
+    *,
+    data: str | Path = "cifar10",
+    data_root: str | Path | None = None,
+    out: str | Path | None = None,
+    pairs: Sizes = PAIRS,
+    inputs: Sequence[str] | None = None,
+    size: int = FOLDER_PIXELS,
+    again: bool = False,
+) -> list[Path]:
+    """Certify regression tasks and merge the results into a file, each number as soon as it is there.
+
+    What a file already holds of the same recipe (task version, data, pairs, epochs) is kept and not measured again.
+
+    Args:
+        tasks: task ids, and Python files that register tasks; all registered regression tasks if None.
+        data: "cifar10", "solids" or a folder of images.
+        data_root: folder that holds CIFAR-10.
+        out: file to write. By default the one that is kept with the tasks, for the package's own tasks, on CIFAR-10
+            and with the default pairs; for all else `certificates.json` in the current folder. A file holds one
+            certificate per task: one on other data takes its place.
+        pairs: training, validation and test pairs; fewer where the data have fewer images (see `REPEATS`).
+        inputs: which of `INPUTS` to measure; all if None.
+        size: side of the images of a folder, in pixels.
+        again: measure also what is on file already.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: an unknown task, or one that is no regression; a task's file, an input, the pairs or the data are
+            wrong; a file cannot be read or written.
+    """
+    chosen = _chosen_tasks(tasks)
+    asked = _chosen_inputs(inputs)
+    if len(pairs) != 3 or min(pairs) < 2:
+        raise UserError(f"pairs={pairs} cannot be drawn", "give three numbers: training, validation and test pairs")
+    dataset = load_dataset(data, data_root=data_root, size=size)
+    written: list[Path] = []
+    for task in chosen:
+        own = task.name in TASKS.built_in and dataset.name == "cifar10" and tuple(pairs) == PAIRS
+        path = Path(out) if out else certificates_path() if own else Path(FOREIGN)
+        certificates = _read(path)
+        for source in asked:  # written one by one, so that an interruption costs one at most
+            kept = certificates.get(task.name)
+            certificates[task.name] = certificate_of(task, dataset, pairs, [source], kept=kept, again=again)
+            write_text(path, json.dumps(certificates, indent=1) + "\n")
+        written += [path] if path not in written else []
+    return written
+
+
+def certificates_path() -> Path:
+    """Where the certificates of the registered tasks are kept."""
+    import equibench.tasks
+
+    return Path(next(iter(equibench.tasks.__path__))) / "certificates.json"
+
+
+def certificate_of(
+    task: Task,
+    dataset: Dataset,
+    sizes: Sizes,
+    inputs: Sequence[str] = INPUTS,
+    *,
+    variant: str = "headline",
+    kept: dict[str, Any] | None = None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Train the CNN on the inputs of one task and report its test R² with 95 % intervals; None where not measured.
+
+    Args:
+        sizes: training, validation and test pairs asked for.
+        variant: the views' fill and mask.
+        kept: an earlier certificate; its numbers are kept where it is of the same recipe.
+        again: measure the inputs that `kept` has, too.
+    """
+    indices, most = split_indices(dataset), (REPEATS, REPEATS, 1)
+    sizes = tuple(min(n, m * len(indices[s])) for n, m, s in zip(sizes, most, SPLITS, strict=True))  # type: ignore[assignment]
+    name = f"certificate of {task.name}"
+    pairs = draw_pairs(dataset, task.transformation, sizes, task=name, version=task.version, repeats=REPEATS)
+    batch = min(BATCH, sizes[0])
+    epochs = max(EPOCHS, math.ceil(STEPS / (sizes[0] // batch)))
+    views = view_spec(variant, dataset.train.images.shape[-1])
+    recipe: dict[str, Any] = {"task_version": task.version, "epochs": epochs, "pairs_sha256": pairs.sha256}
+    if variant != "headline":
+        recipe["views"] = variant
+    old = kept if kept and all(kept.get(key) == value for key, value in recipe.items()) else {}
+    facts: dict[str, Any] = {
+        "task_version": task.version,
+        "data": dataset.name,
+        "pairs": sizes[0],
+        "validation_pairs": sizes[1],
+        "test_pairs": sizes[2],
+        **recipe,
+        "package_version": old.get("package_version"),  # of the latest measurement
+    }
+    geometric = TRANSFORMATIONS[task.transformation].matrix is not None
+    subject = Subject(pairs, dataset, views, start_fabric(), epochs, batch)
+    for source in INPUTS:
+        keys = [f"{source}_{end}" for end in ("r2", "low", "high")]
+        numbers = [old.get(key) for key in keys]
+        if source in inputs and (again or numbers[0] is None) and (geometric or source != "interpolation"):
+            facts["package_version"] = equibench.__version__
+            with _progress(f"{task.name}: {source.replace('_', ' ')}", epochs * (sizes[0] // batch)) as advance:
+                numbers = [round(number, 4) for number in train_and_score(source, subject, advance)]
+        facts |= dict(zip(keys, numbers, strict=True))
+    return facts
+
+
+# What is asked for, and the file
+
+
+def _chosen_tasks(names: Sequence[str | Path] | None) -> list[Task]:
+    if names is None:
+        return [TASKS.get(name) for name in regression_tasks()]
+    chosen: list[Task] = []
+    for name in names:
+        added = load_task_file(name) if isinstance(name, Path) or name.endswith(".py") else [name]
+        chosen += [TASKS.get(one) for one in added]
+    for task in chosen:
+        if task.family != "regression":
+            known = ", ".join(regression_tasks())
+            raise UserError(f"{task.name!r} is a task of {task.family}, which has no certificate", f"one of {known}")
+    return chosen
+
+
+def _chosen_inputs(names: Sequence[str] | None) -> Sequence[str]:
+    for name in names or ():
+        if name not in INPUTS:
+            raise UserError(f"unknown input {name!r}{closest(name, INPUTS)}", f"some of {', '.join(INPUTS)}")
+    return names or INPUTS
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "move it away, or choose another file") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no certificates", "move it away, or choose another file")
+    return content
+
+
+@contextmanager
+def _progress(title: str, steps: int) -> Iterator[Callable[[], object]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        one = progress.add_task(title, total=steps)
+        yield lambda: progress.advance(one)

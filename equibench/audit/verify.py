@@ -1,0 +1,154 @@
+"""Compute every reported score again from the stored predictions, and every table from its records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from equibench.audit.find import RECORDS, Predictions, unknown_transformation
+from equibench.errors import UserError
+from equibench.evaluation.controls import CONTROLS
+from equibench.evaluation.evaluator import FAMILIES
+from equibench.records import Metric, Record, read_records
+from equibench.registry import load_task_file
+from equibench.report.definition import load_definition, table_frame, table_names
+from equibench.utils.files import read_lines
+
+TOLERANCE = 1e-9
+"""Largest difference between a reported and a recomputed number: sums may be taken in another order elsewhere."""
+
+
+@dataclass
+class Verification:
+    """What was found.
+
+    Attributes:
+        checked: scores computed again from their predictions.
+        mismatches: lines that say which number of which record or table is not what it should be.
+        absent: records whose predictions are not here.
+        tables: CSV files compared with their records.
+        skipped: lines that say what could not be compared, and why.
+    """
+
+    checked: int = 0
+    mismatches: list[str] = field(default_factory=list)
+    absent: list[Record] = field(default_factory=list)
+    tables: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+
+def verify(
+    results: str | Path = "results",
+    *,
+    runs: str | Path = "runs",
+    task_files: Sequence[str | Path] = (),
+    report: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Check a results folder, or one file of records.
+
+    Args:
+        results: folder with records below it.
+        runs: folder below which the predictions are kept.
+        task_files: Python files that register the tasks of one's own that were scored.
+        report: called with (records done, records in all).
+
+    Raises:
+        UserError: no records there, or a damaged file.
+    """
+    for task_file in task_files:
+        load_task_file(task_file)
+    root = Path(results)
+    files = [root] if root.is_file() else sorted(root.rglob(RECORDS))
+    if not files:
+        raise UserError(f"there are no records below {root}", "give a folder that holds records.jsonl")
+    predictions, found = Predictions([runs]), Verification()
+    work = [(file, record) for file in files for record in read_records(file)]
+    for number, (file, record) in enumerate(work):
+        _check_record(file, record, predictions, found)
+        if report:
+            report(number + 1, len(work))
+    for file in files:
+        _check_signatures(file, found)
+        _check_tables(file, found)
+    return found
+
+
+def _check_signatures(file: Path, found: Verification) -> None:
+    """The signature that a line was written with must be that of the recipe in it."""
+    for line, record in zip(read_lines(file), read_records(file), strict=True):
+        written = line.get("signature", record.signature)
+        if written != record.signature:
+            found.mismatches.append(f"{file}: {written}: the recipe beside this signature has {record.signature}")
+
+
+def _check_record(file: Path, record: Record, predictions: Predictions, found: Verification) -> None:
+    if record.r2 is None and not record.metrics:
+        return  # a half of an encoder that has none: nothing is reported
+    if predictions.path(record) is None:
+        found.absent.append(record)
+        return
+    arrays = predictions.arrays(record)
+    unknown = unknown_transformation(arrays)
+    if unknown:
+        found.skipped.append(f"{record.signature}: {unknown!r} is registered by a file of yours; give --tasks FILE.py")
+        return
+    if record.family not in FAMILIES:
+        found.mismatches.append(f"{file}: {record.signature}: unknown family {record.family}")
+        return
+    try:
+        scores = FAMILIES[record.family].scores(arrays, record.features)
+    except KeyError as error:
+        found.mismatches.append(f"{file}: {record.signature}: the predictions lack {error}")
+        return
+    found.checked += 1
+    reported = record.model_dump()
+    for name, value in scores.items():
+        for key, said, is_ in _pairs(name, reported[name], value):
+            if not _equal(said, is_):
+                found.mismatches.append(f"{file}: {record.signature}: {key} is reported as {said}, computed as {is_}")
+    lost = set(reported["metrics"]) - set(scores["metrics"])
+    found.mismatches += [f"{file}: {record.signature}: {name} is reported, and not computed" for name in sorted(lost)]
+
+
+def _pairs(name: str, said: Any, computed: Any) -> list[tuple[str, Any, Any]]:
+    """Numbers to compare, with their names: those of dictionaries and lists one by one."""
+    if isinstance(computed, Metric):
+        computed = computed.model_dump()
+    if isinstance(computed, dict):
+        said = said or {}
+        return [pair for key, value in computed.items() for pair in _pairs(f"{name}.{key}", said.get(key), value)]
+    if isinstance(computed, list):
+        said = [*(said or []), *[None] * len(computed)]
+        return [(f"{name}[{n}]", said[n], value) for n, value in enumerate(computed)]
+    return [(name, said, computed)]
+
+
+def _equal(said: Any, computed: Any) -> bool:
+    if said is None or computed is None:
+        return said is computed or (computed is not None and math.isnan(computed))
+    return math.isclose(said, computed, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _check_tables(file: Path, found: Verification) -> None:
+    """Tables beside a file of records must be what the records say, to the last character."""
+    records = read_records(file)
+    for name in table_names():
+        path = file.parent / f"{name}.csv"
+        if not path.is_file():
+            continue
+        definition = load_definition(name)
+        rows = [r for r in [*definition.rows, *CONTROLS] if any(x.baseline == r for x in records)]
+        others = {x.baseline for x in records} - set(rows)
+        rows = [*(r for r in rows if r not in CONTROLS), *sorted(others), *(r for r in rows if r in CONTROLS)]
+        columns = [c for c in definition.columns if any(x.task == c.partition(":")[0] for x in records)]
+        try:
+            expected = table_frame(definition, rows, columns, records).to_csv(index=False)
+        except UserError as error:  # a baseline of the user's own, whose title stands in a file that is not known here
+            found.skipped.append(f"{path}: {error.problem}")
+            continue
+        found.tables += 1
+        if expected != path.read_text(encoding="utf-8"):
+            found.mismatches.append(f"{path} is not what {file} says")

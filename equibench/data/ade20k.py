@@ -1,0 +1,373 @@
+"""Generated pictures in ADE20K's layout, for want of ADE20K: solids before textured grounds, every pixel's class known.
+
+They are called "ade20k-generated" wherever they are named, and are no measure of what an encoder does on photographs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import track
+
+from equibench.data import solids
+from equibench.errors import UserError
+from equibench.pairs.manifest import uniforms
+from equibench.utils.arrays import cache_folder, read_json, writing_to_cache
+from equibench.utils.download import exclusive
+from equibench.utils.files import write_text
+
+GENERATED_NAME = "ade20k-generated"
+
+GROUNDS = ("clouds", "stripes")
+CLASS_NAMES = (*solids.CLASS_NAMES, *GROUNDS)
+"""Of labels 1 to 12. ADE20K's own names for these labels (wall, building, ...) do not fit."""
+
+GENERATOR = (
+    ("equibench.data", "solids.py"),
+    ("equibench.data", "solid_shapes.py"),
+    ("equibench.segmentation", "stand_in.py"),
+)
+SMALLEST = 32
+DRAWS, CELLS = 40, 8  # numbers that a picture takes, and cells of the coarse noise along each side
+QUALITY = 95
+
+
+def stand_in_folder(images: tuple[int, int] = (200, 50), size: int = 96, seed: int = 0) -> Path:
+    """The generated tree in the cache, made where it is not there; arguments as for `write_stand_in`.
+
+    Raises:
+        UserError: a number is out of range, or the cache folder cannot be written.
+    """
+    # named by the text of the generator, so that pictures of another version are not taken for its
+    text = b"".join(files(package).joinpath(name).read_bytes() for package, name in GENERATOR)
+    key = f"{hashlib.sha256(text).hexdigest()[:12]}-{images[0]}-{images[1]}-{size}-{seed}"
+    folder = cache_folder() / GENERATED_NAME / key
+    if folder.is_dir():
+        return folder
+    with writing_to_cache():
+        folder.parent.mkdir(exist_ok=True)
+        with exclusive(folder.parent / ".render.lock"):
+            if not folder.is_dir():  # another process may have made it while this one waited
+                write_stand_in(folder, images=images, size=size, seed=seed)
+    return folder
+
+
+def write_stand_in(root: Path | str, *, images: tuple[int, int] = (200, 50), size: int = 96, seed: int = 0) -> Path:
+    """Write a tree in ADE20K's layout, all or nothing.
+
+    A picture shows two to four solids before a ground that is divided in two, of clouds or stripes. Its label is 1 to
+    10 for the solids (in the order of their names), 11 and 12 for the grounds, and 0, "other", on the rim of a solid,
+    where both mix. Picture n of a split depends on nothing but (seed, split, n, size).
+
+    Args:
+        root: the folder to make; ROOT/ADEChallengeData2016/{images,annotations}/{training,validation}/NNNNNN.{jpg,png}.
+        images: how many for training and for validation, at least 1 each.
+        size: height in pixels, at least 32; every other picture is a quarter wider than high.
+        seed: which stream.
+
+    Returns:
+        The root.
+
+    Raises:
+        UserError: a number is out of range, the folder exists and is not empty, or cannot be written.
+    """
+    root = Path(root).expanduser()
+    if len(images) != 2 or min(images) < 1 or size < SMALLEST:
+        raise UserError(
+            f"images={images} of size={size} cannot be generated",
+            f"give two numbers of at least 1 (training, validation) and {SMALLEST} px or more",
+        )
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} exists and is not an empty folder", "choose another folder")
+    scratch = root.parent / f".unfinished-{uuid.uuid4().hex}"
+    try:
+        _write(scratch, images, size, seed)
+        os.replace(scratch, root)  # over an empty folder, or none
+    except OSError as error:
+        raise UserError(
+            f"{root} cannot be written: {error.strerror or error}", "free some space or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return root
+
+
+def picture(split: str, number: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """One picture (H, W, 3) and its labels (H, W)."""
+    u = uniforms((1, DRAWS + 2 * CELLS * CELLS), GENERATED_NAME, seed, split, number)[0]
+    width = size if number % 2 == 0 else size * 5 // 4
+    image, label = _ground(u, size, width)
+    count = 2 + int(3 * u[20])
+    # ten solids in a row show each kind once, so a stream of all pictures' solids shows all kinds alike often
+    stream = 2 * seed + SPLITS.index(split)
+    for place in range(count):
+        share, across, down = u[21 + 3 * place : 24 + 3 * place]
+        side = int(size * (0.45 + 0.3 * share))
+        one = solids.render(1, size=side, seed=stream, start=4 * number + place)
+        left, top = int(across * (width - side)), int(down * (size - side))
+        _paste(image, label, one, left, top)
+    return image, label
+
+
+def _write(folder: Path, images: tuple[int, int], size: int, seed: int) -> None:
+    entries = [(split, number) for split, count in zip(SPLITS, images, strict=True) for number in range(count)]
+    for kind in ("images", "annotations"):
+        for split in SPLITS:
+            (folder / NAME / kind / split).mkdir(parents=True)
+    for split, number in track(entries, f"rendering {GENERATED_NAME}", console=Console(stderr=True), transient=True):
+        image, label = picture(split, number, size, seed)
+        name = f"{number + 1:06d}"
+        Image.fromarray(image).save(folder / NAME / "images" / split / f"{name}.jpg", quality=QUALITY)
+        Image.fromarray(label).save(folder / NAME / "annotations" / split / f"{name}.png")
+
+
+def _ground(u: NDArray[np.float64], height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The picture without solids: two grounds, divided by a straight line through its middle half."""
+    y, x = np.mgrid[0:height, 0:width] / height
+    angle, offset = 2 * np.pi * u[0], 0.5 * (u[1] - 0.5)
+    first = (x - width / height / 2) * np.cos(angle) + (y - 0.5) * np.sin(angle) > offset
+    kinds = [int(2 * u[2]), int(2 * u[3])]
+    image, label = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
+    for part, (where, kind) in enumerate(zip((first, ~first), kinds, strict=True)):
+        draws = u[4 + 8 * part : 12 + 8 * part]
+        noise = u[DRAWS + part * CELLS * CELLS :][: CELLS * CELLS].reshape(CELLS, CELLS)
+        shade = _clouds(noise, height, width) if kind == 0 else _stripes(draws, x, y)
+        dark, bright = 40 + 80 * draws[2:5], 140 + 100 * draws[5:8]
+        image[where] = (dark + shade[..., None] * (bright - dark))[where].astype(np.uint8)
+        label[where] = len(solids.CLASS_NAMES) + 1 + kind
+    return image, label
+
+
+def _clouds(noise: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+    """Coarse noise, made smooth: (height, width) in [0, 1]."""
+    coarse = Image.fromarray((255 * noise).astype(np.uint8))
+    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 255
+
+
+def _stripes(draws: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Waves of 6 to 12 to the picture's height: (height, width) in [0, 1]."""
+    along = x * np.cos(np.pi * draws[0]) + y * np.sin(np.pi * draws[0])
+    return 0.5 + 0.5 * np.sin(2 * np.pi * (6 + 6 * draws[1]) * along)
+
+
+def _paste(image: NDArray[np.uint8], label: NDArray[np.uint8], one: solids.Solids, left: int, top: int) -> None:
+    """Put a solid before the ground and before earlier solids."""
+    mask = one.masks[0]
+    window = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
+    padded = np.pad(mask, 1)
+    inner = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    image[window][mask] = one.images[0].transpose(1, 2, 0)[mask]
+    label[window][mask] = 0
+    label[window][inner] = int(one.labels[0]) + 1
+
+
+NAME = "ADEChallengeData2016"
+SPLITS = ("training", "validation")
+IMAGE, MASK = ".jpg", ".png"
+CLASSES = 150
+MOST_THREADS = 8
+VERSION = 1  # raised whenever another thing is checked
+
+LAYOUT = f"""\
+the layout of ADE20K is
+  ade/{NAME}/images/training/*.jpg
+  ade/{NAME}/images/validation/*.jpg
+  ade/{NAME}/annotations/training/*.png    (one channel: 0 = other, 1 to 150 = classes)
+  ade/{NAME}/annotations/validation/*.png"""
+
+
+@dataclass(frozen=True)
+class CheckedTree:
+    """A tree of which every file has been decoded.
+
+    Attributes:
+        root: the folder that holds images/ and annotations/.
+        names: of the good images by split, sorted, relative to images/SPLIT and without their suffix.
+        bad: (file, what is wrong) for each that was left out.
+        pixels: (classes,) int64, how many pixels of the training annotations each class has.
+        sha256: digest of the files' paths, sizes and times of change.
+    """
+
+    root: Path
+    names: dict[str, tuple[str, ...]]
+    bad: tuple[tuple[str, str], ...]
+    pixels: NDArray[np.int64]
+    sha256: str
+
+
+def find_ade20k(data_root: Path | str | None = None) -> Path:
+    """The folder that holds images/ and annotations/, at or below `data_root`, or else $EQUIBENCH_DATA.
+
+    Raises:
+        UserError: it is not there; the message draws the layout.
+    """
+    given = [Path(base).expanduser() for base in (data_root, os.environ.get("EQUIBENCH_DATA")) if base]
+    if data_root and not given[0].is_dir():
+        raise UserError(f"data_root {data_root} is not a folder", LAYOUT)
+    places = [base / below for base in given for below in ("", NAME, f"ade/{NAME}")]
+    root = next((p for p in places if (p / "images").is_dir() and (p / "annotations").is_dir()), None)
+    if root is None:
+        where = " or ".join(map(str, given)) or "$EQUIBENCH_DATA, which is not set"
+        raise UserError(f"ADE20K is not in {where}", f"give the folder by --data-root or $EQUIBENCH_DATA; {LAYOUT}")
+    for kind in ("images", "annotations"):
+        for split in SPLITS:
+            if not (root / kind / split).is_dir():
+                raise UserError(f"{root / kind / split} is missing", LAYOUT)
+    return root
+
+
+def check_tree(data_root: Path | str | None = None, *, classes: int = CLASSES, skip_bad: bool = False) -> CheckedTree:
+    """Decode every image and annotation once, and count the training annotations' pixels.
+
+    What is found is kept in the cache until a file changes.
+
+    Args:
+        data_root: a folder with ADE20K, see `find_ade20k`.
+        classes: the largest label that an annotation may have.
+        skip_bad: leave out bad images instead of refusing them.
+
+    Raises:
+        UserError: folders are missing; a split has no (good) image; and, unless `skip_bad`, an image has no
+            annotation, a file does not decode, an annotation is of another size than its image, has several channels
+            or a label beyond `classes`. The message names the file.
+    """
+    root = find_ade20k(data_root)
+    names = {split: _names(root, split) for split in SPLITS}
+    digest = _state(root, names, classes)
+    with writing_to_cache() as cache:
+        folder = cache / "checked"
+        folder.mkdir(exist_ok=True)
+        record = folder / f"ade20k-{digest[:16]}.json"
+        with exclusive(folder / ".ade20k.lock"):  # of several processes one looks, the others read what it found
+            facts = read_json(record)
+            if facts.get("sha256") != digest:
+                bad, pixels = _look(root, names, classes, skip_bad)
+                facts = {"sha256": digest, "bad": bad, "pixels": pixels.tolist()}
+                write_text(record, json.dumps(facts))
+    bad = [tuple(entry) for entry in facts["bad"]]
+    if bad and not skip_bad:  # another call had asked to leave them out
+        raise _refused(root, *bad[0][2:])
+    out = {(split, name) for split, name, _, _ in bad}
+    good = {s: tuple(name for name in names[s] if (s, name) not in out) for s in SPLITS}
+    for split in SPLITS:
+        if not good[split]:
+            raise UserError(f"no image of {root / 'images' / split} is good", f"the first: {bad[0][2]}: {bad[0][3]}")
+    left_out = tuple((path, reason) for _, _, path, reason in bad)
+    return CheckedTree(root, good, left_out, np.array(facts["pixels"], dtype=np.int64), digest)
+
+
+def label_areas(tree: CheckedTree, split: str = "validation") -> NDArray[np.int64]:
+    """Pixels of each class in each annotation of a split, (N, classes): what is known without any prediction."""
+
+    def areas(name: str) -> NDArray[np.int64]:
+        with Image.open(_paths(tree.root, split, name)[1]) as opened:
+            return np.bincount(np.asarray(opened).ravel(), minlength=len(tree.pixels) + 1)[1:]
+
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
+        return np.stack(list(pool.map(areas, tree.names[split]))).astype(np.int64)
+
+
+def _names(root: Path, split: str) -> list[str]:
+    folder = root / "images" / split
+    found = [path.relative_to(folder) for path in folder.rglob(f"*{IMAGE}") if not path.name.startswith(".")]
+    if not found:
+        raise UserError(f"{folder} holds no {IMAGE} image", LAYOUT)
+    return sorted(path.as_posix().removesuffix(IMAGE) for path in found)
+
+
+def _paths(root: Path, split: str, name: str) -> tuple[Path, Path]:
+    return root / "images" / split / f"{name}{IMAGE}", root / "annotations" / split / f"{name}{MASK}"
+
+
+def _state(root: Path, names: dict[str, list[str]], classes: int) -> str:
+    digest = hashlib.sha256(f"{VERSION}|{classes}|".encode() + os.fsencode(root.resolve()))
+    for split in SPLITS:
+        for name in names[split]:
+            for path in _paths(root, split, name):
+                state = path.stat() if path.exists() else None
+                facts = f"|{state.st_size}|{state.st_mtime_ns}|" if state else "|missing|"
+                digest.update(facts.encode() + os.fsencode(path.relative_to(root)))
+    return digest.hexdigest()
+
+
+Bad = tuple[str, str, str, str]
+"""Split, name, the file at fault (relative to the root) and what is wrong with it."""
+
+
+def _look(root: Path, names: dict[str, list[str]], classes: int, skip_bad: bool) -> tuple[list[Bad], NDArray[np.int64]]:
+    entries = [(split, name) for split in SPLITS for name in names[split]]
+    pixels = np.zeros(classes + 1, dtype=np.int64)
+    bad: list[Bad] = []
+    shown = track(
+        _looked_at(root, entries, classes),
+        "checking ADE20K",
+        len(entries),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    for (split, name), found in zip(entries, shown, strict=True):
+        if isinstance(found, tuple) and not skip_bad:
+            raise _refused(root, *found)
+        if isinstance(found, tuple):
+            bad.append((split, name, *found))
+        elif split == "training":
+            pixels += found
+    return bad, pixels[1:]
+
+
+def _looked_at(
+    root: Path, entries: list[tuple[str, str]], classes: int
+) -> Iterator[NDArray[np.int64] | tuple[str, str]]:
+    """What each image's files hold, in order: Pillow decodes outside the GIL, so threads help."""
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS))
+    try:
+        yield from pool.map(partial(_look_at, root, classes), entries)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _look_at(root: Path, classes: int, entry: tuple[str, str]) -> NDArray[np.int64] | tuple[str, str]:
+    """Pixels of each label, "other" included (classes + 1,); or the file at fault and what is wrong with it."""
+    image_path, mask_path = _paths(root, *entry)
+    if not mask_path.exists():
+        return _named(root, image_path), f"it has no annotation ({_named(root, mask_path)} is missing)"
+    path = image_path
+    try:
+        with Image.open(image_path) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)  # as it is turned when it is trained on
+            width, height = image.size
+        path = mask_path
+        with Image.open(mask_path) as opened:
+            mask = np.asarray(opened)
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        return _named(root, path), f"it cannot be decoded: {type(error).__name__}: {error}"
+    if mask.ndim != 2:
+        return _named(root, path), f"it has {mask.shape[-1]} channels, and an annotation has one"
+    if mask.shape != (height, width):
+        return _named(root, path), f"it is {mask.shape[1]} x {mask.shape[0]} px, its image {width} x {height}"
+    if int(mask.max()) > classes:
+        return _named(root, path), f"it holds the label {int(mask.max())}, beyond the {classes} classes"
+    return np.bincount(mask.ravel(), minlength=classes + 1).astype(np.int64)
+
+
+def _named(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _refused(root: Path, path: str, reason: str) -> UserError:
+    return UserError(f"{root / path}: {reason}", "mend or remove the file, or leave such images out with skip_bad=True")

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import train_test_split
+
+DATASETS = ("cifar10", "solids")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images and their labels; the arrays are memory-mapped and read-only.
+
+    Data in which several pictures show one object bring along what differs between these: `latents` and `objects`.
+    """
+
+    images: np.ndarray  # (N, 3, H, W) uint8
+    labels: np.ndarray  # (N,) int64, an index into the dataset's class names
+    latents: np.ndarray | None = None  # (N, 7) float64, see `transforms.observed`
+    objects: np.ndarray | None = None  # (N,) int64, which object; the views of one stand together
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test set."""
+
+    name: str  # "cifar10", "solids", or the name of a folder of images
+    description: str  # one line for a table's header
+    train: ImageSet
+    test: ImageSet
+    class_names: tuple[str, ...]  # () where the data have no labels; these are then all 0
+    sha256: str  # digest of the content: dtype, shape and bytes of the four arrays
+    validation: int = 0  # how many images at the end of `train` are the data's own validation set; 0 if it has none
+    left_out: int = 0  # files that could not be read and were passed over
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether pairs of views come with the data instead of being made by a transformation."""
+        return self.train.objects is not None
+
+
+SMALLEST = 8
+
+SPLITS = ("train", "val", "test")
+VALIDATION_SHARE = 0.1
+
+
+def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
+    """Indices into the official training set (train, val) and the official test set (test).
+
+    Where the data come without a validation set, a stratified tenth of the training set is for validation and is
+    never pretrained on (PROTOCOL 2.4 #26).
+    """
+    test = np.arange(len(dataset.test.labels))
+    if dataset.train.objects is not None:
+        return {**_split_objects(np.asarray(dataset.train.objects), np.asarray(dataset.train.labels)), "test": test}
+    if dataset.validation:
+        border = len(dataset.train.labels) - dataset.validation
+        return {"train": np.arange(border), "val": np.arange(border, len(dataset.train.labels)), "test": test}
+    train, val = _stratified(np.asarray(dataset.train.labels), VALIDATION_SHARE)
+    return {"train": train, "val": val, "test": test}
+
+
+def known_indices(dataset: Dataset, share: float) -> NDArray[np.int64]:
+    """The share of the training split whose transformations count as known (P1 Table 3): stratified, seed 0.
+
+    Of data with objects, that share of the objects.
+    """
+    train = split_indices(dataset)["train"]
+    if share >= 1:
+        return train
+    if dataset.train.objects is None:
+        return train[_stratified(np.asarray(dataset.train.labels)[train], share)[1]]
+    objects = np.asarray(dataset.train.objects)[train]
+    return train[_split_objects(objects, np.asarray(dataset.train.labels)[train], share)["val"]]
+
+
+def _split_objects(
+    objects: NDArray[np.int64], labels: NDArray[np.int64], share: float = VALIDATION_SHARE
+) -> dict[str, NDArray[np.int64]]:
+    """Rows of which all views of an object are on one side."""
+    names, first = np.unique(objects, return_index=True)
+    _, apart = _stratified(labels[first], share)
+    side = np.isin(objects, names[apart])
+    return {"train": np.flatnonzero(~side), "val": np.flatnonzero(side)}
+
+
+def _stratified(labels: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows in two parts, the second of about that share, each class in proportion where it has enough rows."""
+    counts = np.bincount(labels)
+    every_class = counts[counts > 0].min() * share >= 1  # else a class would be missing on one side
+    rest, part = train_test_split(
+        np.arange(len(labels)), test_size=share, random_state=0, stratify=labels if every_class else None
+    )
+    return np.sort(rest), np.sort(part)
+
+
+def image_source(dataset: Dataset, split: str) -> ImageSet:
+    """The official set that a split's indices point into."""
+    return dataset.test if split == "test" else dataset.train

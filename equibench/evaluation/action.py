@@ -1,0 +1,328 @@
+"""The closed-form action: how well f(g x) follows from f(x) and θ, by ridge regression on frozen features.
+
+An encoder that comes without a predictor gets one that has no training of its own (PROTOCOL 3.1, post-hoc predictor
+(b)): P(θ, f) = W(θ) [f; 1] with W(θ) = Σ_k φ_k(θ) H_k. It is linear in f, so an encoder on which it fails may still
+be equivariant in a curved way; it is exact wherever g acts by matrices whose entries the basis φ spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import eigh
+from sklearn.decomposition import PCA
+
+from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.evaluator import (
+    Arrays,
+    Family,
+    Kept,
+    Measurement,
+    channels,
+    encoded,
+    kept,
+    pairs_of,
+    ratio_headline,
+    ratio_scores,
+)
+from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, gain, squared_norms
+from equibench.pairs.manifest import Pairs, composed_pairs
+from equibench.records import Metric
+from equibench.task import Task
+from equibench.transforms.transformation import TRANSFORMATIONS
+
+
+def fitted_actions(subject: Subject, task: Task, setting: Setting) -> dict[str, tuple[Action, Triple]]:
+    """The closed-form action of each feature set, and the test pairs."""
+    periods = TRANSFORMATIONS[task.transformation].periods
+    sets = encoded(subject, task, setting)
+    return {name: (fit_action(t["train"], t["val"], periods), t["test"]) for name, t in sets.items()}
+
+
+COMPONENTS = 64
+ALPHAS = tuple(10.0**power for power in range(-6, 5))
+PCA_ROWS = 20_000  # of each view: the leading components of some hundred dimensions are settled long before
+ROWS = 4096  # at a time, so that no intermediate array grows with the number of pairs
+
+
+@dataclass(frozen=True)
+class Triple:
+    """Features of the pairs of one split: f(x) (N, D), f(g x) (N, D), and g's raw θ (N, P)."""
+
+    first: Features
+    second: Features
+    theta: Array
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Leading principal components, divided by one number so that the geometry stays.
+
+    Attributes:
+        centre, axes, scale: (D,), (d, D) and a scalar; the components' mean variance over training views becomes 1.
+        explained: share of the training views' variance that the d components hold.
+    """
+
+    centre: Array
+    axes: Array
+    scale: float
+    explained: float
+
+    def __call__(self, features: Features) -> Array:
+        """Features (N, D) -> (N, d)."""
+        parts = [as_float(features[i : i + ROWS]) - self.centre for i in range(0, len(features), ROWS)]
+        return np.concatenate([part @ self.axes.T for part in parts]) / self.scale
+
+
+@dataclass(frozen=True)
+class Action:
+    """P(θ, f) on projected features.
+
+    Attributes:
+        project: features (N, D) -> (N, d).
+        periods: as a Transformation has them, in the unit of θ.
+        basis_mean, basis_std: (K,) standardise the basis functions; 0 and 1 for the constant.
+        weights: (K, d + 1, d) the H_k, biases last.
+        weights_without_theta: (1, d + 1, d) the best predictor that is not told θ.
+        first_mean, second_mean: (d,) training means of the projected f(x) and f(g x).
+        alpha, alpha_without_theta: the penalties chosen, per training pair.
+    """
+
+    project: Projection
+    periods: tuple[float, ...]
+    basis_mean: Array
+    basis_std: Array
+    weights: Array
+    weights_without_theta: Array
+    first_mean: Array
+    second_mean: Array
+    alpha: float
+    alpha_without_theta: float
+
+    def predict(self, theta: ArrayLike, projected: Array) -> Array:
+        """P(θ, f) for θ (N, P), or one θ (P,) for all, and projected features (N, d) -> (N, d)."""
+        phi = (basis(np.atleast_2d(as_float(theta)), self.periods) - self.basis_mean) / self.basis_std
+        return _apply(self.weights, np.broadcast_to(phi, (len(projected), phi.shape[1])), projected)
+
+    def predict_without_theta(self, projected: Array) -> Array:
+        """The best guess at f(g x) from f(x) alone: (N, d) -> (N, d)."""
+        return _apply(self.weights_without_theta, np.ones((len(projected), 1)), projected)
+
+
+def basis(theta: Array, periods: Sequence[float] = ()) -> Array:
+    """φ(θ): θ (N, P) -> (N, K), the first function being 1.
+
+    A parameter t of period p gives cos and sin of 2π k t / p for k = 1, 2; one without gives t and t²; and two
+    parameters give the products of their first-order terms.
+
+    Args:
+        theta: (N, P) in any unit.
+        periods: by parameter, in the same unit; 0 where there is none; () for none at all.
+    """
+    first_order, second_order = [], []
+    for t, period in zip(theta.T, periods or (0.0,) * theta.shape[1], strict=True):
+        angle = 2 * np.pi * t / period if period else t
+        first_order.append([np.cos(angle), np.sin(angle)] if period else [t])
+        second_order += [np.cos(2 * angle), np.sin(2 * angle)] if period else [t**2]
+    products = [a * b for one, other in combinations(first_order, 2) for a in one for b in other]
+    linear = [term for terms in first_order for term in terms]
+    return np.stack([np.ones(len(theta)), *linear, *second_order, *products], axis=1)
+
+
+def fit_action(
+    train: Triple,
+    val: Triple,
+    periods: Sequence[float] = (),
+    *,
+    components: int = COMPONENTS,
+    alphas: Sequence[float] = ALPHAS,
+) -> Action:
+    """Fit P on training pairs, its penalties chosen on validation pairs.
+
+    First the predictor without θ is fitted, then basis(θ) ⊗ [f; 1] to what it leaves. The sum has the form of P, and
+    the second penalty shrinks it towards the predictor without θ instead of towards zero, so that an encoder that
+    shows nothing of θ gets no worse by being told θ.
+
+    The number of components is `components` at most, and so small that there are no more coefficients per output
+    than training pairs; it thus depends on the data and the transformation, and on the encoder only by its rank.
+    """
+    phi, val_phi = basis(as_float(train.theta), periods), basis(as_float(val.theta), periods)
+    mean, std = phi.mean(axis=0), phi.std(axis=0)
+    mean[0], std[std <= 1e-9 * np.abs(phi).max(axis=0)] = 0, 1
+    phi, val_phi = (phi - mean) / std, (val_phi - mean) / std
+    project = _projection(train, min(components, max(1, len(phi) // phi.shape[1] - 1)))
+    first, second = project(train.first), project(train.second)
+    val_first, val_second = project(val.first), project(val.second)
+    one, val_one, target = phi[:, :1], val_phi[:, :1], second.mean(axis=0)
+    without, alpha_without = _ridge((one, first, second - target), (val_one, val_first, val_second - target), alphas)
+    without[0, -1] += target
+    left, val_left = second - _apply(without, one, first), val_second - _apply(without, val_one, val_first)
+    weights, alpha = _ridge((phi, first, left), (val_phi, val_first, val_left), alphas)
+    weights[0] += without[0]
+    means = first.mean(axis=0), target
+    return Action(project, tuple(periods), mean, std, weights, without, *means, alpha, alpha_without)
+
+
+def action_ratios(
+    action: Action, test: Triple, *, identity: ArrayLike | None = None, inverse: Array | None = None
+) -> dict[str, Ratio]:
+    """How well P predicts, and whether it acts as a group does. All on projected features, of the test images.
+
+    `equivariance_r2`   1 - Σ ||f(gx) - P(θ, f(x))||² / Σ ||f(gx) - m||², m the training mean; 1 is best.
+    `identity_r2`       the same for the guess f(x): 1 for an invariant encoder.
+    `r2_without_theta`  the same for the best guess from f(x) alone.
+    `theta_gain`        share of what that leaves which θ explains: 0 for an exactly invariant encoder (see `gain`
+                        for 0/0), 1 for an exactly equivariant one.
+    `identity_error`    Σ ||P(e, f(x)) - f(x)||² / Σ ||f(x) - mean f(x)||²; 0 is best. Given with `identity`.
+    `inverse_error`     Σ ||P(g⁻¹, P(g, f(x))) - f(x)||² / Σ ||f(gx) - f(x)||²; 0 is best. Given with `inverse`. This
+                        is PROTOCOL 3.1's composition error with what g moves as its unit, since g⁻¹ g x = x itself
+                        moves nothing; nan if g moves no feature. A P that only says the mean gets about 1/2.
+
+    Args:
+        action: the fitted P.
+        test: the test pairs.
+        identity: θ (P,) of the identity. Where it is not among the drawn θ (blur), P has to extrapolate.
+        inverse: θ (N, P) of each pair's inverse transformation; here too (color: 1 / 0.6 is beyond 1.4).
+    """
+    first, second = action.project(test.first), action.project(test.second)
+    predicted = action.predict(test.theta, first)
+    total = squared_norms(second - action.second_mean)
+    residual = squared_norms(second - predicted)
+    without = squared_norms(second - action.predict_without_theta(first))
+    moved = squared_norms(second - first)
+    ratios = {
+        "equivariance_r2": Ratio(residual, total, complement=True),
+        "identity_r2": Ratio(moved, total, complement=True),
+        "r2_without_theta": Ratio(without, total, complement=True),
+        "theta_gain": gain(residual, without, total),
+    }
+    if identity is not None:
+        error = squared_norms(action.predict(identity, first) - first)
+        ratios["identity_error"] = Ratio(error, squared_norms(first - action.first_mean))
+    if inverse is not None:
+        ratios["inverse_error"] = Ratio(squared_norms(action.predict(inverse, predicted) - first), moved)
+    return ratios
+
+
+def composition_error(action: Action, first: Features, theta1: Array, theta2: Array, composed: Features) -> Ratio:
+    """Σ ||P(g2, P(g1, f(x))) - f(g2 g1 x)||² / Σ ||f(x) - f(g2 g1 x)||² (PROTOCOL 3.1, squared); 0 is best.
+
+    1 is as good as leaving f(x) as it is; a P that only says the mean gets about 1/2 if the views are unrelated.
+
+    Args:
+        action: the fitted P.
+        first: (N, D) f(x).
+        theta1, theta2: (N, P) the steps, in the order in which they are applied.
+        composed: (N, D) f(g2 g1 x).
+    """
+    start, end = action.project(first), action.project(composed)
+    predicted = action.predict(theta2, action.predict(theta1, start))
+    return Ratio(squared_norms(predicted - end), squared_norms(start - end))
+
+
+def _projection(train: Triple, components: int) -> Projection:
+    """From both views of (evenly chosen) training pairs; d is smaller than asked for where the rank is."""
+    rows = np.unique(np.linspace(0, len(train.first) - 1, PCA_ROWS).astype(int))
+    views = np.concatenate([as_float(train.first[rows]), as_float(train.second[rows])])
+    centre = views.mean(axis=0)
+    views -= centre  # before the covariance is taken, against cancellation
+    total = np.square(views).sum() / (len(views) - 1)
+    with np.errstate(invalid="ignore"):  # PCA divides by the total, which a constant encoder does not have
+        pca = PCA(min(components, views.shape[1], len(views)), svd_solver="covariance_eigh").fit(views)
+    variances = pca.explained_variance_
+    kept = max(1, int((variances > 1e-10 * variances[0]).sum()))
+    share = variances[:kept].sum()
+    scale = float(np.sqrt(share / kept)) or 1.0
+    return Projection(centre, pca.components_[:kept], scale, float(share / total if total else 1))
+
+
+def _ridge(
+    train: tuple[Array, Array, Array], val: tuple[Array, Array, Array], alphas: Sequence[float]
+) -> tuple[Array, float]:
+    """Ridge on φ ⊗ [z; 1], for (φ (n, K), z (n, d), y (n, d)) of each split -> weights (K, d + 1, d) and the α taken.
+
+    One eigendecomposition of the normal equations serves every α; a Ridge per α would decompose each anew.
+    """
+    (phi, z, y), (val_phi, val_z, val_y) = train, val
+    size = phi.shape[1] * (z.shape[1] + 1)
+    gram, cross = np.zeros((size, size)), np.zeros((size, y.shape[1]))
+    for rows in (slice(i, i + ROWS) for i in range(0, len(phi), ROWS)):
+        design = (phi[rows, :, None] * _with_one(z[rows])[:, None]).reshape(-1, size)
+        gram += design.T @ design
+        cross += design.T @ y[rows]
+    values, vectors = eigh(gram, overwrite_a=True)
+    rotated = vectors.T @ cross
+    best = (np.inf, np.empty(0), 0.0)
+    for alpha in alphas:
+        solution = vectors @ (rotated / (np.maximum(values, 0) + alpha * len(phi))[:, None])
+        weights = solution.reshape(phi.shape[1], -1, y.shape[1])
+        error = float(np.square(val_y - _apply(weights, val_phi, val_z)).sum())
+        if error < best[0]:
+            best = (error, weights, alpha)
+    return best[1], best[2]
+
+
+def _apply(weights: Array, phi: Array, z: Array) -> Array:
+    """Σ_k φ_k [z; 1] H_k, function by function so that no (n, K, d) array arises."""
+    extended, result = _with_one(z), np.zeros((len(z), weights.shape[2]))
+    for column, matrix in zip(phi.T, weights, strict=True):
+        result += column[:, None] * (extended @ matrix)
+    return result
+
+
+def _with_one(z: Array) -> Array:
+    return np.concatenate([z, np.ones((len(z), 1))], axis=1)
+
+
+def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
+    """Fit W(θ) by ridge on the regression pairs; test it on theirs and on two-step pairs.
+
+    The inverse is tested where it lies in the range that W was fitted on, as it does for all but some colors.
+    """
+    transformation = TRANSFORMATIONS[task.transformation]
+    pairs = composed_pairs(setting.dataset, task, setting.metric_sizes.composition_images)
+    assert pairs.then is not None
+    first = setting.encode(subject, setting.views.first(pairs))
+    composed = setting.encode(subject, setting.views.second(pairs))
+    arrays: Kept = {}
+    for name, (action, test) in fitted_actions(subject, task, setting).items():
+        ratios = action_ratios(action, test, identity=np.array(transformation.identity))
+        before, after = channels(subject, first, name), channels(subject, composed, name)
+        ratios["composition_error"] = composition_error(action, before, pairs.theta, pairs.then, after)
+        if transformation.inverse:
+            inverse = transformation.inverse(test.theta)
+            inside = ((inverse >= test.theta.min(axis=0)) & (inverse <= test.theta.max(axis=0))).all(axis=1)
+            if inside.any():
+                near = Triple(test.first[inside], test.second[inside], test.theta[inside])
+                ratios["inverse_error"] = action_ratios(action, near, inverse=inverse[inside])["inverse_error"]
+        arrays |= kept(ratios, name) | {f"{name}/explained": np.array(action.project.explained)}
+    return Measurement(arrays)
+
+
+def scores(arrays: Arrays, features: str) -> dict[str, Any]:
+    """The ratios, and how much of the features' variance the components hold in which all of them are taken."""
+    found = ratio_scores(arrays, features)
+    share = Metric(value=float(arrays[f"{features}/explained"]), low=None, high=None)
+    return {"metrics": {**found["metrics"], "explained_variance": share}}
+
+
+def _pairs(task: Task, setting: Setting) -> tuple[Pairs, ...]:
+    composed = composed_pairs(setting.dataset, task, setting.metric_sizes.composition_images)
+    return pairs_of(task, setting), composed
+
+
+ACTION = Family(
+    name="action",
+    title="Closed-form action: f(gx) = W(θ) f(x)",
+    headline="equivariance_r2",
+    code=("families/action.py", "families/regression_pairs.py", "metrics/action.py"),
+    pairs=_pairs,
+    measure=measure,
+    scores=scores,
+    resampled=ratio_headline("equivariance_r2"),
+)

@@ -1,0 +1,202 @@
+"""Lie derivatives of an encoder, by central differences (LEE, PROTOCOL 3.1).
+
+L f(x) = d/dt at 0 of ρ_out(-t) f(ρ_in(t) x). For a pooled vector ρ_out does nothing, and the derivative is one of
+invariance; for a token map ρ_out moves the map as ρ_in moves the image, and the derivative is one of equivariance.
+Hence the two go by different names. All are per squared unit of t, so t should be coded alike for all encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import sqrt
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from equibench.data.dataset import image_source
+from equibench.errors import UserError
+from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.evaluator import Family, Kept, Measurement, kept, ratio_headline, ratio_scores
+from equibench.evaluation.features import outputs_of
+from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, squared_norms
+from equibench.pairs.manifest import image_pairs
+from equibench.task import Task
+from equibench.transforms.geometry import Fill, warp
+from equibench.transforms.transformation import TRANSFORMATIONS, Transformation, transform, visible_disc
+
+RADIUS = 0.7
+
+Maps = Tensor | NDArray[np.floating]
+Undo = Callable[[Tensor], Tensor]
+
+
+def pooled_derivative(plus: Features, minus: Features, step: float) -> Array:
+    """||L f(x)||² / D (N,) from f(ρ(step) x) and f(ρ(-step) x), both (N, D): the central difference, error O(step²)."""
+    derivative = (as_float(plus) - as_float(minus)) / (2 * step)
+    return squared_norms(derivative) / derivative.shape[1]
+
+
+def pooled_spread(features: Features) -> Array:
+    """||f(x) - mean||² / D (N,) of features (N, D): what `lie_ratios` compares a pooled derivative with."""
+    values = as_float(features)
+    return squared_norms(values - values.mean(axis=0)) / values.shape[1]
+
+
+def token_derivative(
+    plus_map: Maps, minus_map: Maps, undo_plus: Undo, undo_minus: Undo, step: float, *, radius: float = RADIUS
+) -> Array:
+    """||L f(x)||² / D (N,), the mean over the tokens of a central disc, which what enters at the border leaves alone.
+
+    Args:
+        plus_map, minus_map: (N, D, h, h) tokens of ρ_in(step) x and of ρ_in(-step) x.
+        undo_plus, undo_minus: resample them by ρ_out(-step) and ρ_out(step); see `undo`.
+        step: t.
+        radius: of the disc, as a share of half the map's side; no disc is without its innermost tokens.
+    """
+    plus, minus = undo_plus(_tensor(plus_map)), undo_minus(_tensor(minus_map))
+    return _disc_mean(((plus - minus) / (2 * step)).square(), radius)
+
+
+def token_spread(maps: Maps, *, radius: float = RADIUS) -> Array:
+    """||f - mean||² / D (N,), the mean over the tokens (N, D, h, h) of the disc, with one mean for all places.
+
+    One mean, since tokens that only say where they are vary from place to place: that counts as something that a
+    translation could have moved.
+    """
+    tokens = _tensor(maps)
+    inside = _disc(tokens, radius)
+    mean = (tokens * inside).sum(dim=(0, 2, 3), keepdim=True) / (inside.sum() * len(tokens))
+    return _disc_mean((tokens - mean).square(), radius)
+
+
+def undo(matrix: Tensor, size: int, fill: Fill = "reflect") -> Undo:
+    """A callable that resamples token maps (N, D, h, h) by the inverse of a geometric transformation of the image.
+
+    Args:
+        matrix: (1 or N, 3, 3) from `geometry.rotation_matrix`, `translation_matrix` and the like, as the image was
+            moved: from output to input, in image pixels.
+        size: the image's side S; a shift by S pixels is one by h tokens.
+        fill: what stands outside the map.
+    """
+
+    def resample(maps: Tensor) -> Tensor:
+        unit = torch.tensor([1, 1, maps.shape[-1] / size], dtype=maps.dtype, device=maps.device)
+        inverse = torch.linalg.inv(matrix.to(maps))
+        tokens = torch.cat([inverse[:, :2] * unit, inverse[:, 2:]], dim=1)
+        return warp(maps, tokens.expand(len(maps), 3, 3), fill)
+
+    return resample
+
+
+def lie_ratios(squares: ArrayLike, spread: ArrayLike, kind: str = "pooled") -> dict[str, Ratio]:
+    """LEE over images and generators; lower is better (for `pooled`: more invariant, which is not better as such).
+
+    `lee_<kind>`           E ||L f||² / dim, as published; it grows with the square of the features' scale.
+    `lee_<kind>_relative`  Σ ||L f||² / Σ ||f - mean||², which does not: encoders compare by this one.
+
+    Args:
+        squares: (G, N) from `pooled_derivative` or `token_derivative`, one row per generator.
+        spread: (N,) from `pooled_spread` or `token_spread`, of the untransformed images.
+        kind: "pooled" or "tokens".
+    """
+    squares = np.atleast_2d(as_float(squares))
+    top, generators = squares.sum(axis=0), np.full(squares.shape[1], float(len(squares)))
+    return {f"lee_{kind}": Ratio(top, generators), f"lee_{kind}_relative": Ratio(top, generators * as_float(spread))}
+
+
+def _tensor(maps: Maps) -> Tensor:
+    return torch.as_tensor(maps).double()
+
+
+def _disc(maps: Tensor, radius: float) -> Tensor:
+    side = maps.shape[-1]
+    return visible_disc(side, max(radius * side / 2, sqrt(0.5)), maps.device).to(maps)
+
+
+def _disc_mean(values: Tensor, radius: float) -> Array:
+    """Mean over dimensions and over the disc's tokens: (N, D, h, h) -> (N,)."""
+    inside = _disc(values, radius)
+    mean = (values.mean(dim=1) * inside).sum(dim=(1, 2)) / inside.sum()
+    return as_float(mean.cpu().numpy())
+
+
+STEP = 0.01
+"""Of the coded parameter: 0.45 degrees, 0.04 px at 32 px, 0.8 % of brightness."""
+
+
+def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
+    """The derivative along each parameter, in units of the coded target (the whole range is about 2)."""
+    transformation = TRANSFORMATIONS[task.transformation]
+    encoder = subject.encoder
+    assert encoder is not None
+    pairs = image_pairs(setting.dataset, task, setting.metric_sizes.lie_images)
+    images = torch.from_numpy(image_source(setting.dataset, "test").images[pairs.image]).float() / 255
+    still = _encoded(encoder, images, subject, setting)
+    pooled: dict[str, list[Array]] = {name: [] for name in subject.feature_sets()}
+    tokens: list[Array] = []
+    for plus, minus, matrices in _steps(transformation, images, setting):
+        one, other = _encoded(encoder, plus, subject, setting), _encoded(encoder, minus, subject, setting)
+        for name, values in pooled.items():
+            values.append(pooled_derivative(one[name], other[name], STEP))
+        if "tokens" in still:
+            back = [undo(matrix, setting.size) if matrix is not None else _as_it_is for matrix in matrices]
+            tokens.append(token_derivative(one["tokens"], other["tokens"], back[0], back[1], STEP))
+    arrays: Kept = {}
+    for name, squares in pooled.items():
+        arrays |= kept(lie_ratios(np.stack(squares), pooled_spread(still[name])), name)
+    if tokens:
+        arrays |= kept(lie_ratios(np.stack(tokens), token_spread(still["tokens"]), "tokens"), "full")
+    return Measurement(arrays)
+
+
+def _steps(
+    transformation: Transformation, images: Tensor, setting: Setting
+) -> Iterator[tuple[Tensor, Tensor, list[Tensor | None]]]:
+    """For each parameter, the images moved by a step and by its opposite, and the maps by which they were moved."""
+    identity = transformation.encode(np.array([transformation.identity]), setting.size)
+    for number in range(len(transformation.parameters)):
+        moved, matrices = [], []
+        for sign in (1, -1):
+            coded = identity.copy()
+            coded[0, number] += sign * STEP
+            theta = torch.from_numpy(transformation.decode(coded, setting.size)).float()
+            steps = {transformation.name: theta.expand(len(images), -1)}
+            moved.append(transform(images, steps, setting.spec.fill))
+            matrices.append(transformation.matrix(theta, setting.size) if transformation.matrix else None)
+        yield moved[0], moved[1], matrices
+
+
+@torch.inference_mode()
+def _encoded(encoder: nn.Module, images: Tensor, subject: Subject, setting: Setting) -> dict[str, np.ndarray]:
+    """float32 features by feature set, and the token map as "tokens" where the encoder has one."""
+    encoder.eval().to(setting.device)
+    batch = subject.batch or setting.profile.encode_batch
+    parts: dict[str, list[np.ndarray]] = {}
+    for chunk in images.split(batch):
+        outputs = outputs_of(encoder, chunk.to(setting.device), subject.layers)
+        for name, (layer, columns) in subject.feature_sets().items():
+            parts.setdefault(name, []).append(outputs[layer][:, columns].float().cpu().numpy())
+        try:
+            tokens = encoder.token_map(chunk.to(setting.device))  # type: ignore[operator]
+        except (UserError, AttributeError):  # it has none: a callable, or a network that pools early
+            continue
+        parts.setdefault("tokens", []).append(tokens.float().cpu().numpy())
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def _as_it_is(maps: Tensor) -> Tensor:
+    return maps
+
+
+LIE = Family(
+    name="lie",
+    title="Lie derivative at the identity (LEE)",
+    headline="lee_pooled_relative",
+    code=("families/lie.py", "metrics/lie.py"),
+    pairs=lambda task, setting: (image_pairs(setting.dataset, task, setting.metric_sizes.lie_images),),
+    measure=measure,
+    scores=ratio_scores,
+    resampled=ratio_headline("lee_pooled_relative"),
+)

@@ -1,0 +1,154 @@
+"""CARE's measures: does a fixed transformation a turn all features by one rotation (PROTOCOL 3.1, Wahba and γ_f)?
+
+Both are taken over fixed transformations a, each applied to all images. f(x) and f(a x) are each centred by their own
+mean (if f(a x) = R f(x), so do the means) and scaled to length 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.linalg import eigh, svd
+
+from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.evaluator import Family, Kept, Measurement, channels, kept, ratio_headline, ratio_scores
+from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, gain, mean_of, squared_norms
+from equibench.pairs.manifest import Pairs, fixed_pairs
+from equibench.task import Task
+
+COMPONENTS = 64
+IMAGES_PER_COMPONENT = 4
+
+
+def wahba_ratios(first: Features, moved: Features, *, components: int = COMPONENTS) -> dict[str, Ratio]:
+    """One rotation R_a per transformation, fitted on every other image (rows 0, 2, ...), scored on the rest.
+
+    `wahba`           Σ ||R_a F - F_a||² / Σ ||F_a||²; 0 is best, 2 is what unrelated features get.
+    `wahba_identity`  the same for R = I: 0 if invariant.
+    `wahba_gain`      share of the identity's residual that the rotations take away; 1 is best, 0 for an exactly
+                      invariant encoder (see `gain` for 0/0).
+    These are ratios of sums of squares over images and a; CARE's W_f / ||F_a|| is the square root of the first.
+
+    A rotation of D dimensions turns any D images or fewer into any others without error, so that with many dimensions
+    the fit half says nothing, and the scored half too little. Hence the features are first reduced to the leading
+    principal components of F and all F_a together (a rotation may lead out of F's own span), four images for each
+    component at least. The components, too, come from the fit half only: otherwise those directions would be
+    preferred in which the scored half happens to move.
+
+    Args:
+        first: (N, D) f(x).
+        moved: (A, N, D) f(a x).
+        components: most principal components to keep.
+
+    Returns:
+        Ratios over the N // 2 scored images.
+    """
+    fit, scored = slice(0, None, 2), slice(1, None, 2)
+    axes = _axes(first, moved, fit, components)
+    start = _prepared(first) @ axes.T
+    residual = still = total = np.zeros(len(start[scored]))
+    for end in (_prepared(f) @ axes.T for f in moved):
+        turned = start[scored] @ rotation(start[fit], end[fit]).T
+        residual = residual + squared_norms(turned - end[scored])
+        still = still + squared_norms(start[scored] - end[scored])
+        total = total + squared_norms(end[scored])
+    return {
+        "wahba": Ratio(residual, total),
+        "wahba_identity": Ratio(still, total),
+        "wahba_gain": gain(residual, still, total),
+    }
+
+
+def rotation(start: Array, end: Array) -> Array:
+    """Wahba's problem: the R (d, d) in SO(d) of least Σ ||R start_i - end_i||², for start and end (N, d).
+
+    R = U diag(1, ..., 1, det U det V) Vᵀ with U S Vᵀ the singular value decomposition of Σ end_i start_iᵀ.
+    """
+    u, _, vt = svd(end.T @ start)
+    u[:, -1] *= np.sign(np.linalg.det(u) * np.linalg.det(vt))
+    return as_float(u @ vt)
+
+
+def gamma_ratios(first: Features, moved: Features) -> dict[str, Ratio]:
+    """Does a keep distances, and so inner products, between images, relative to how far it moves them? 0 is best.
+
+    With D the squared distances, (D(ax', ax) - D(x', x))² over (D(ax', x') + D(ax, x))²:
+    `gamma_f`         CARE's mean of this quotient over a and pairs; 0/0, where nothing moves, counts as 0.
+    `gamma_f_pooled`  the two sums' quotient: pairs that hardly move, whose quotients may be huge, weigh little in it.
+                      nan if no image moves.
+
+    Unrelated features get about 1 / (2 D + 1), since in many dimensions all distances are alike: so the measure says
+    little for large D, and compares encoders of equal D only. Each image is paired with the next one in order, the
+    last with the first.
+
+    Args:
+        first: (N, D) f(x).
+        moved: (A, N, D) f(a x).
+    """
+    start = _prepared(first)
+    apart = squared_norms(_next(start) - start)
+    quotients = tops = bottoms = np.zeros(len(start))
+    for end in map(_prepared, moved):
+        shift = squared_norms(end - start)
+        top = np.square(squared_norms(_next(end) - end) - apart)
+        bottom = np.square(_next(shift) + shift)
+        quotients = quotients + np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0) / len(moved)
+        tops, bottoms = tops + top, bottoms + bottom
+    return {"gamma_f": mean_of(quotients), "gamma_f_pooled": Ratio(tops, bottoms)}
+
+
+def _prepared(features: Features) -> Array:
+    """Features (N, D), centred by the mean of the fit half (to leave the scored half out) and of length 1."""
+    centred = as_float(features) - as_float(features[::2]).mean(axis=0)
+    lengths = np.sqrt(squared_norms(centred))[:, None]
+    return centred / np.where(lengths > 0, lengths, 1)
+
+
+def _axes(first: Features, moved: Features, fit: slice, components: int) -> Array:
+    """Leading principal axes (d, D) of F and all F_a on the fit half, from their covariance, one view at a time."""
+
+    def views() -> Iterator[Array]:
+        yield _prepared(first)[fit]
+        yield from (_prepared(f)[fit] for f in moved)
+
+    covariance = sum(view.T @ view for view in views())
+    dimensions, images = first.shape[1], len(first[fit])
+    kept = max(1, min(components, dimensions, images // IMAGES_PER_COMPONENT))
+    _, vectors = eigh(covariance, subset_by_index=(dimensions - kept, dimensions - 1))
+    return as_float(vectors[:, ::-1].T)
+
+
+def _next(rows: Array) -> Array:
+    return np.roll(rows, -1, axis=0)
+
+
+def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
+    """A few fixed transformations, each of all images; the rotation is fitted on half of the images."""
+    sizes = setting.metric_sizes
+    pairs, count = fixed_pairs(setting.dataset, task, sizes.fixed_images, sizes.fixed)
+    first = setting.encode(subject, setting.views.first(pairs))
+    second = setting.encode(subject, setting.views.second(pairs))
+    arrays: Kept = {}
+    for name in subject.feature_sets():
+        moved = channels(subject, second, name).reshape(count, len(pairs.image) // count, -1)
+        still = channels(subject, first, name)[: moved.shape[1]]
+        arrays |= kept(wahba_ratios(still, moved), name) | kept(gamma_ratios(still, moved), name)
+    return Measurement(arrays)
+
+
+def _pairs(task: Task, setting: Setting) -> tuple[Pairs, ...]:
+    sizes = setting.metric_sizes
+    return (fixed_pairs(setting.dataset, task, sizes.fixed_images, sizes.fixed)[0],)
+
+
+WAHBA = Family(
+    name="wahba",
+    title="Rotation of features (Wahba) and γ_f",
+    headline="wahba",
+    code=("families/wahba.py", "families/regression_pairs.py", "metrics/wahba.py"),
+    pairs=_pairs,
+    measure=measure,
+    scores=ratio_scores,
+    resampled=ratio_headline("wahba"),
+)

@@ -1,0 +1,192 @@
+"""What a pretraining method is: a module with a loss over two views, and the views that it is trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from equibench.encoders.vit import Tokens, ViTEncoder
+from equibench.errors import UserError
+from equibench.profiles import Profile
+from equibench.registry import BASELINES
+from equibench.transforms.transformation import BUILT_IN
+
+ALL = BUILT_IN
+UseOfTheta = Literal["required", "optional", "unused"]
+
+
+class Theta(dict[str, Tensor]):
+    """θ by transformation; asking for one that does not stand between the views says so."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise UserError(
+            f"the method asks for θ of {name!r}, but between these views there are {', '.join(self) or 'none'}",
+            "choose a method for these data, or name what it needs in its `transformations`",
+        )
+
+
+@dataclass  # not frozen: Fabric moves the tensors of a batch in place
+class Views:
+    """A batch of pairs.
+
+    Attributes:
+        v1, v2: (N, 3, S, S) normalised views, 0 outside the mask; v1 = I and v2 = g(I).
+        theta: coded parameters (N, P) of each transformation between them, in the regression targets' coding. Where
+            the data bring views of objects along, these are "pose" and "hues" whatever the method.
+        known: (N,) bool by transformation: whether a method may look at this sample's θ.
+        mask: (S, S) 1 where a pixel is visible.
+        labels: (N,) class labels, where the data have any.
+    """
+
+    v1: Tensor
+    v2: Tensor
+    theta: Mapping[str, Tensor]
+    known: Mapping[str, Tensor]
+    mask: Tensor
+    labels: Tensor | None = None
+
+
+@dataclass
+class TokenPair:
+    """The encoder's features of both views."""
+
+    v1: Tokens
+    v2: Tokens
+
+
+class Baseline(nn.Module):
+    """A pretraining method: its heads are its own, the encoder is the suite's.
+
+    Subclass it, build the heads in `__init__`, return named scalars from `loss`, and decorate the class with
+    `@register_baseline`.
+
+    Attributes:
+        splits_features: whether it trains an invariant and an equivariant half; if so both are scored alone as well.
+        transformations: what stands between the two views.
+        one_at_a_time: draw one of the transformations per sample instead of composing all.
+        use_of_theta: where θ is known for some images only (P1 Table 3), "required" trains on these alone, "optional"
+            on all, with `Views.known` to tell them apart, and "unused" says that it does not matter what is known.
+        uses_labels: whether it is supervised; `__init__` then gets the number of `classes` too.
+    """
+
+    splits_features = False
+    transformations: tuple[str, ...] = ALL
+    one_at_a_time = False
+    use_of_theta: UseOfTheta = "required"
+    uses_labels = False
+
+    def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
+        super().__init__()
+        self.profile = profile
+        self.invariant = encoder.invariant
+        self.features = encoder.features
+
+    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+        """Named scalars of one batch; the one called "loss" is minimised, all are logged."""
+        raise TypeError(f"{type(self).__name__} must define loss(views, tokens)")
+
+    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+        """Named scalars of a held-out batch, logged only; by default none."""
+        return {}
+
+
+@dataclass(frozen=True)
+class BaselineEntry:
+    """A registered method: a row of a table.
+
+    Attributes:
+        build: (profile, encoder, number of classes) -> the method.
+        splits_features, transformations, use_of_theta, uses_labels: see `Baseline`.
+        source_sha256: digest of the source file and the settings, so that a changed method is trained again.
+    """
+
+    name: str
+    title: str
+    build: Callable[[Profile, ViTEncoder, int], Baseline]
+    splits_features: bool
+    transformations: tuple[str, ...]
+    use_of_theta: UseOfTheta
+    uses_labels: bool
+    description: str
+    source_sha256: str
+
+
+B = TypeVar("B", bound=type[Baseline])
+
+
+def register_baseline(name: str, title: str | None = None, **settings: object) -> Callable[[B], B]:
+    """Class decorator that registers a `Baseline` as a row.
+
+    Args:
+        name: the row's id, as in a table's CSV.
+        title: the row's name in print; the id if there is none.
+        settings: passed on to the class, so that one class can register several rows.
+
+    Raises:
+        UserError: the class is no `Baseline`, has no loss of its own, or the name is taken.
+    """
+
+    def keep(method: B) -> B:
+        if not (isinstance(method, type) and issubclass(method, Baseline)):
+            raise UserError(f"{name!r}: {method!r} is not a subclass of Baseline", "derive the class from Baseline")
+        if method.loss is Baseline.loss:
+            raise UserError(f"{name!r}: {method.__name__} has no loss", "define loss(self, views, tokens)")
+        description = (method.__doc__ or "").strip().split("\n")[0]
+
+        def build(profile: Profile, encoder: ViTEncoder, classes: int) -> Baseline:
+            own: dict[str, Any] = {"classes": classes} if method.uses_labels else {}
+            return method(profile, encoder, **settings, **own)
+
+        BASELINES.add(
+            name,
+            BaselineEntry(
+                name=name,
+                title=title or name,
+                build=build,
+                splits_features=method.splits_features,
+                transformations=settings.get("transformations", method.transformations),  # type: ignore[arg-type]
+                use_of_theta=method.use_of_theta,
+                uses_labels=method.uses_labels,
+                description=description,
+                source_sha256=_source_sha256(method, settings),
+            ),
+        )
+        return method
+
+    return keep
+
+
+def _source_sha256(method: type, settings: dict[str, object]) -> str:
+    source = Path(inspect.getfile(method)).read_bytes()
+    return hashlib.sha256(source + repr(sorted(settings.items())).encode()).hexdigest()
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows in rank order; the gradient of a row is summed over the ranks that used it."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:  # type: ignore[override]
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows (n, D) of every process as one batch (N, D), for losses over batch statistics; x itself on one process."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return _Gather.apply(x)  # type: ignore[no-any-return]
+    return x

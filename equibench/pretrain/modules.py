@@ -1,0 +1,159 @@
+"""Heads shared by several methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import wraps
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from equibench.encoders.vit import attention_kernel
+from equibench.profiles import DecoderSize
+
+
+def projector(input_size: int, widths: Sequence[int]) -> nn.Sequential:
+    """Linear-BatchNorm-ReLU blocks and a last linear layer without bias (SIE's Projector; P1's g_inv).
+
+    Args:
+        input_size: width of the representation.
+        widths: width of each layer; the last one is the embedding's.
+    """
+    sizes = [input_size, *widths]
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes[:-1]):
+        layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1], bias=False))
+
+
+class CrossAttentionDecoder(nn.Module):
+    """One block with cross-attention, then blocks with self-attention, then a linear layer to pixels.
+
+    The query comes from view 2, key and value from view 1. Positions are added to query and key and again after the
+    cross-attention, never to the value (PROTOCOL 2.4 #5), so that what the decoder knows of the picture's content
+    comes through view 1's values and view 2's attention weights.
+
+    Args:
+        size: width, depth and heads.
+        grid: patches along a side of the whole image.
+        visible: (L,) indices of the patches that tokens stand for.
+        pixels: numbers to predict for a patch (3 * patch²).
+        query_residual: add the query to the cross-attention's output. Eq. (1) has no such term, so it is off.
+        scaled: divide the logits by sqrt(head width). Eq. (1) leaves it out; every transformer has it, so it is on.
+    """
+
+    position: Tensor
+
+    def __init__(
+        self,
+        size: DecoderSize,
+        grid: int,
+        visible: Tensor,
+        pixels: int,
+        *,
+        query_residual: bool = False,
+        scaled: bool = True,
+    ) -> None:
+        super().__init__()
+        width = size.width
+        self.heads, self.query_residual, self.scaled = size.heads, query_residual, scaled
+        self.norm_query, self.norm_key = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm_mlp, self.mlp = nn.LayerNorm(width), Mlp(width, 4 * width)
+        self.blocks = nn.Sequential(
+            *(Block(width, size.heads, mlp_ratio=4, qkv_bias=True) for _ in range(size.depth - 1))
+        )
+        self.norm, self.to_pixels = nn.LayerNorm(width), nn.Linear(width, pixels)
+        self.register_buffer("position", sincos_positions(grid, width)[visible.cpu()], persistent=False)
+
+    def forward(self, query_tokens: Tensor, key_tokens: Tensor) -> Tensor:
+        """Equivariant tokens of view 2 and of view 1, both (N, L, width) -> view 2's patches (N, L, pixels)."""
+        with attention_kernel(query_tokens.device):
+            x = self.cross_attention(query_tokens, key_tokens)
+            if self.query_residual:
+                x = x + query_tokens
+            x = x + self.position
+            x = x + self.mlp(self.norm_mlp(x))
+            return self.to_pixels(self.norm(self.blocks(x)))
+
+    def cross_attention(self, query_tokens: Tensor, key_tokens: Tensor) -> Tensor:
+        """softmax(Q K^T) V of eq. (1), multi-head: (N, L, width)."""
+        query_input, key_input = self.norm_query(query_tokens), self.norm_key(key_tokens)
+        query = self._heads(self.query(query_input + self.position))
+        key = self._heads(self.key(key_input + self.position))
+        value = self._heads(self.value(key_input))
+        scale = 1 / math.sqrt(query.shape[-1]) if self.scaled else 1.0
+        attended = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def sincos_positions(grid: int, width: int) -> Tensor:
+    """Fixed 2-D sine and cosine position embeddings, row-major: (grid², width); width must be a multiple of 4."""
+    quarter = width // 4
+    frequency = 1 / 10_000 ** (torch.arange(quarter) / quarter)
+    angle = torch.arange(grid)[:, None] * frequency
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1)
+    rows = wave[:, None].expand(grid, grid, -1)
+    columns = wave[None, :].expand(grid, grid, -1)
+    return torch.cat([rows, columns], dim=2).reshape(grid * grid, -1)
+
+
+VARIANCE_EPS = 1e-4
+
+
+def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compute a loss in float32 also under bf16 autocast, where batch statistics would lose their small terms."""
+
+    @wraps(loss)
+    def in_float32(*tensors: Tensor) -> Tensor:
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return loss(*(t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in tensors))
+
+    return in_float32
+
+
+@full_precision
+def invariance(x: Tensor, y: Tensor) -> Tensor:
+    """Mean squared difference of two embeddings."""
+    return F.mse_loss(x, y)
+
+
+@full_precision
+def variance(x: Tensor) -> Tensor:
+    """Hinge that keeps each dimension's standard deviation over the batch at 1 or more."""
+    return F.relu(1 - torch.sqrt(x.var(dim=0) + VARIANCE_EPS)).mean()
+
+
+@full_precision
+def covariance(x: Tensor) -> Tensor:
+    """Sum of the squared off-diagonal entries of the covariance matrix, over the number of dimensions."""
+    centred = x - x.mean(dim=0)
+    matrix = centred.T @ centred / (len(x) - 1)
+    # all entries minus the diagonal: no mask of D x D is needed
+    return (matrix.square().sum() - matrix.diagonal().square().sum()) / x.shape[1]
+
+
+def both(loss_of_one: Tensor, loss_of_other: Tensor) -> Tensor:
+    """Mean over the two views, as SIE takes of its variance terms."""
+    return 0.5 * (loss_of_one + loss_of_other)
+
+
+@full_precision
+def masked_pixel_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the visible pixels and the channels.
+
+    Args:
+        prediction, target: (N, L, pixels) patches of normalised RGB.
+        mask: (L, pixels) 1 where a pixel is visible.
+    """
+    error = (prediction - target).square() * mask
+    return error.sum() / (mask.sum() * len(prediction))

@@ -1,0 +1,305 @@
+"""A table: its definition (a published CSV), its cells (records), and the files that come out of them.
+
+A definition may begin with lines `# key: text`. Keys: title; data (what its rows are pretrained on, the profile's data
+unless told); known (the share of training images whose θ is known); scale (100 where numbers are percentages); claim
+and limit (what it can and cannot show; may be repeated). A column is a task's id, or TASK:METRIC for one of its
+metrics.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from equibench.errors import UserError, closest
+from equibench.evaluation.catalogue import CATALOGUE
+from equibench.evaluation.controls import CONTROLS, RIVALS, row_title
+from equibench.evaluation.evaluator import family_of
+from equibench.records import Record
+from equibench.registry import BASELINES, TASKS
+from equibench.task import Task
+
+Interval = tuple[float, float, float]
+
+PUBLISHED = files("equibench.published")
+KEYS = ("title", "data", "known", "scale", "claim", "limit")
+
+
+@dataclass(frozen=True)
+class TableDefinition:
+    """Rows and columns of a table with the published numbers, as strings like "0.862±0.004".
+
+    Attributes:
+        title: the table in a few words.
+        data: the data that rows are pretrained on; None for the profile's.
+        known: the share of training images whose θ is known.
+        scale: by what scores are multiplied, as the published numbers are: 100 for percentages.
+        claims, limits: what the table can and cannot show.
+    """
+
+    name: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    published: pd.DataFrame
+    title: str = ""
+    data: str | None = None
+    known: float = 1.0
+    scale: float = 1.0
+    claims: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: a task's headline metric, or another of its metrics."""
+
+    name: str
+    task: Task
+    metric: str | None
+
+    @property
+    def title(self) -> str:
+        return f"{self.task.title}: {CATALOGUE[self.metric].title}" if self.metric else self.task.title
+
+    @property
+    def score_key(self) -> str:
+        """What the score is called in the table's CSV: <task>_<metric>."""
+        return f"{self.task.name}_{self.metric or self.task.headline or family_of(self.task).headline}"
+
+
+def columns_of(names: Sequence[str]) -> list[Column]:
+    """Columns by name: TASK or TASK:METRIC.
+
+    Raises:
+        UserError: no such task or metric.
+    """
+    found = []
+    for name in names:
+        task, _, metric = name.partition(":")
+        if metric and metric not in CATALOGUE:
+            raise UserError(
+                f"the column {name!r} names an unknown metric{closest(metric, CATALOGUE)}",
+                "`equibench list metrics` shows the known ones",
+            )
+        found.append(Column(name, TASKS.get(task), metric or None))
+    return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score of a table: the task's headline metric, R² in regression, as the mean over pretraining seeds.
+
+    Attributes:
+        low, high: the bootstrap intervals' ends, averaged over pretraining seeds. The seeds share their test
+            images, so the interval of their mean is at most as wide.
+        std_seeds: standard deviation over pretraining seeds; None for a single seed.
+        signatures: identifier of each seed's record, for `equibench explain`.
+        data: what it was measured on.
+        beats_controls: whether the interval lies beyond that of each control of `RIVALS` that is there; None for the
+            controls themselves, where one with an encoder is missing, and for metrics that are not better or worse.
+    """
+
+    value: float
+    low: float
+    high: float
+    pooled: float | None
+    seeds: int
+    std_seeds: float | None
+    signatures: tuple[str, ...]
+    data: str
+    beats_controls: bool | None = None
+
+
+def table_names() -> list[str]:
+    """Names of the tables that have a published CSV."""
+    return sorted(f.name.removesuffix(".csv") for f in PUBLISHED.iterdir() if f.name.endswith(".csv"))
+
+
+def load_definition(name: str | Path) -> TableDefinition:
+    """A table by name, or by the path of a CSV of the same form.
+
+    Raises:
+        UserError: no such table, or its CSV is malformed or names rows or columns that are not registered.
+    """
+    path = Path(name)
+    if path.suffix == ".csv":
+        if not path.is_file():
+            raise UserError(f"table file not found: {path}", "give a table's name or the path of a CSV")
+        text, where = path.read_text(encoding="utf-8"), str(path)
+    elif str(name) in table_names():
+        text, where = PUBLISHED.joinpath(f"{name}.csv").read_text(encoding="utf-8"), f"{name}.csv"
+    else:
+        known = table_names()
+        raise UserError(f"unknown table {str(name)!r}{closest(str(name), known)}", f"tables: {', '.join(known)}")
+    facts = _front_matter(where, text)
+    try:
+        frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, comment="#")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(
+            f"{where} is not a table: {error}", "first column `baseline`, then a column per task"
+        ) from error
+    if frame.empty or frame.columns[0] != "baseline":
+        raise UserError(f"{where} has no column `baseline`, or no rows", "first column `baseline`, then one per task")
+    frame = frame.set_index("baseline")
+    _check_names(where, "row", list(frame.index), [*BASELINES.names(), *CONTROLS])
+    _check_names(where, "column", [c.partition(":")[0] for c in frame.columns], TASKS.names())
+    columns_of(list(frame.columns))
+    if len(set(frame.columns)) < len(frame.columns):
+        raise UserError(f"{where} names a column twice", "remove the repetition")
+    return TableDefinition(path.stem, tuple(frame.index), tuple(frame.columns), frame, **facts)
+
+
+def _front_matter(where: str, text: str) -> dict[str, Any]:
+    """What the lines `# key: text` say."""
+    found: dict[str, list[str]] = {key: [] for key in KEYS}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            continue
+        key, colon, value = line[1:].partition(":")
+        if not colon or key.strip() not in KEYS:
+            raise UserError(f"{where}: {line!r} is not understood", f"# KEY: text, with KEY of {', '.join(KEYS)}")
+        found[key.strip()].append(value.strip())
+    facts: dict[str, Any] = {"claims": tuple(found.pop("claim")), "limits": tuple(found.pop("limit"))}
+    for key, values in found.items():
+        if len(values) > 1:
+            raise UserError(f"{where} gives {key} {len(values)} times", "say it once")
+        if values:
+            facts[key] = _number(where, key, values[0]) if key in ("known", "scale") else values[0]
+    return facts
+
+
+def _number(where: str, key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= (1 if key == "known" else float("inf")):
+        raise UserError(f"{where}: {key} is {text!r}", "a positive number, for `known` of at most 1")
+    return value
+
+
+def _check_names(where: str, kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        hint = closest(unknown[0], known)
+        raise UserError(
+            f"{where} names unknown {kind}s: {', '.join(unknown)}{hint}",
+            "`equibench list` shows the known ones; --baseline FILE.py adds one",
+        )
+    if kind == "row" and len(set(names)) < len(names):
+        raise UserError(f"{where} names a {kind} twice", "remove the repetition")
+
+
+def cells_of(records: Sequence[Record], features: str = "full", scale: float = 1.0) -> dict[tuple[str, str], Cell]:
+    """Cells by (row, column) for one feature set, for columns TASK and TASK:METRIC alike.
+
+    Rows that have no such features are left out.
+    """
+    groups: dict[tuple[str, str], list[tuple[Record, Interval]]] = {}
+    for record in records:
+        if record.features != features:
+            continue
+        found: dict[str, Interval | None] = {record.task: record.headline_value()}
+        found |= {f"{record.task}:{name}": metric.interval() for name, metric in record.metrics.items()}
+        for column, value in found.items():
+            if value is not None:
+                groups.setdefault((record.baseline, column), []).append((record, value))
+    cells = {key: _cell(group, scale) for key, group in groups.items()}
+    return {key: _judged(key, groups[key][0][0], cell, cells) for key, cell in cells.items()}
+
+
+def _cell(group: Sequence[tuple[Record, Interval]], scale: float) -> Cell:
+    found = np.array([value for _, value in group]) * scale
+    value, low, high = found.mean(axis=0).tolist()
+    records = [record for record, _ in group]
+    pooled = [r.r2_pooled for r in records if r.r2_pooled is not None]
+    return Cell(
+        value=value,
+        low=low,
+        high=high,
+        pooled=float(np.mean(pooled)) if pooled else None,
+        seeds=len(group),
+        std_seeds=float(np.std(found[:, 0], ddof=1)) if len(group) > 1 else None,
+        signatures=tuple(r.identifier for r in records),
+        data=records[0].data,
+    )
+
+
+def _judged(key: tuple[str, str], record: Record, cell: Cell, cells: dict[tuple[str, str], Cell]) -> Cell:
+    row, column = key
+    metric = column.partition(":")[2] or record.headline
+    better = CATALOGUE[metric].better if metric in CATALOGUE else "higher"
+    needed = [c for c in RIVALS if CONTROLS[c].has_encoder or record.family in CONTROLS[c].families]
+    rivals = [cells.get((control, column)) for control in needed]
+    if row in CONTROLS or None in rivals or better == "neither":
+        return cell
+    there = [rival for rival in rivals if rival]
+    beats = (
+        cell.low > max(rival.high for rival in there)
+        if better == "higher"
+        else cell.high < min(rival.low for rival in there)
+    )
+    return replace(cell, beats_controls=beats)
+
+
+def table_frame(
+    definition: TableDefinition, rows: Sequence[str], columns: Sequence[str], records: Sequence[Record]
+) -> pd.DataFrame:
+    """The table as one row per baseline or control, for its CSV.
+
+    Columns for each column of the table: published, the score (named after its metric: r2, top1, ...), low, high,
+    std_seeds, beats_controls, data, and the identifiers of the signatures; in regression also pooled, invariant and
+    equivariant.
+    """
+    full = cells_of(records, scale=definition.scale)
+    halves = {half: cells_of(records, half, definition.scale) for half in ("invariant", "equivariant")}
+    lines = []
+    for row in rows:
+        line: dict[str, object] = {"baseline": row, "title": row_title(row)}
+        seeds = [full[row, c].seeds for c in columns if (row, c) in full]
+        line["pretraining_seeds"] = min(seeds) if seeds else 0
+        for column in columns_of(columns):
+            name, cell = column.name.replace(":", "_"), full.get((row, column.name))
+            line[f"{name}_published"] = published(definition, row, column.name)
+            line[column.score_key] = _digits(cell.value) if cell else ""
+            line[f"{name}_low"] = _digits(cell.low) if cell else ""
+            line[f"{name}_high"] = _digits(cell.high) if cell else ""
+            line[f"{name}_std_seeds"] = _digits(cell.std_seeds) if cell and cell.std_seeds is not None else ""
+            line[f"{name}_beats_controls"] = (
+                "" if not cell or cell.beats_controls is None else str(cell.beats_controls).lower()
+            )
+            line[f"{name}_data"] = cell.data if cell else ""
+            if column.task.family == "regression" and column.metric is None:
+                line[f"{name}_pooled"] = _digits(cell.pooled) if cell and cell.pooled is not None else ""
+                for half, cells in halves.items():
+                    other = cells.get((row, column.name))
+                    line[f"{name}_{half}"] = _digits(other.value) if other else ""
+            line[f"{name}_signature"] = " ".join(cell.signatures) if cell else ""
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def published(definition: TableDefinition, row: str, column: str) -> str:
+    """The published number of a cell, or nothing."""
+    if row in definition.published.index and column in definition.published.columns:
+        return str(definition.published.loc[row, column])
+    return ""
+
+
+def load_certificates() -> dict[str, dict[str, object]]:
+    """What a small CNN gets from pixels, by task: kept beside the tasks, made by `equibench certify`."""
+    text = files("equibench.tasks").joinpath("certificates.json").read_text(encoding="utf-8")
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def _digits(value: float) -> str:
+    # no minus sign before a zero
+    return f"{value + 0.0:.4f}".replace("-0.0000", "0.0000")

@@ -1,0 +1,266 @@
+"""A table as markdown, for results/<profile>/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from equibench.evaluation.context import Setting
+from equibench.evaluation.controls import CONTROLS, row_title
+from equibench.records import Record
+from equibench.report.definition import Cell, Column, TableDefinition, cells_of, published
+from equibench.report.notes import geometry_findings, header, own_column_findings
+from equibench.task import CLEAN_LEAK, Task
+
+Cells = dict[tuple[str, str], Cell]
+
+MARK = "†"
+UNBEATEN = (
+    "its interval does not lie beyond that of the best of random init, pixels and image statistics (of those that the "
+    "column has), so the score says nothing about the training"
+)
+CERTIFIED = {
+    "both_views": "both views (the pixels' ceiling)",
+    "view2_alone": "view 2 alone (the leak)",
+    "border": "of it the outermost ring alone",
+    "interpolation": "view 2 of noise (what resampling leaves)",
+}
+"""What a certificate measures, in print."""
+
+
+def markdown_table(
+    definition: TableDefinition,
+    rows: Sequence[str],
+    columns: Sequence[Column],
+    records: Sequence[Record],
+    setting: Setting,
+    seeds: Sequence[int],
+    certificates: dict[str, dict[str, object]],
+) -> str:
+    """The whole report of a table."""
+    full = cells_of(records, scale=definition.scale)
+    regression = [c for c in columns if c.task.family == "regression" and c.metric is None]
+    tasks = list(dict.fromkeys(c.task for c in columns))
+    several = any(cell.std_seeds is not None for cell in full.values())
+    lines = [f"# {definition.title or definition.name}", ""]
+    lines += [f"- {line}" for line in header(setting, tasks, seeds, records)]
+    lines += ["", "## Published | ours", ""]
+    lines += headline_grid(definition, rows, columns, full)
+    lines += further_grid(definition, rows, columns, full)
+    lines += ["", f"{MARK} does not beat its controls: {UNBEATEN}.", ""]
+    if regression and not setting.dataset.has_objects:
+        lines += _certificate_lines([c.task for c in regression], certificates)
+    if several:
+        lines += ["", "## Standard deviation over pretraining seeds", ""]
+        scattered = _with(full, rows, lambda c: c.std_seeds is not None)
+        lines += _grid(scattered, columns, lambda r, c: _std(full.get((r, c.name))))
+    lines += _findings(rows, [c.task for c in regression], full)
+    if regression:
+        lines += ["", "## Pooled R², as published", "", _floors(regression, records), ""]
+        lines += _grid(rows, regression, lambda row, column: _pooled(definition, full, row, column))
+    lines += _both_halves(definition, rows, columns, records)
+    lines += ["", "## Signatures", "", "`equibench explain` turns one into the score's recipe and command.", ""]
+    lines += _grid(rows, columns, lambda r, c: _signatures(full.get((r, c.name))))
+    return "\n".join(lines) + "\n"
+
+
+def headline_grid(
+    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells
+) -> list[str]:
+    """Published | ours, row by row, of the columns that are published; one on generated data says so in its head."""
+
+    def text(row: str, column: Column) -> str:
+        said = published(definition, row, column.name) or "–"
+        return f"{said} \\| {score(cells.get((row, column.name)), definition.scale)}"
+
+    there, _ = split_columns(definition, columns)
+    return _grid(rows, there, text, lambda column: column_title(column, cells))
+
+
+def further_grid(
+    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells
+) -> list[str]:
+    """Our further columns, where there are any, under a line that says so; rows without any of them are left out."""
+    _, further = split_columns(definition, columns)
+    if not further:
+        return []
+    there = [row for row in rows if any((row, c.name) in cells for c in further)]
+    grid = _grid(
+        there, further, lambda r, c: score(cells.get((r, c.name)), definition.scale), lambda c: column_title(c, cells)
+    )
+    return ["", "Not in the published table:", "", *grid]
+
+
+def split_columns(definition: TableDefinition, columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
+    """The columns that have published numbers, or all if none has any; and the others."""
+    printed = [c for c in columns if any(published(definition, row, c.name) for row in definition.rows)]
+    return (printed, [c for c in columns if c not in printed]) if printed else (list(columns), [])
+
+
+def column_title(column: Column, cells: Cells) -> str:
+    """The column's name in print, which says where its data are generated."""
+    generated = any(name == column.name and is_generated(cell.data) for (_, name), cell in cells.items())
+    return f"{column.title} (generated)" if generated else column.title
+
+
+def is_generated(data: str) -> bool:
+    """Whether the name is that of data which take the place of published ones."""
+    return data.endswith("-generated")
+
+
+def _findings(rows: Sequence[str], tasks: Sequence[Task], full: Cells) -> list[str]:
+    own, geometry = own_column_findings(rows, tasks, full), geometry_findings(rows, tasks, full)
+    lines = []
+    if geometry:
+        lines += ["", "## Mean of rotation and translation", "", *[f"- {line}" for line in geometry]]
+    if own:
+        lines += ["", "## Is SIE(x) the best SIE row in its own column?", "", *[f"- {line}" for line in own]]
+    return lines
+
+
+def _both_halves(
+    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], records: Sequence[Record]
+) -> list[str]:
+    inv, equi = (cells_of(records, half, definition.scale) for half in ("invariant", "equivariant"))
+    there = [c for c in columns if any(name == c.name for _, name in inv)]
+    if not there:
+        return []
+    lines = ["", "## The halves alone", "", "From the invariant | the equivariant half.", ""]
+    return lines + _grid(
+        _with(inv, rows, lambda c: True), there, lambda r, c: _halves(inv.get((r, c.name)), equi.get((r, c.name)))
+    )
+
+
+def _signatures(cell: Cell | None) -> str:
+    return " ".join(f"`{s}`" for s in cell.signatures) if cell else "–"
+
+
+def score(cell: Cell | None, scale: float = 1.0) -> str:
+    """0.345 ±0.012, or 34.50 ±1.20 where numbers are percentages, with a mark where it does not beat its controls."""
+    if cell is None:
+        return "–"
+    mark = MARK if cell.beats_controls is False else ""
+    digits = 3 if scale == 1 else 2
+    return f"{plain(cell.value, digits)} ±{(cell.high - cell.low) / 2:.{digits}f}{mark}"
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """So many decimals, and no minus sign before a zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _pooled(definition: TableDefinition, cells: Cells, row: str, column: Column) -> str:
+    cell = cells.get((row, column.name))
+    ours = plain(cell.pooled) if cell and cell.pooled is not None else "–"
+    return f"{published(definition, row, column.name) or '–'} \\| {ours}"
+
+
+def _std(cell: Cell | None) -> str:
+    return f"{cell.std_seeds:.3f}" if cell and cell.std_seeds is not None else "–"
+
+
+def _halves(invariant: Cell | None, equivariant: Cell | None) -> str:
+    return " \\| ".join(plain(c.value) if c else "–" for c in (invariant, equivariant))
+
+
+def _with(cells: Cells, rows: Sequence[str], test: Callable[[Cell], bool]) -> list[str]:
+    return [row for row in rows if any(test(cell) for (name, _), cell in cells.items() if name == row)]
+
+
+def _grid(
+    rows: Sequence[str],
+    columns: Sequence[Column],
+    text: Callable[[str, Column], str],
+    title: Callable[[Column], str] = lambda column: column.title,
+) -> list[str]:
+    lines = ["| | " + " | ".join(map(title, columns)) + " |", "|---|" + "---|" * len(columns)]
+    for row in rows:
+        name = f"*{row_title(row)}*" if row in CONTROLS else row_title(row)
+        lines.append(f"| {name} | " + " | ".join(text(row, column) for column in columns) + " |")
+    return lines
+
+
+def _floors(columns: Sequence[Column], records: Sequence[Record]) -> str:
+    floors = {r.task: r.r2_pooled_floor for r in records if r.r2_pooled_floor is not None}
+    named = [f"{c.title} {plain(floors[c.task.name])}" for c in columns if c.task.name in floors]
+    return "One scalar mean over all dimensions (SIE's formula); a constant predictor scores: " + ", ".join(named) + "."
+
+
+def _certificate_lines(tasks: Sequence[Task], certificates: dict[str, dict[str, object]]) -> list[str]:
+    """What pixels hold (a CNN on both views) and what leaks (the CNN on view 2 alone)."""
+    known = [t for t in tasks if certificates.get(t.name, {}).get("task_version") == t.version]
+    if not known:
+        return ["No certificate is on file for these tasks: run `equibench certify`."]
+    some = certificates[known[0].name]
+    lines = [
+        f"A small CNN trained from scratch on {some['pairs']:,} pairs of {some['data']}, headline views; a task that "
+        f"claims to be clean leaks at most {CLEAN_LEAK:g}:",
+        "",
+    ]
+    lines += ["| | " + " | ".join(t.title for t in known) + " |", "|---|" + "---|" * len(known)]
+    for name, title in CERTIFIED.items():
+        values = [certificates[t.name].get(f"{name}_r2") for t in known]
+        if any(value is not None for value in values):
+            shown = ["–" if value is None else plain(float(str(value))) for value in values]
+            lines.append(f"| {title} | " + " | ".join(shown) + " |")
+    lines.append("| claims to be clean | " + " | ".join("yes" if t.claims_clean else "no" for t in known) + " |")
+    return lines
+
+
+WIDE, MEDIUM = 150, 118
+
+
+def print_table(
+    definition: TableDefinition,
+    rows: Sequence[str],
+    columns: Sequence[Column],
+    records: Sequence[Record],
+    setting: Setting,
+    seeds: Sequence[int],
+    console: Console,
+) -> None:
+    """Print a table; on a narrow terminal each cell takes two lines or three."""
+    cells = cells_of(records, scale=definition.scale)
+    for line in header(setting, [column.task for column in columns], seeds, records):
+        console.print(line, style="dim", highlight=False)
+    title = f"{definition.title or definition.name}, profile {setting.profile.name}"
+    printed, further = split_columns(definition, columns)
+    console.print(_table(f"{title}: published | ours", definition, rows, printed, cells, console))
+    if further:
+        there = [row for row in rows if any((row, column.name) in cells for column in further)]
+        console.print(_table("not in the published table", definition, there, further, cells, console))
+    shown = {column.name for column in columns}
+    if any(cell.beats_controls is False for (_, name), cell in cells.items() if name in shown):
+        console.print(f"{MARK} does not beat random init, pixels and image statistics", style="dim")
+
+
+def _table(
+    title: str,
+    definition: TableDefinition,
+    rows: Sequence[str],
+    columns: Sequence[Column],
+    cells: Cells,
+    console: Console,
+) -> Table:
+    table = Table(title=title, show_lines=False)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column_title(column, cells), justify="right", overflow="fold")
+    separator = " | " if console.width >= WIDE else "\n"
+    narrow = console.width < MEDIUM
+    for number, row in enumerate(rows):
+        texts = []
+        for column in columns:
+            cell = cells.get((row, column.name))
+            ours = score(cell, definition.scale)
+            style = "dim" if cell is None or cell.beats_controls is False else "bold"
+            said = published(definition, row, column.name)
+            if narrow:
+                said, ours = said.split("±")[0], ours.replace(" ", "\n")
+            texts.append(f"[dim]{said}{separator}[/dim][{style}]{ours}[/]" if said else f"[{style}]{ours}[/]")
+        last_method = row not in CONTROLS and number + 1 < len(rows) and rows[number + 1] in CONTROLS
+        table.add_row(row_title(row), *texts, style="italic" if row in CONTROLS else "", end_section=last_method)
+    return table

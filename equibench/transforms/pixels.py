@@ -1,0 +1,73 @@
+"""Brightness, contrast, saturation and hue with one factor per sample.
+
+The definitions are torchvision's (`adjust_brightness` and its siblings), which take one factor for a whole batch;
+these take one for each image and are differentiable in image and factor.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+LUMA = (0.2989, 0.587, 0.114)
+
+
+def adjust_color(images: Tensor, theta: Tensor) -> Tensor:
+    """Apply brightness, contrast, saturation and hue, in this order.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        theta: (N, 4) changes of brightness, contrast and saturation (factor - 1) and of hue in turns; 0 is identity.
+    """
+    brightness, contrast, saturation, hue = (theta[:, i, None, None, None] for i in range(4))
+    images = (images * (1 + brightness)).clamp(0, 1)
+    mean = _gray(images).mean(dim=(-2, -1), keepdim=True)
+    images = (mean + (1 + contrast) * (images - mean)).clamp(0, 1)
+    gray = _gray(images)
+    images = (gray + (1 + saturation) * (images - gray)).clamp(0, 1)
+    return shift_hue(images, hue)
+
+
+def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Shift the hue of RGB images (N, 3, H, W) in [0, 1] by turns (broadcastable), keeping HSV value and saturation."""
+    value, argmax = images.max(dim=1, keepdim=True)
+    chroma = value - images.min(dim=1, keepdim=True).values
+    # hue in sixths of a turn: 2 * (index of the largest channel) + signed difference of the two others
+    before, after = images.gather(1, (argmax + 2) % 3), images.gather(1, (argmax + 1) % 3)
+    sixths = 2 * argmax + (after - before) / chroma.clamp_min(1e-8)
+    offset = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    k = (offset + sixths + 6 * turns) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def _gray(images: Tensor) -> Tensor:
+    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+TAPS = 13  # covers 3 sigma at the largest sigma of 2 px, at every image size (a shorter kernel would cap R²)
+
+
+def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+    """Blur images (N, C, S, S) with sigma (N, 1) pixels; borders are mirrored without repeating the edge.
+
+    A blur of one axis is a banded S x S matrix per sample, so the whole batch is two batched matrix products.
+    """
+    offsets = torch.arange(TAPS, device=images.device) - TAPS // 2
+    weights = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-3)) ** 2)
+    weights = (weights / weights.sum(dim=1, keepdim=True)).to(images.dtype)
+    band = _tap_positions(images.shape[-1], images.device).to(images.dtype)
+    operator = torch.einsum("nt,tij->nij", weights, band).unsqueeze(1)
+    return operator @ images @ operator.transpose(-1, -2)
+
+
+@lru_cache(maxsize=8)
+def _tap_positions(size: int, device: torch.device) -> Tensor:
+    """(TAPS, S, S) with a 1 at [t, i, j] where tap t of output pixel i reads input pixel j."""
+    position = torch.arange(size)[None, :] + (torch.arange(TAPS) - TAPS // 2)[:, None]
+    period = 2 * (size - 1)
+    position = position.remainder(period)
+    position = torch.minimum(position, period - position)
+    return torch.nn.functional.one_hot(position, size).float().to(device)
