@@ -121,7 +121,7 @@ def features(images: int) -> dict[str, Labelled]:
 
 def ours(splits: dict[str, Labelled]) -> tuple[float, Found]:
     started = time.perf_counter()
-    result = fit_logistic(splits["train"], splits["val"], splits["test"][0], classes=10, select="top1")
+    result = fit_logistic(splits["train"], splits["val"], splits["test"][0], classes=10, select=top1)
     seconds = time.perf_counter() - started
     models = fit_path([splits["train"]], GRID[::-1], classes=10)  # the same fits again, for what they reached
     reached = [objective(m.weights, m.bias, splits["train"], w) for m, w in zip(models, GRID[::-1], strict=True)]

@@ -48,7 +48,7 @@ from equibench.metrics.regression import r2_per_dimension
 from equibench.pairs.manifest import Pairs
 from equibench.pretrain.loop import build_encoder, default_precision
 from equibench.profiles import Profile, get_profile
-from equibench.registry import TASKS
+from equibench.task import TASKS
 from equibench.runner.open import CPU_BATCH
 from equibench.runner.plan import encoder_subject
 from equibench.task import Task, regression_tasks

@@ -29,7 +29,8 @@ from equibench.evaluation.evaluate import evaluate
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.loop import build, pretrain
 from equibench.profiles import Profile, get_profile
-from equibench.registry import BASELINES, TASKS
+from equibench.pretrain.method import BASELINES
+from equibench.task import TASKS
 from equibench.runner.open import Order, Workplace, open_workplace
 from equibench.runner.plan import encoder_subject
 from equibench.task import regression_tasks

@@ -1,24 +1,106 @@
-"""equibench: which transformations does a representation keep, which does it throw away, and how sure are we?"""
+"""equibench: which transformations does a representation keep, which does it throw away, and how sure are we?
+
+    import equibench as eb
+
+    eb.table("table2", profile="tiny")
+    eb.score("timm:resnet18", tasks=["rotation"], profile="tiny")
+
+The names are those of the command line; each is imported when it is first asked for, since torch takes seconds.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_FUNCTIONS = {
-    "score": "equibench.runner.score",
-    "compare": "equibench.audit.compare",
-    "explain": "equibench.audit.find",
-    "verify": "equibench.audit.verify",
-    "examine": "equibench.audit.doctor",
+from equibench.errors import UserError
+from equibench.utils.digests import __version__
+
+if TYPE_CHECKING:
+    from equibench.audit.compare import compare
+    from equibench.audit.doctor import doctor
+    from equibench.audit.find import explain
+    from equibench.audit.leakage import certify
+    from equibench.audit.verify import verify
+    from equibench.cli.tables import described
+    from equibench.config import RunConfig
+    from equibench.evaluation.evaluator import Evaluator, register_evaluator
+    from equibench.pretrain.method import Baseline, register_baseline
+    from equibench.runner.curve import curve
+    from equibench.runner.score import score
+    from equibench.runner.study import run_study
+    from equibench.runner.table import pretrain, table
+    from equibench.task import Task, register_task
+    from equibench.transforms.transformation import Transformation, register_transformation
+
+_HOMES = {
+    "score": "runner.score",
+    "table": "runner.table",
+    "pretrain": "runner.table",
+    "curve": "runner.curve",
+    "run_study": "runner.study",
+    "compare": "audit.compare",
+    "explain": "audit.find",
+    "verify": "audit.verify",
+    "certify": "audit.leakage",
+    "doctor": "audit.doctor",
+    "described": "cli.tables",
+    "RunConfig": "config",
+    "Baseline": "pretrain.method",
+    "register_baseline": "pretrain.method",
+    "Task": "task",
+    "register_task": "task",
+    "Evaluator": "evaluation.evaluator",
+    "register_evaluator": "evaluation.evaluator",
+    "Transformation": "transforms.transformation",
+    "register_transformation": "transforms.transformation",
 }
 
-__all__ = ["compare", "examine", "explain", "score", "verify"]
+__all__ = [
+    "Baseline", "Evaluator", "RunConfig", "Task", "Transformation", "UserError", "__version__", "certify", "compare",
+    "curve", "described", "doctor", "explain", "list_baselines", "list_metrics", "list_profiles", "list_tables",
+    "list_tasks", "pretrain", "register_baseline", "register_evaluator", "register_task", "register_transformation",
+    "run_study", "score", "table", "verify",
+]  # fmt: skip
+
+
+def list_tasks() -> list[str]:
+    """Names of the registered tasks."""
+    return _names("tasks")
+
+
+def list_baselines() -> list[str]:
+    """Names of the registered baselines, and of the controls that stand beside them in every table."""
+    return _names("baselines")
+
+
+def list_tables() -> list[str]:
+    """Names of the tables that have published numbers."""
+    return _names("tables")
+
+
+def list_profiles() -> list[str]:
+    """Names of the profiles, which say how large a run is.
+
+    >>> list_profiles()[:2]
+    ['tiny', 'demo']
+    """
+    return _names("profiles")
+
+
+def list_metrics() -> list[str]:
+    """Names of all metrics."""
+    return _names("metrics")
+
+
+def _names(kind: str) -> list[str]:
+    from equibench.cli.tables import described
+
+    return [name for rows in described(kind).values() for name, _ in rows]
 
 
 def __getattr__(name: str) -> Any:
-    """The functions, imported when they are first asked for: torch takes seconds to import."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'equibench' has no attribute {name!r}")
     from importlib import import_module
 
-    if name in _FUNCTIONS:
-        return getattr(import_module(_FUNCTIONS[name]), name)
-    raise AttributeError(f"module 'equibench' has no attribute {name!r}")
+    return getattr(import_module(f"equibench.{_HOMES[name]}"), name)

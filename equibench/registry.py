@@ -1,40 +1,49 @@
-"""Names of baselines and tasks: register, get, list, and load a user's file that registers more.
+"""Registries: names of baselines, tasks, evaluators; found by listing modules, by entry points, or in a user's file.
 
-`tasks/` and `baselines/` are found by listing the modules of `equibench.tasks` and `equibench.baselines`, other
-installed packages by the entry points of the same names. Nothing here names a row or a column.
+    from equibench.registry import Registry
+    TASKS = Registry("task", "equibench.tasks")      # imports every module of equibench.tasks when first asked
+    TASKS.add("rotation", task)
+    TASKS.get("rotatoin")                            # UserError: did you mean 'rotation'?
+
+Nothing here names a row or a column.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import pkgutil
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from equibench.errors import UserError, closest
 from equibench.utils.digests import depend_on_transformations
 
-if TYPE_CHECKING:
-    from equibench.pretrain.method import BaselineEntry
-    from equibench.task import Task
-
-
 T = TypeVar("T")
+
+_kinds: dict[str, dict[str, Any]] = {}
+"""Whatever a file can register: the entries of each kind."""
+_registries: list[Registry[Any]] = []
 
 
 class Registry(Generic[T]):
-    """Entries of one kind by name, discovered on first use."""
+    """Entries of one kind by name, discovered on first use.
+
+    Args:
+        kind: what an entry is called in messages.
+        group: the package whose modules register the built-in entries, and the name of the entry points.
+    """
 
     def __init__(self, kind: str, group: str) -> None:
         self.kind, self.group = kind, group
-        self._entries: dict[str, T] = {}
+        self._entries: dict[str, T] = watch(kind, {})
         self._discovered = False
         self.built_in: tuple[str, ...] = ()  # what the package itself registers; known once discovered
+        _registries.append(self)
 
     def add(self, name: str, entry: T) -> None:
         """Register an entry.
@@ -63,8 +72,13 @@ class Registry(Generic[T]):
                 warnings.warn(f"the plug-in {point.value!r} could not be imported: {error}", stacklevel=2)
 
     def names(self) -> list[str]:
+        """All names, in the order in which they were registered."""
         self.discover()
         return list(self._entries)
+
+    def entries(self) -> list[T]:
+        """All entries that are registered so far; nothing is imported for it."""
+        return list(self._entries.values())
 
     def get(self, name: str) -> T:
         """The entry of that name.
@@ -74,51 +88,44 @@ class Registry(Generic[T]):
         """
         self.discover()
         if name not in self._entries:
-            raise UserError(
-                f"unknown {self.kind} {name!r}{closest(name, self._entries)}",
-                f"`equibench list {self.kind}s` shows the known ones",
-            )
+            hint = f"`equibench list {self.kind}s` shows the known ones"
+            raise UserError(f"unknown {self.kind} {name!r}{closest(name, self._entries)}", hint)
         return self._entries[name]
 
 
-BASELINES: Registry[BaselineEntry] = Registry("baseline", "equibench.baselines")
-TASKS: Registry[Task] = Registry("task", "equibench.tasks")
+def watch(kind: str, entries: dict[str, Any]) -> dict[str, Any]:
+    """Let files register entries of a kind in this dictionary; returns the dictionary."""
+    _kinds[kind] = entries
+    return entries
 
 
-def load_baseline_file(path: str | Path) -> list[str]:
-    """Import a Python file and return the names of the baselines that it registered.
+def load_file(path: str | Path, kind: str) -> list[str]:
+    """Import a Python file once, and return the names that it registered of one kind.
 
-    Raises:
-        UserError: the file is missing, raises on import, or registers no baseline.
-    """
-    return _load_file(BASELINES, Path(path), 'decorate a class with @register_baseline("name")')
-
-
-def load_task_file(path: str | Path) -> list[str]:
-    """Import a Python file and return the names of the tasks that it registered.
+    Args:
+        kind: "baseline", "task", "evaluator" or "transformation".
 
     Raises:
-        UserError: the file is missing, raises on import, or registers no task.
+        UserError: the file is missing, raises on import, or registers nothing of that kind; it then leaves nothing.
     """
-    return _load_file(TASKS, Path(path), "call register_task(Task(...)), as examples/my_task.py does")
-
-
-def _load_file(registry: Registry[Any], path: Path, example: str) -> list[str]:
-    """Import a file once, and tell what it registered in one registry; one that fails leaves nothing behind."""
+    path = Path(path)
     if not path.is_file():
-        raise UserError(f"{registry.kind} file not found: {path}", "give the path of a Python file")
+        raise UserError(f"{kind} file not found: {path}", "give the path of a Python file")
     source = path.resolve()
     module_name = f"equibench_user_{source.stem}_{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
-    before = {kind: set(entries) for kind, entries in _everything_registered().items()}
+    for registry in _registries:
+        registry.discover()
+    before = {one: set(entries) for one, entries in _kinds.items()}
     new = module_name not in sys.modules
     if new:
         _import_file(path, source, module_name, before)
     registered: dict[str, list[str]] = sys.modules[module_name].__dict__["_equibench_registered"]
-    if not registered[registry.kind]:
+    if not registered[kind]:
         if new:
             _forget(module_name, before)
-        raise UserError(f"{path} registers no {registry.kind}", example)
-    return registered[registry.kind]
+        hint = f"call or decorate with register_{kind}; docs/ shows how"
+        raise UserError(f"{path} registers no {kind}", hint)
+    return registered[kind]
 
 
 def _import_file(path: Path, source: Path, module_name: str, before: dict[str, set[str]]) -> None:
@@ -132,28 +139,16 @@ def _import_file(path: Path, source: Path, module_name: str, before: dict[str, s
     except (Exception, SystemExit) as error:
         _forget(module_name, before)
         raise _import_failure(path, source, error) from error
-    added = {
-        kind: [name for name in entries if name not in before[kind]]
-        for kind, entries in _everything_registered().items()
-    }
+    added = {kind: [n for n in entries if n not in before.get(kind, ())] for kind, entries in _kinds.items()}
     module.__dict__["_equibench_registered"] = added
-    if added["transformation"]:
+    if added.get("transformation"):
         depend_on_transformations([hashlib.sha256(source.read_bytes()).hexdigest()])
-
-
-def _everything_registered() -> dict[str, dict[str, Any]]:
-    """Whatever a file can register, by kind: the dictionaries themselves."""
-    from equibench.transforms.transformation import TRANSFORMATIONS
-
-    for registry in (BASELINES, TASKS):
-        registry.discover()
-    return {"baseline": BASELINES._entries, "task": TASKS._entries, "transformation": TRANSFORMATIONS}
 
 
 def _forget(module_name: str, before: dict[str, set[str]]) -> None:
     del sys.modules[module_name]
-    for kind, entries in _everything_registered().items():
-        for name in set(entries) - before[kind]:
+    for kind, entries in _kinds.items():
+        for name in set(entries) - before.get(kind, set()):
             del entries[name]
 
 
@@ -162,17 +157,6 @@ def _import_failure(path: Path, source: Path, error: BaseException) -> UserError
         return UserError(f"{path}: {error.problem}", error.fix)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [f.lineno for f in frames if f.filename == str(source)]
-    where = f", line {lines[-1]}" if lines else ""
-    line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else None
-    where = f", line {line}" if line else where
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    where = f", line {line}" if line else ""
     return UserError(f"{path}{where} raised {type(error).__name__}: {error}", "mend the file and run again")
-
-
-def register(registry: Registry[T], name: str) -> Callable[[T], T]:
-    """Decorator form of `registry.add`."""
-
-    def keep(entry: T) -> T:
-        registry.add(name, entry)
-        return entry
-
-    return keep

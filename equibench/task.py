@@ -4,36 +4,42 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from equibench.registry import TASKS
+from equibench.registry import Registry
 from equibench.transforms.transformation import TRANSFORMATIONS
 
+CLEAN_LEAK = 0.1
+"""Largest R² that a small CNN may reach from view 2 alone on a task that claims to be clean."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """One question about what a representation does under one transformation g.
+    """One question about what a representation does, mostly under one transformation g.
+
+        register_task(Task(name="shear", title="Shear", version=1, transformation="shear", note="±0.3 px per px"))
 
     Attributes:
         name: the column's id, as in a table's CSV.
         title: the column's name in print.
         version: raised whenever anything changes that a score depends on.
         transformation: the name of g; "" where there is none.
-        claims_clean: whether view 2 alone is claimed to give nothing away (R² at most `CLEAN_LEAK`, certified).
         note: what a reader must know about the column.
-        family: how it is measured: a name in `equibench.families.FAMILIES`. "regression" predicts θ from the
-            representations of I and g(I).
+        claims_clean: whether view 2 alone is claimed to give nothing away (R² at most `CLEAN_LEAK`, measured).
+        evaluator: how it is measured, by name; "regression" predicts θ from the representations of I and g(I).
         data: the data set that the task brings along; None if it is asked of whatever data there are.
-        headline: the metric by which encoders are compared, where it is not the family's.
+        main_metric: the metric by which encoders are compared, where it is not the evaluator's.
+        reference: where the task was first described.
     """
 
     name: str
     title: str
     version: int
-    transformation: str
-    claims_clean: bool
-    note: str
-    family: str = "regression"
+    transformation: str = ""
+    note: str = ""
+    claims_clean: bool = False
+    evaluator: str = "regression"
     data: str | None = None
-    headline: str | None = None
+    main_metric: str | None = None
+    reference: str = ""
 
     @property
     def observed(self) -> bool:
@@ -41,8 +47,7 @@ class Task:
         return bool(self.transformation) and TRANSFORMATIONS[self.transformation].observed
 
 
-CLEAN_LEAK = 0.1
-"""Largest R² that a small CNN may reach from view 2 alone on a task that claims to be clean."""
+TASKS: Registry[Task] = Registry("task", "equibench.tasks")
 
 
 def register_task(task: Task) -> Task:
@@ -57,7 +62,7 @@ def register_task(task: Task) -> Task:
 
 def regression_tasks() -> list[str]:
     """Names of the registered tasks that regress θ of a transformation that is applied to images."""
-    return [name for name in TASKS.names() if (t := TASKS.get(name)).family == "regression" and not t.observed]
+    return [name for name in TASKS.names() if (t := TASKS.get(name)).evaluator == "regression" and not t.observed]
 
 
 def object_tasks() -> list[str]:

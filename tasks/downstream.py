@@ -1,8 +1,9 @@
-"""Linear transfer (P1 Table 5): logistic regression on frozen features of seven data sets (PROTOCOL 5).
+"""Downstream tasks: linear transfer to seven data sets (P1 Table 5) and segmentation of ADE20K (P1 Table 6).
 
-The penalty is chosen among 45 on the validation images, the fit repeated on training and validation images together,
-and tested once. As in the literature, Pets and Aircraft are scored by the mean over classes, the others by top-1; both
-are in every record.
+Linear transfer is logistic regression on frozen features (PROTOCOL 5): the penalty is chosen among 45 on the validation
+images, the fit repeated on training and validation images together, and tested once. As in the literature, Pets and
+Aircraft are scored by the mean over classes, the others by top-1; both are in every record. Segmentation trains a head
+on the frozen encoder's maps at four depths (PROTOCOL 4).
 """
 
 from __future__ import annotations
@@ -18,41 +19,40 @@ for _name, _title, _metric in [
     ("pets", "Pets", "mean_per_class"),
     ("aircraft", "Aircraft", "mean_per_class"),
 ]:
+    _said = _metric.replace("_", " ").replace("top1", "top-1")
     register_task(
         Task(
-            f"linear_{_name}",
-            _title,
-            1,
-            "",
-            False,
-            f"logistic regression on frozen features of {_title}, {_metric.replace('_', ' ').replace('top1', 'top-1')}",
-            family="classification",
+            name=f"linear_{_name}",
+            title=_title,
+            version=1,
+            note=f"logistic regression on frozen features of {_title}, {_said}",
+            evaluator="classification",
             data=_name,
-            headline=_metric,
+            main_metric=_metric,
+            reference="Kornblith, Shlens, Le, CVPR 2019",
         )
     )
 
-ADE20K = register_task(
-    Task(
+for _name, _title, _note in [
+    (
         "ade20k",
         "ADE20K, HyperNet head",
-        1,
-        "",
-        False,
         "every map to a quarter of the image, 5x5 convolution, LRN, concatenation, 3x3, 1x1; needs equibench[seg]",
-        family="segmentation",
-        data="ade20k",
-    )
-)
-ADE20K_LINEAR = register_task(
-    Task(
+    ),
+    (
         "ade20k_linear",
         "ADE20K, linear head",
-        1,
-        "",
-        False,
         "batch normalisation and a 1x1 convolution on the concatenated maps; needs equibench[seg]",
-        family="segmentation",
-        data="ade20k",
+    ),
+]:
+    register_task(
+        Task(
+            name=_name,
+            title=_title,
+            version=1,
+            note=_note,
+            evaluator="segmentation",
+            data="ade20k",
+            reference="Zhou et al., CVPR 2017",
+        )
     )
-)

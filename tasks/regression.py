@@ -9,30 +9,28 @@ from __future__ import annotations
 
 from equibench.task import Task, register_task
 
-ROTATION = register_task(
-    Task("rotation", "Rotation", 1, "rotation", False, "degrees in ±45; real pictures have an upright, so view 2 tells")
-)
-COLOR = register_task(
-    Task(
-        "color", "Color", 1, "color", False, "brightness, contrast, saturation ±0.4, hue ±0.1; view 2 alone tells some"
-    )
-)
-BLUR = register_task(
-    Task("blur", "Blur radius", 1, "blur", False, "sigma 0.1 to 2 px; a blurred picture looks blurred, so view 2 tells")
-)
-TRANSLATION = register_task(
-    Task(
+P1 = "arXiv 2412.03314"
+
+for _name, _title, _note in [
+    ("rotation", "Rotation", "degrees in ±45; real pictures have an upright, so view 2 tells"),
+    ("color", "Color", "brightness, contrast, saturation ±0.4, hue ±0.1; view 2 alone tells some"),
+    ("blur", "Blur radius", "sigma 0.1 to 2 px; a blurred picture looks blurred, so view 2 tells"),
+    (
         "translation",
         "Translation",
-        1,
-        "translation",
-        False,
         "±1/8 of the side at 32 px (4 px), ±10 px at 224 px; objects stand in the middle, so view 2 tells some",
-    )
-)
-CROP = register_task(
+    ),
+    ("crop", "Crop", "random resized crop, area 0.08 to 1; detail and blur in view 2 tell its size"),
+]:
+    register_task(Task(name=_name, title=_title, version=1, transformation=_name, note=_note, reference=P1))
+register_task(
     Task(
-        "crop", "Crop", 1, "crop", False, "random resized crop, area 0.08 to 1; detail and blur in view 2 tell its size"
+        name="flip",
+        title="Flip",
+        version=1,
+        transformation="flip",
+        claims_clean=True,
+        note="mirrored or not, a fair coin; R² on 0 and 1",
+        reference=P1,
     )
 )
-FLIP = register_task(Task("flip", "Flip", 1, "flip", True, "mirrored or not, a fair coin; R² on 0 and 1"))

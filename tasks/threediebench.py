@@ -8,45 +8,47 @@ from __future__ import annotations
 
 from equibench.task import Task, register_task
 
-OBJECT_CLASS = register_task(
+SIE = "Garrido, Najman, LeCun, ICML 2023"
+
+register_task(
     Task(
-        "object_class",
-        "Classification",
-        1,
-        "pose",
-        False,
-        "which object is it? logistic regression on one view",
-        family="classification",
+        name="object_class",
+        title="Classification",
+        version=1,
+        transformation="pose",
+        note="which object is it? logistic regression on one view",
+        evaluator="classification",
+        reference=SIE,
     )
 )
-OBJECT_ROTATION = register_task(
+register_task(
     Task(
-        "object_rotation",
-        "Rotation prediction",
-        1,
-        "pose",
-        False,
-        "relative rotation of two views of an object as a quaternion, angles in ±90°",
+        name="object_rotation",
+        title="Rotation prediction",
+        version=1,
+        transformation="pose",
+        note="relative rotation of two views of an object as a quaternion, angles in ±90°",
+        reference=SIE,
     )
 )
-OBJECT_COLOR = register_task(
+register_task(
     Task(
-        "object_color",
-        "Color prediction",
-        1,
-        "hues",
-        False,
-        "differences of the hues of floor and light between two views; view 2 alone tells half of them",
+        name="object_color",
+        title="Color prediction",
+        version=1,
+        transformation="hues",
+        note="differences of the hues of floor and light between two views; view 2 alone tells half of them",
+        reference=SIE,
     )
 )
-OBJECT_RETRIEVAL = register_task(
+register_task(
     Task(
-        "object_retrieval",
-        "Retrieval of views",
-        1,
-        "pose",
-        False,
-        "is the view that W(q) f(x) predicts the nearest among those of the object? and PRE among all",
-        family="object_retrieval",
+        name="object_retrieval",
+        title="Retrieval of views",
+        version=1,
+        transformation="pose",
+        note="is the view that W(q) f(x) predicts the nearest among those of the object? and PRE among all",
+        evaluator="object_retrieval",
+        reference=SIE,
     )
 )

@@ -16,7 +16,7 @@ from equibench.pretrain.loop import TrainingStep, build, encode_pair
 from equibench.pretrain.method import TokenPair, Views
 from equibench.pretrain.modules import CrossAttentionDecoder
 from equibench.profiles import PROFILES, get_profile
-from equibench.registry import BASELINES
+from equibench.pretrain.method import BASELINES
 from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
 
 TINY = get_profile("tiny")

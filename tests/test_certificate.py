@@ -26,7 +26,9 @@ from equibench.audit.leakage import (
 from equibench.data import load as datasets
 from equibench.data.dataset import Dataset
 from equibench.errors import UserError
-from equibench.registry import BASELINES, TASKS, load_baseline_file, load_task_file
+from equibench.pretrain.method import BASELINES
+from equibench.task import TASKS
+from equibench.registry import load_file
 from equibench.task import CLEAN_LEAK, Task, regression_tasks
 from equibench.transforms.geometry import warp
 from equibench.transforms.transformation import TRANSFORMATIONS, visible_disc
@@ -282,7 +284,7 @@ def test_a_task_of_ones_own(instant: None) -> None:
 
 
 def test_the_example_shears_and_shows_no_filled_pixel() -> None:
-    assert load_task_file(EXAMPLE) == ["shear"]
+    assert load_file(EXAMPLE, "task") == ["shear"]
     shear = TRANSFORMATIONS["shear"]
     theta = torch.tensor([[0.3], [-0.3]])
     ones = torch.ones(2, 1, 32, 32)
@@ -304,33 +306,33 @@ def test_a_file_of_tasks_that_fails_leaves_nothing_behind(tmp_path: Path) -> Non
     good = EXAMPLE.read_text()
     path.write_text(good + "\nraise RuntimeError('after')\n")
     with pytest.raises(UserError, match="raised RuntimeError: after"):
-        load_task_file(path)
+        load_file(path, "task")
     assert "shear" not in TRANSFORMATIONS
     path.write_text("x = 1\n")
     with pytest.raises(UserError, match="registers no task.*\n.*register_task") as caught:
-        load_task_file(path)
+        load_file(path, "task")
     assert "my_task" in caught.value.fix
     path.write_text(good)
-    assert load_task_file(path) == load_task_file(path) == ["shear"]
+    assert load_file(path, "task") == load_file(path, "task") == ["shear"]
     assert "shear" in TRANSFORMATIONS
     with pytest.raises(UserError, match="registers no baseline"):
-        load_baseline_file(path)
+        load_file(path, "baseline")
     assert "shear" in TASKS.names(), "it was loaded before"
     with pytest.raises(UserError, match="'shear' is registered twice"):
-        load_task_file(EXAMPLE)
-    assert load_task_file(path) == ["shear"]
+        load_file(EXAMPLE, "task")
+    assert load_file(path, "task") == ["shear"]
 
 
 def test_a_file_may_register_tasks_and_baselines(tmp_path: Path) -> None:
     path = tmp_path / "both.py"
     baseline = Path(EXAMPLE).with_name("my_method.py").read_text()
     path.write_text(baseline + EXAMPLE.read_text())
-    assert load_baseline_file(path) == ["my_method"]
-    assert load_task_file(path) == ["shear"]
+    assert load_file(path, "baseline") == ["my_method"]
+    assert load_file(path, "task") == ["shear"]
 
 
 def test_what_is_built_in() -> None:
-    load_task_file(EXAMPLE)
+    load_file(EXAMPLE, "task")
     assert set(regression_tasks()) - {"shear"} <= set(TASKS.built_in)
     assert "shear" not in TASKS.built_in
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from equibench.data.dataset import Dataset
-from equibench.encoders.open import open_native
+from equibench.encoders.open import open_run
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.loop import keep_snapshot, pretrain, read_snapshot, snapshot_path
 from equibench.profiles import PROFILES
-from equibench.registry import BASELINES
+from equibench.pretrain.method import BASELINES
 from equibench.runner import table as api
 from equibench.runner.curve import CurveResult, curve
 from equibench.transforms.transformation import view_spec
@@ -154,10 +154,10 @@ def test_an_own_encoder_can_be_scored_on_its_class_token(finished: tuple[Path, C
     spec = view_spec("headline", 32)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     facts = {"runs": folder, "profile": "", "data": "", "variant": "headline", "seed": 0, "views": spec}
-    plain = open_native(folder, **facts)
+    plain = open_run(folder, **facts)
     tokens = plain.encoder.model.forward(plain.encoder.model.normalise(images))
     for pooling, expected in (("default", tokens[:, 1:].mean(dim=1)), ("cls", tokens[:, 0])):
-        encoder = open_native(folder, **facts, pooling=pooling).encoder
+        encoder = open_run(folder, **facts, pooling=pooling).encoder
         torch.testing.assert_close(encoder.represent(images), expected)
         assert weights_sha256(encoder.model) == weights_sha256(plain.encoder.model)
 
@@ -174,7 +174,7 @@ def test_a_run_is_said_to_be_of_the_profile_in_its_path(finished: tuple[Path, Cu
         encoder = ViTEncoder(PROFILES[profile].encoder, 32, view_spec("headline", 32))
         save_file(encoder.state_dict(), folder / "encoder.safetensors")
         (folder / "run.json").write_text(f'{{"encoder_sha256": "{weights_sha256(encoder)}"}}')
-        opened = open_native(
+        opened = open_run(
             folder, runs=folder, profile="", data="", variant="headline", seed=0, views=view_spec("headline", 32)
         )
         assert opened.notes == (f"vicreg, seed 0, of the profile {profile}",)

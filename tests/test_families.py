@@ -25,7 +25,7 @@ from equibench.evaluation.controls import CONTROLS
 from equibench.evaluation.evaluate import evaluate, evaluation_digest
 from equibench.evaluation.evaluator import FAMILIES, family_of
 from equibench.records import Record, predictions_path, read_predictions
-from equibench.registry import TASKS
+from equibench.task import TASKS
 from equibench.runner.open import Prepared, ScoreOptions, prepare
 from equibench.task import Task
 from equibench.transforms.transformation import view_spec

@@ -19,7 +19,7 @@ from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.loop import learning_rate, pretrain
 from equibench.profiles import PROFILES, Profile
-from equibench.registry import BASELINES
+from equibench.pretrain.method import BASELINES
 
 TINY = PROFILES["tiny"]
 

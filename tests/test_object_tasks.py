@@ -24,7 +24,7 @@ from equibench.evaluation.evaluate import evaluate, evaluation_digest
 from equibench.evaluation.evaluator import family_of
 from equibench.evaluation.object_retrieval import bank_pairs
 from equibench.records import Record, predictions_path, read_predictions
-from equibench.registry import TASKS
+from equibench.task import TASKS
 from equibench.runner.open import Prepared, ScoreOptions, prepare
 from equibench.task import object_tasks
 

@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import functional as tv
 from equibench.data.dataset import SPLITS, Dataset, ImageSet, image_source, split_indices
 from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
-from equibench.pairs.manifest import draw_pairs, draw_theta, pretraining_epoch, uniforms
+from equibench.pairs.manifest import draw_pairs, draw_theta, pretraining_epoch
+from equibench.utils.random import uniforms
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.method import Baseline, Views
 from equibench.profiles import get_profile

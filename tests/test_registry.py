@@ -13,7 +13,9 @@ from equibench.errors import UserError, closest
 from equibench.pretrain.loop import build
 from equibench.pretrain.method import Baseline, register_baseline
 from equibench.profiles import get_profile
-from equibench.registry import BASELINES, TASKS, Registry, load_baseline_file, load_task_file
+from equibench.pretrain.method import BASELINES
+from equibench.task import TASKS
+from equibench.registry import Registry, load_file
 from equibench.task import regression_tasks
 from equibench.transforms.transformation import TRANSFORMATIONS
 from equibench.utils import digests as version
@@ -109,20 +111,20 @@ def test_only_baselines_with_a_loss_are_registered() -> None:
 
 def test_a_good_file_registers_its_baselines(tmp_path: Path) -> None:
     path = file_of(tmp_path, GOOD)
-    assert load_baseline_file(path) == ["mine"]
+    assert load_file(path, "baseline") == ["mine"]
     entry = BASELINES.get("mine")
     assert (entry.name, entry.title, entry.splits_features) == ("mine", "My method", True)
     assert entry.description == "One line about it."
     method = build(entry, get_profile("tiny"), "headline", 0, 10).method
     assert method.factor == 3.0
-    assert load_baseline_file(str(path)) == ["mine"], "a second time is no error"
+    assert load_file(str(path), "baseline") == ["mine"], "a second time is no error"
 
 
 def test_digest_follows_the_file_and_the_settings(tmp_path: Path) -> None:
     digests = set()
     for number, text in enumerate((GOOD, GOOD.replace("3.0", "4.0"), GOOD + "\n# more\n", GOOD)):
         BASELINES._entries.pop("mine", None)
-        load_baseline_file(file_of(tmp_path, text, f"mine{number}.py"))
+        load_file(file_of(tmp_path, text, f"mine{number}.py"), "baseline")
         digests.add(BASELINES.get("mine").source_sha256)
     assert len(digests) == 3
 
@@ -131,7 +133,7 @@ def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         path = file_of(tmp_path / name, GOOD.replace('"mine"', f'"{name}"'))
-        assert load_baseline_file(path) == [name]
+        assert load_file(path, "baseline") == [name]
 
 
 BROKEN = [
@@ -151,20 +153,20 @@ BROKEN = [
 def test_a_broken_file_is_named_and_leaves_nothing_behind(tmp_path: Path, text: str, problem: str) -> None:
     names, path = BASELINES.names(), file_of(tmp_path, text)
     with pytest.raises(UserError, match=problem) as caught:
-        load_baseline_file(path)
+        load_file(path, "baseline")
     assert str(path) in caught.value.problem
     assert BASELINES.names() == names
     path.write_text(GOOD)
-    assert load_baseline_file(path) == ["mine"], "once mended it loads"
+    assert load_file(path, "baseline") == ["mine"], "once mended it loads"
 
 
 def test_a_file_that_is_missing_or_no_python(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not found"):
-        load_baseline_file(tmp_path / "nothing.py")
+        load_file(tmp_path / "nothing.py", "baseline")
     with pytest.raises(UserError, match="not found"):
-        load_baseline_file(tmp_path)
+        load_file(tmp_path, "baseline")
     with pytest.raises(UserError, match="is not a Python file"):
-        load_baseline_file(file_of(tmp_path, GOOD, "mine.txt"))
+        load_file(file_of(tmp_path, GOOD, "mine.txt"), "baseline")
 
 
 def test_every_package_is_installed() -> None:
@@ -185,7 +187,7 @@ def test_a_changed_transformation_makes_old_views_stale(tmp_path: Path, monkeypa
         text = text.replace('name="shear"', f'name="shear{number}"')
         text = text.replace('transformation="shear"', f'transformation="shear{number}"')
         (tmp_path / f"shear{number}.py").write_text(text)
-        assert load_task_file(tmp_path / f"shear{number}.py") == [f"shear{number}"]
+        assert load_file(tmp_path / f"shear{number}.py", "task") == [f"shear{number}"]
         digests.append(version.code_sha256("transforms"))
     assert len({builtin, *digests}) == 3
     monkeypatch.undo()

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from equibench.cli import data as cli_data
 from equibench.data import solids as solid_shapes
 from equibench.errors import UserError
-from equibench.pairs.manifest import uniforms
+from equibench.utils.random import uniforms
 from equibench.render import generate as generator
 from equibench.render import scene
-from equibench.render.generate import contact_sheet, ensure_stand_in, estimate, render
+from equibench.render.generate import contact_sheet, ensure_rendered_objects, estimate, render
 from equibench.render.jobs import make_work, split_objects
 
 SETTINGS = {"objects": 2, "views": 2, "size": 32, "seed": 5}
@@ -197,10 +197,10 @@ def test_estimate_is_near_the_truth_and_writes_nothing(rendered: generator.Rende
 
 
 def test_the_stand_in_is_rendered_once(tmp_path: Path) -> None:
-    first = ensure_stand_in(tmp_path, objects=2, views=2, size=16, seed=0, jobs=1)
+    first = ensure_rendered_objects(tmp_path, objects=2, views=2, size=16, seed=0, jobs=1)
     times = {path: path.stat().st_mtime_ns for path in first.rglob("*.*")}
     assert len(times) > 80
-    assert ensure_stand_in(tmp_path, objects=2, views=2, size=16, seed=0, jobs=1) == first
+    assert ensure_rendered_objects(tmp_path, objects=2, views=2, size=16, seed=0, jobs=1) == first
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*.*")} == times
 
 

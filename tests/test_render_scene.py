@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from equibench.data import solids as solid_shapes
-from equibench.pairs.manifest import uniforms
+from equibench.utils.random import uniforms
 from equibench.render import meshes, scene
 from equibench.render import scene as raster
 

@@ -13,7 +13,8 @@ import pytest
 from equibench.errors import UserError
 from equibench.profiles import PROFILES
 from equibench.records import Record, read_records
-from equibench.registry import BASELINES, load_baseline_file
+from equibench.pretrain.method import BASELINES
+from equibench.registry import load_file
 from equibench.report.definition import cells_of, load_definition, table_frame
 from equibench.report.reproduction import filled
 from equibench.report.study_tables import BLOCKS, COMPARISONS, THREE
@@ -31,7 +32,7 @@ TABLES = {
 def ablation_rows() -> Iterator[None]:
     """The ablations' rows, which no other test should see."""
     before = set(BASELINES.names())
-    load_baseline_file(ROOT / "examples/ablations.py")
+    load_file(ROOT / "examples/ablations.py", "baseline")
     yield
     for name in set(BASELINES.names()) - before:
         del BASELINES._entries[name]

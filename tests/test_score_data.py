@@ -20,7 +20,7 @@ from equibench.data.dataset import Dataset, ImageSet
 from equibench.errors import UserError
 from equibench.profiles import get_profile
 from equibench.records import read_records
-from equibench.registry import TASKS
+from equibench.task import TASKS
 from equibench.runner.open import choose_tasks
 from equibench.runner.score import plan_score
 

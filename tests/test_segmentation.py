@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import accuracy_score, jaccard_score, recall_score
 
 from equibench.errors import UserError
-from equibench.evaluation.segmentation import Areas, constant_areas, count_areas, resampled_scores, scores_from_areas
+from equibench.metrics.segmentation import Areas, constant_areas, count_areas, resampled_scores, scores_from_areas
 from equibench.segmentation import stub
 from equibench.segmentation.config import SegmentationSettings
 from equibench.segmentation.run import main, newest_checkpoint, read_job

@@ -17,7 +17,7 @@ from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.encoders.zoo import build
 from equibench.errors import UserError
 from equibench.profiles import EncoderSize, get_profile
-from equibench.segmentation.modules import Encoder, fitted, spread
+from equibench.segmentation.backbone import Encoder, fitted, spread
 from equibench.transforms.transformation import view_spec
 
 

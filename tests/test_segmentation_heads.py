@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from equibench.evaluation.segmentation import scores_from_areas
+from equibench.metrics.segmentation import scores_from_areas
 from equibench.segmentation.stub import missing_packages
 
 if missing_packages():
@@ -24,7 +24,7 @@ from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS
 
 from equibench.segmentation.engine import AreaMetric, KeyedDataset, KeyedSampler
-from equibench.segmentation.modules import HyperNetHead, LinearHead
+from equibench.segmentation.heads import HyperNetHead, LinearHead
 
 # The heads
 

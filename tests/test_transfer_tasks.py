@@ -25,7 +25,7 @@ from equibench.evaluation.context import OwnData, Setting, Subject
 from equibench.evaluation.evaluate import evaluate
 from equibench.profiles import get_profile
 from equibench.records import Record, predictions_path, read_predictions
-from equibench.registry import TASKS
+from equibench.task import TASKS
 from equibench.runner import table as api
 from equibench.transforms.transformation import view_spec
 

@@ -13,7 +13,7 @@ from equibench.errors import UserError
 from equibench.evaluation import features
 from equibench.pairs.manifest import bank_pairs, composed_pairs, draw_pairs, fixed_pairs, half_way, image_pairs
 from equibench.pairs.views import ViewStore
-from equibench.registry import TASKS
+from equibench.task import TASKS
 from equibench.transforms.transformation import (
     TRANSFORMATIONS,
     Transformation,

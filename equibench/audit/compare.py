@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from equibench.audit.find import PLACES, Predictions, select, unknown_transformation
 from equibench.errors import UserError
-from equibench.evaluation.catalogue import CATALOGUE
-from equibench.evaluation.evaluator import FAMILIES
+from equibench.evaluation.evaluator import EVALUATORS, metric_info
 from equibench.records import Record
-from equibench.registry import load_task_file
+from equibench.registry import load_file
 
 LEVEL = 0.05
 
@@ -63,7 +62,7 @@ def compare(
     """
     for entry in tasks or ():
         if entry.endswith(".py"):
-            tasks = [*(t for t in tasks or () if t != entry), *load_task_file(entry)]
+            tasks = [*(t for t in tasks or () if t != entry), *load_file(entry, "task")]
     ours, theirs = ([r for r in select(n, places) if r.features == features] for n in (a, b))
     common = [t for t in dict.fromkeys(r.task for r in ours) if any(r.task == t for r in theirs)]
     if tasks is not None:
@@ -139,16 +138,16 @@ def _difference(task: str, ours: Sequence[Record], theirs: Sequence[Record], pre
     draws = draws_a - draws_b
     low, high = np.nanquantile(draws, [0.025, 0.975])
     p = paired_p(draws)
-    one, other = ({r.seeds.pretraining: v[0] for r in side if (v := r.headline_value())} for side in (ours, theirs))
+    one, other = ({r.seeds.pretraining: v[0] for r in side if (v := r.interval())} for side in (ours, theirs))
     per_seed = tuple(one[seed] - other[seed] for seed in one if seed in other)
-    return Difference(task, ours[0].headline, a, b, a - b, float(low), float(high), p, p, "tie", per_seed)
+    return Difference(task, ours[0].main_metric, a, b, a - b, float(low), float(high), p, p, "tie", per_seed)
 
 
 def _mean_of_seeds(records: Sequence[Record], predictions: Predictions) -> tuple[float, NDArray[np.float64]]:
     """Value and bootstrap distribution, means over pretraining seeds; equal seeds of the bootstrap, equal images."""
     latest = {r.seeds.pretraining: r for r in records}
     draws = [_resampled(record, predictions) for record in latest.values()]
-    values = [found[0] for r in latest.values() if (found := r.headline_value())]
+    values = [found[0] for r in latest.values() if (found := r.interval())]
     if len(values) < len(latest):
         raise UserError(f"{records[0].signature} has no score", f"score it again: {records[0].command}")
     return float(np.mean(values)), np.mean(draws, axis=0)
@@ -162,11 +161,11 @@ def _resampled(record: Record, predictions: Predictions) -> NDArray[np.float64]:
             f"{record.task} is a task on {unknown!r}, which no file has registered here",
             f"name the file: --tasks FILE.py,{record.task}",
         )
-    return FAMILIES[record.family].resampled(arrays, record.features)
+    return EVALUATORS.get(record.evaluator).resampled(arrays, record.features)
 
 
 def _judged(found: Difference, p_holm: float) -> Difference:
-    better = CATALOGUE[found.metric].better if found.metric in CATALOGUE else "higher"
-    ahead = (found.difference > 0) != (better == "lower")
+    info = metric_info(found.metric)
+    ahead = (found.difference > 0) != (info is not None and info.better == "lower")
     verdict: Literal["A", "B", "tie"] = "tie" if p_holm >= LEVEL else "A" if ahead else "B"
     return Difference(**{**found.__dict__, "p_holm": p_holm, "verdict": verdict})

@@ -21,13 +21,13 @@ from equibench.encoders.checkpoint import Checkpoint, inspect_file, read_checkpo
 from equibench.encoders.open import Opened, open_encoder
 from equibench.encoders.zoo import candidates, settle_batch_norm
 from equibench.errors import UserError
-from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluate import evaluate
-from equibench.pretrain.loop import default_precision, start_fabric
+from equibench.pretrain.loop import default_precision
 from equibench.profiles import Probing, get_profile
-from equibench.registry import TASKS
-from equibench.runner.open import CPU_BATCH
-from equibench.runner.score import seconds_per_view
+from equibench.runner.open import CPU_BATCH, find_device
+from equibench.runner.plan import time_image
+from equibench.task import TASKS
 from equibench.transforms.transformation import view_spec
 
 SURE = 0.99
@@ -90,7 +90,7 @@ class Findings:
         return not self.problems
 
 
-def examine(
+def doctor(
     file: str | Path,
     *,
     arch: str | None = None,
@@ -104,7 +104,7 @@ def examine(
     Args:
         file: .pth, .pt, .safetensors, ...
         arch: "timm:NAME" or "torchvision:NAME"; the best guess if None.
-        data, data_root: images for the quick score; see `prepare.ScoreOptions`.
+        data, data_root: images for the quick score; see `equibench.config.RunConfig`.
         score: whether to encode images at all.
 
     Raises:
@@ -192,22 +192,22 @@ def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: 
     except UserError as error:
         found.hints.append(f"no quick score: {error.problem}")
         return
-    fabric, views = start_fabric(device), view_spec("headline", int(dataset.train.images.shape[-1]))
+    where, views = find_device(device), view_spec("headline", int(dataset.train.images.shape[-1]))
     images = torch.from_numpy(np.array(dataset.test.images[:64])).float() / 255
     found.normalisation = _normalisation(opened.encoder, images, found)
     profile = replace(get_profile("demo"), image_size=int(images.shape[-1]))
     with tempfile.TemporaryDirectory(prefix="equibench-") as folder:
-        bf16 = default_precision(fabric.device.type) == "bf16-mixed"
-        setting = Setting(profile, dataset, "headline", Path(folder), fabric.device, bf16, repeats=4)
-        enough = [pairs for pairs in QUICK_PAIRS if _enough(pairs, setting)]
+        bf16 = default_precision(where.type) == "bf16-mixed"
+        context = Context(profile, dataset, "headline", Path(folder), where, bf16, repeats=4)
+        enough = [pairs for pairs in QUICK_PAIRS if _enough(pairs, context)]
         if not enough:
             found.hints.append(f"no quick score: {dataset.name} has too few images for one")
             return
-        seconds = seconds_per_view(Subject("", opened.encoder, batch=CPU_BATCH), setting)
+        seconds = time_image(Row("", lambda: opened.encoder, batch=CPU_BATCH), context)
         pairs = next((p for p in enough if sum(p) * 2 * seconds <= BUDGET), enough[-1])
         found.rotation_pairs = pairs
         quick = replace(profile, probing=Probing(pairs, width=256, epochs=20, batch=64, lr=5e-4))
-        setting = replace(setting, profile=quick)
+        context = replace(context, profile=quick)
         untrained = opened.fresh(0) if opened.fresh and sum(pairs) * 4 * seconds <= 1.5 * BUDGET else None
         if untrained is not None:
             settle_batch_norm(untrained, [images])
@@ -221,14 +221,14 @@ def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: 
                     pooling=encoder.pooling,
                     classifier=encoder.classifier,
                 )
-                subject = Subject(name, masked, masked.identity or {}, None, batch=CPU_BATCH)
-                value = evaluate(subject, TASKS.get("rotation"), setting)[0].headline_value()
+                row = Row(name, lambda encoder=masked: encoder, masked.identity or {}, None, batch=CPU_BATCH)  # type: ignore[misc]
+                value = evaluate(row, TASKS.get("rotation"), context)[0].interval()
                 found.rotation |= {name: value} if value else {}
 
 
-def _enough(pairs: tuple[int, int, int], setting: Setting) -> bool:
-    there = [len(indices) for indices in split_indices(setting.dataset).values()]
-    return all(n <= have * k for n, have, k in zip(pairs, there, (setting.repeats, setting.repeats, 1), strict=True))
+def _enough(pairs: tuple[int, int, int], context: Context) -> bool:
+    there = [len(indices) for indices in split_indices(context.dataset).values()]
+    return all(n <= have * k for n, have, k in zip(pairs, there, (context.repeats, context.repeats, 1), strict=True))
 
 
 @torch.no_grad()

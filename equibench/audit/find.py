@@ -8,10 +8,9 @@ from pathlib import Path
 
 from equibench.errors import UserError, closest
 from equibench.evaluation.evaluator import Arrays
-from equibench.records import Record, predictions_path, read_predictions, read_records
+from equibench.records import RECORDS, Record, predictions_path, read_predictions, read_records
 from equibench.transforms.transformation import TRANSFORMATIONS
 
-RECORDS = "records.jsonl"
 PLACES = (Path("results"), Path("runs"))
 
 
@@ -129,10 +128,10 @@ class Explanation:
     @property
     def score(self) -> str:
         """The headline in words."""
-        found = self.record.headline_value()
+        found = self.record.interval()
         if found is None:
-            return "none: this encoder has no such half, or the score is not defined"
-        return f"{self.record.headline} {found[0]:.4f}, 95 % interval {found[1]:.4f} to {found[2]:.4f}"
+            return "none: the score is not defined"
+        return f"{self.record.main_metric} {found[0]:.4f}, 95 % interval {found[1]:.4f} to {found[2]:.4f}"
 
 
 def explain(signature: str, places: Sequence[str | Path] = PLACES) -> Explanation:
@@ -169,7 +168,7 @@ def recipe_lines(found: Explanation) -> list[tuple[str, str]]:
     """Everything that the record knows, as (what, value)."""
     lines = [("signature", found.record.signature), ("score", found.score), ("record", str(found.path))]
     lines.append(("predictions", str(found.predictions or "not here; the command below makes them again")))
-    skipped = {"r2", "r2_low", "r2_high", "metrics", "command"}
+    skipped = {"metrics", "command"}
     for key, value in found.record.model_dump().items():
         if key not in skipped and value is not None:
             lines.append((key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))

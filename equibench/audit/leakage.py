@@ -20,16 +20,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-import equibench
 from equibench.data.dataset import SPLITS, Dataset, image_source, split_indices
 from equibench.data.load import FOLDER_PIXELS, load_dataset
 from equibench.errors import UserError, closest
 from equibench.metrics.regression import bootstrap_r2, r2_per_dimension
 from equibench.pairs.manifest import Pairs, draw_pairs
 from equibench.pretrain.loop import learning_rate, start_fabric
-from equibench.registry import TASKS, load_task_file
-from equibench.task import Task, regression_tasks
+from equibench.registry import load_file
+from equibench.task import TASKS, Task, regression_tasks
 from equibench.transforms.transformation import MEAN, STD, TRANSFORMATIONS, ViewSpec, transform, view_spec, visible_disc
+from equibench.utils.digests import __version__
 from equibench.utils.files import write_text
 
 INPUTS = ("both_views", "view2_alone", "border", "interpolation")
@@ -63,7 +63,7 @@ class SmallCNN(nn.Module):
 
 
 @dataclass(frozen=True)
-class Subject:
+class _Trial:
     """What all inputs of a certificate share: the pairs, how they are seen, and how long is trained."""
 
     pairs: Pairs
@@ -81,7 +81,7 @@ class Subject:
         return np.arange(*self.pairs.rows(split).indices(len(self.pairs.image)))
 
 
-def train_and_score(source: str, subject: Subject, advance: Callable[[], object]) -> tuple[float, float, float]:
+def train_and_score(source: str, trial: _Trial, advance: Callable[[], object]) -> tuple[float, float, float]:
     """Train on one of `INPUTS`; test R² of the epoch that the validation pairs choose, and its interval's ends.
 
     Args:
@@ -90,36 +90,34 @@ def train_and_score(source: str, subject: Subject, advance: Callable[[], object]
     Raises:
         UserError: a parameter of the transformation does not vary.
     """
-    pairs, fabric = subject.pairs, subject.fabric
-    coded = TRANSFORMATIONS[pairs.transformation].encode(pairs.theta, subject.side)
+    pairs, fabric = trial.pairs, trial.fabric
+    coded = TRANSFORMATIONS[pairs.transformation].encode(pairs.theta, trial.side)
     train = coded[pairs.rows("train")]
     if not train.std(axis=0).all():
         raise UserError(f"θ of {pairs.transformation!r} does not vary over the pairs", "draw it from a range")
     targets = torch.from_numpy((coded - train.mean(axis=0)) / train.std(axis=0)).float()
     torch.manual_seed(0)
-    model = SmallCNN(6 if source == "both_views" else 3, targets.shape[1], subject.side)
+    model = SmallCNN(6 if source == "both_views" else 3, targets.shape[1], trial.side)
     module, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=LR, fused=True))
-    rows, step = subject.rows("train"), 0
-    steps = subject.epochs * (len(rows) // subject.batch)
+    rows, step = trial.rows("train"), 0
+    steps = trial.epochs * (len(rows) // trial.batch)
     best, best_error = None, float("inf")
-    for epoch in range(subject.epochs):
+    for epoch in range(trial.epochs):
         module.train()
         order = np.random.default_rng(epoch).permutation(rows)
-        for start in range(0, len(order) - subject.batch + 1, subject.batch):
-            batch = order[start : start + subject.batch]
+        for start in range(0, len(order) - trial.batch + 1, trial.batch):
+            batch = order[start : start + trial.batch]
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(LR, step, steps, 0.05)
-            error = F.mse_loss(module(_input(source, subject, batch)), targets[batch].to(fabric.device))
+            error = F.mse_loss(module(_input(source, trial, batch)), targets[batch].to(fabric.device))
             fabric.backward(error)
             optimizer.step()
             optimizer.zero_grad()
             step += 1
             advance()
-        error_val = float(
-            np.square(_predict(module, source, subject, "val") - targets[pairs.rows("val")].numpy()).mean()
-        )
+        error_val = float(np.square(_predict(module, source, trial, "val") - targets[pairs.rows("val")].numpy()).mean())
         if error_val < best_error:
-            best, best_error = _predict(module, source, subject, "test"), error_val
+            best, best_error = _predict(module, source, trial, "test"), error_val
     assert best is not None, "the validation error was never a number"
     truth = targets[pairs.rows("test")].double().numpy()
     low, high = bootstrap_r2(truth, best[None].astype(np.float64))
@@ -127,22 +125,22 @@ def train_and_score(source: str, subject: Subject, advance: Callable[[], object]
 
 
 @torch.no_grad()
-def _predict(module: nn.Module, source: str, subject: Subject, split: str) -> NDArray[np.float32]:
+def _predict(module: nn.Module, source: str, trial: _Trial, split: str) -> NDArray[np.float32]:
     module.eval()
-    rows = subject.rows(split)
-    most = 500 if subject.side <= LARGE else 64
-    parts = [module(_input(source, subject, part)) for part in np.array_split(rows, -(-len(rows) // most))]
+    rows = trial.rows(split)
+    most = 500 if trial.side <= LARGE else 64
+    parts = [module(_input(source, trial, part)) for part in np.array_split(rows, -(-len(rows) // most))]
     return torch.cat(parts).float().cpu().numpy()
 
 
-def _input(source: str, subject: Subject, rows: NDArray[np.int64]) -> Tensor:
+def _input(source: str, trial: _Trial, rows: NDArray[np.int64]) -> Tensor:
     """The views of these pairs, normalised and masked, as the CNN sees them (all rows of one split)."""
-    pairs, views, size, device = subject.pairs, subject.views, subject.side, subject.fabric.device
+    pairs, views, size, device = trial.pairs, trial.views, trial.side, trial.fabric.device
     split = next(s for s in SPLITS if rows[0] < pairs.rows(s).stop)
     if source == "interpolation":
         pixels = noise_pictures(rows - pairs.rows(split).start, size, pairs.transformation, split)
     else:
-        pixels = image_source(subject.dataset, split).images[pairs.image[rows]]
+        pixels = image_source(trial.dataset, split).images[pairs.image[rows]]
     images = torch.from_numpy(pixels).to(device).float() / 255
     theta = {pairs.transformation: torch.from_numpy(pairs.theta[rows]).float().to(device)}
     second = transform(images, theta, views.fill)
@@ -239,9 +237,9 @@ def certify(
 
 def certificates_path() -> Path:
     """Where the certificates of the registered tasks are kept."""
-    import equibench.tasks
+    import equibench.tasks as tasks
 
-    return Path(next(iter(equibench.tasks.__path__))) / "certificates.json"
+    return Path(next(iter(tasks.__path__))) / "certificates.json"
 
 
 def certificate_of(
@@ -283,14 +281,14 @@ def certificate_of(
         "package_version": old.get("package_version"),  # of the latest measurement
     }
     geometric = TRANSFORMATIONS[task.transformation].matrix is not None
-    subject = Subject(pairs, dataset, views, start_fabric(), epochs, batch)
+    trial = _Trial(pairs, dataset, views, start_fabric(), epochs, batch)
     for source in INPUTS:
         keys = [f"{source}_{end}" for end in ("r2", "low", "high")]
         numbers = [old.get(key) for key in keys]
         if source in inputs and (again or numbers[0] is None) and (geometric or source != "interpolation"):
-            facts["package_version"] = equibench.__version__
+            facts["package_version"] = __version__
             with _progress(f"{task.name}: {source.replace('_', ' ')}", epochs * (sizes[0] // batch)) as advance:
-                numbers = [round(number, 4) for number in train_and_score(source, subject, advance)]
+                numbers = [round(number, 4) for number in train_and_score(source, trial, advance)]
         facts |= dict(zip(keys, numbers, strict=True))
     return facts
 
@@ -303,12 +301,12 @@ def _chosen_tasks(names: Sequence[str | Path] | None) -> list[Task]:
         return [TASKS.get(name) for name in regression_tasks()]
     chosen: list[Task] = []
     for name in names:
-        added = load_task_file(name) if isinstance(name, Path) or name.endswith(".py") else [name]
+        added = load_file(name, "task") if isinstance(name, Path) or name.endswith(".py") else [name]
         chosen += [TASKS.get(one) for one in added]
     for task in chosen:
-        if task.family != "regression":
+        if task.evaluator != "regression":
             known = ", ".join(regression_tasks())
-            raise UserError(f"{task.name!r} is a task of {task.family}, which has no certificate", f"one of {known}")
+            raise UserError(f"{task.name!r} is a task of {task.evaluator}, which has no certificate", f"one of {known}")
     return chosen
 
 

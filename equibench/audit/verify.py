@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from equibench.audit.find import RECORDS, Predictions, unknown_transformation
+from equibench.audit.find import Predictions, unknown_transformation
 from equibench.errors import UserError
 from equibench.evaluation.controls import CONTROLS
-from equibench.evaluation.evaluator import FAMILIES
-from equibench.records import Metric, Record, read_records
-from equibench.registry import load_task_file
+from equibench.evaluation.evaluator import EVALUATORS
+from equibench.records import RECORDS, Metric, Record, read_records
+from equibench.registry import load_file
 from equibench.report.definition import load_definition, table_frame, table_names
 from equibench.utils.files import read_lines
 
@@ -59,7 +59,7 @@ def verify(
         UserError: no records there, or a damaged file.
     """
     for task_file in task_files:
-        load_task_file(task_file)
+        load_file(task_file, "task")
     root = Path(results)
     files = [root] if root.is_file() else sorted(root.rglob(RECORDS))
     if not files:
@@ -85,8 +85,6 @@ def _check_signatures(file: Path, found: Verification) -> None:
 
 
 def _check_record(file: Path, record: Record, predictions: Predictions, found: Verification) -> None:
-    if record.r2 is None and not record.metrics:
-        return  # a half of an encoder that has none: nothing is reported
     if predictions.path(record) is None:
         found.absent.append(record)
         return
@@ -95,22 +93,20 @@ def _check_record(file: Path, record: Record, predictions: Predictions, found: V
     if unknown:
         found.skipped.append(f"{record.signature}: {unknown!r} is registered by a file of yours; give --tasks FILE.py")
         return
-    if record.family not in FAMILIES:
-        found.mismatches.append(f"{file}: {record.signature}: unknown family {record.family}")
+    if record.evaluator not in EVALUATORS.names():
+        found.mismatches.append(f"{file}: {record.signature}: unknown evaluator {record.evaluator}")
         return
     try:
-        scores = FAMILIES[record.family].scores(arrays, record.features)
+        scores = EVALUATORS.get(record.evaluator).scores(arrays, record.features)
     except KeyError as error:
         found.mismatches.append(f"{file}: {record.signature}: the predictions lack {error}")
         return
     found.checked += 1
-    reported = record.model_dump()
-    for name, value in scores.items():
-        for key, said, is_ in _pairs(name, reported[name], value):
-            if not _equal(said, is_):
-                found.mismatches.append(f"{file}: {record.signature}: {key} is reported as {said}, computed as {is_}")
-    lost = set(reported["metrics"]) - set(scores["metrics"])
-    found.mismatches += [f"{file}: {record.signature}: {name} is reported, and not computed" for name in sorted(lost)]
+    for key, said, is_ in _pairs("metrics", record.model_dump()["metrics"], scores):
+        if not _equal(said, is_):
+            found.mismatches.append(f"{file}: {record.signature}: {key} is reported as {said}, computed as {is_}")
+    lost = sorted(set(record.metrics) - set(scores))
+    found.mismatches += [f"{file}: {record.signature}: {name} is reported, and not computed" for name in lost]
 
 
 def _pairs(name: str, said: Any, computed: Any) -> list[tuple[str, Any, Any]]:
@@ -139,16 +135,18 @@ def _check_tables(file: Path, found: Verification) -> None:
         path = file.parent / f"{name}.csv"
         if not path.is_file():
             continue
-        definition = load_definition(name)
+        definition, written = load_definition(name), path.read_text(encoding="utf-8")
         rows = [r for r in [*definition.rows, *CONTROLS] if any(x.baseline == r for x in records)]
         others = {x.baseline for x in records} - set(rows)
         rows = [*(r for r in rows if r not in CONTROLS), *sorted(others), *(r for r in rows if r in CONTROLS)]
-        columns = [c for c in definition.columns if any(x.task == c.partition(":")[0] for x in records)]
+        columns = [
+            c for c in definition.columns if f"{c.replace(':', '_')}_published" in written.split("\n")[0].split(",")
+        ]
         try:
             expected = table_frame(definition, rows, columns, records).to_csv(index=False)
         except UserError as error:  # a baseline of the user's own, whose title stands in a file that is not known here
             found.skipped.append(f"{path}: {error.problem}")
             continue
         found.tables += 1
-        if expected != path.read_text(encoding="utf-8"):
+        if expected != written:
             found.mismatches.append(f"{path} is not what {file} says")

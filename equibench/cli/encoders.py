@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,25 +15,13 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from equibench.audit.doctor import Findings
-from equibench.cli.options import (
-    Data,
-    DataRoot,
-    Device,
-    Json,
-    Places,
-    ProfileOption,
-    Runs,
-    Variant,
-    decimals,
-    names,
-    whole_numbers,
-)
+from equibench.cli.options import DEFAULT_PLACES, DryRun, Json, Out, Places, configured, names
+from equibench.config import SCORE_OPTIONS
 
-DEFAULT_PLACES = [Path("results"), Path("runs")]
 Arch = Annotated[str | None, typer.Option(help="A file's architecture: timm:NAME or torchvision:NAME.")]
 
 
+@configured(*SCORE_OPTIONS)
 def score(
     encoder: Annotated[
         str,
@@ -42,102 +30,52 @@ def score(
             help="A run's folder or a baseline; timm:NAME, torchvision:NAME, hf-hub:ORG/NAME; a file of weights.",
         ),
     ],
-    tasks: Annotated[
-        str | None, typer.Option(help="Names, patterns, families, all, or a .py file; the regression tasks by default.")
-    ] = None,
-    data: Data = "cifar10",
-    data_root: DataRoot = None,
-    arch: Arch = None,
-    pretrained: Annotated[bool, typer.Option(help="Take the model's trained weights, or none.")] = True,
-    layers: Annotated[str | None, typer.Option(help="Inner layers to score as well, by name, or all.")] = None,
-    pooling: Annotated[str, typer.Option(help="default (the model's own), cls, mean, or a layer's name.")] = "default",
-    size: Annotated[int | None, typer.Option(help="Pixels that the encoder sees, instead of its own.")] = None,
-    mean: Annotated[str | None, typer.Option(help="Three numbers in units of [0, 1], instead of its own.")] = None,
-    std: Annotated[str | None, typer.Option(help="Three numbers, instead of its own.")] = None,
-    interpolation: Annotated[str | None, typer.Option(help="bilinear, bicubic or nearest.")] = None,
-    allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Score although some keys do not fit.")
-    ] = False,
-    allow_random: Annotated[
-        bool, typer.Option("--allow-random", help="Score although under 99 % of the parameters were loaded.")
-    ] = False,
-    controls: Annotated[bool, typer.Option(help="Score random init, pixels, constant and oracle as well.")] = True,
-    profile: ProfileOption = "demo",
-    pairs: Annotated[str | None, typer.Option(help="Training, validation and test pairs: 4000,1000,3000.")] = None,
-    image_size: Annotated[int, typer.Option(help="To which the images of a folder are resized and cropped.")] = 224,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that do not decode.")] = False,
-    variant: Variant = "headline",
-    name: Annotated[str | None, typer.Option(help="The encoder's name in the records.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the untrained control, and of a baseline's run.")] = 0,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; by default results/score/NAME-DATA.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the work and its time; score nothing.")] = False,
+    out: Out = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Score an encoder: which transformations do its features keep?"""
     from equibench.report.score import print_score
     from equibench.runner.score import plan_score
-    from equibench.runner.score import score as run_score
+    from equibench.runner.score import score as run
 
-    counts = whole_numbers("--pairs", pairs, 3)
-    options: dict[str, Any] = {
-        "tasks": names(tasks),
-        "data": data,
-        "data_root": data_root,
-        "arch": arch,
-        "pretrained": pretrained,
-        "layers": names(layers),
-        "pooling": pooling,
-        "size": size,
-        "mean": decimals("--mean", mean, 3),
-        "std": decimals("--std", std, 3),
-        "interpolation": interpolation,
-        "allow_partial": allow_partial,
-        "allow_random": allow_random,
-        "controls": controls,
-        "profile": profile,
-        "pairs": tuple(counts) if counts else None,
-        "image_size": image_size,
-        "skip_bad": skip_bad,
-        "variant": variant,
-        "name": name,
-        "seed": seed,
-        "device": device,
-        "runs": runs,
-    }
     console = Console()
     if dry_run:
-        _print_plan(plan_score(encoder, **options), console)
+        _print_plan(*plan_score(encoder, **options), console)
         return
-    result = run_score(encoder, out=out, **options)
+    result = run(encoder, out=out, **options)
     if as_json:
-        lines = [{"signature": r.signature, **r.model_dump(mode="json")} for r in result.records]
-        typer.echo(json.dumps({"name": result.name, "notes": result.notes, "records": lines}))
+        typer.echo(
+            json.dumps({"name": result.name, "notes": result.notes, "records": list(map(_json, result.records))})
+        )
         return
-    print_score(result.name, result.records, result.setting, result.notes, console)
+    print_score(result.name, result.records, result.context, result.notes, console)
     console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
+
+
+def _json(record: Any) -> dict[str, Any]:
+    return {"signature": record.signature, **record.model_dump(mode="json", exclude_none=True)}
 
 
 def doctor(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of weights.")],
     arch: Arch = None,
-    data: Data = "cifar10",
-    data_root: DataRoot = None,
+    data: Annotated[str, typer.Option(help="cifar10, solids, or a folder of images.")] = "cifar10",
+    data_root: Annotated[Path | None, typer.Option(help="Folder that holds CIFAR-10.")] = None,
     quick: Annotated[bool, typer.Option("--no-score", help="Look at the file only; encode nothing.")] = False,
-    device: Device = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Look at a file of weights: is it safe, what is it, does it load, and does it see anything?"""
-    from equibench.audit.doctor import examine
+    from equibench.audit.doctor import doctor as examine
 
     findings = examine(file, arch=arch, data=data, data_root=data_root, score=not quick, device=device)
     if as_json:
         typer.echo(json.dumps(asdict(findings), default=str))
     else:
-        print_findings(findings, Console())
+        _print_findings(findings, Console())
     raise typer.Exit(0 if findings.usable else 1)
 
 
@@ -151,7 +89,7 @@ def compare(
 ) -> None:
     """Compare two scored encoders on the same images: differences, intervals, p-values, ties."""
     from equibench.audit.compare import compare as run_compare
-    from equibench.evaluation.catalogue import CATALOGUE
+    from equibench.evaluation.evaluator import metric_info
 
     found = run_compare(a, b, tasks=names(tasks), features=features, places=places)
     if as_json:
@@ -163,12 +101,13 @@ def compare(
     for number, head in enumerate(("task, metric", "A", "B", "A - B", "95 % interval", "p", "better")):
         table.add_column(head, justify="right" if number else "left", no_wrap=number > 0, min_width=0 if number else 20)
     for d in found:
-        neither = d.metric in CATALOGUE and CATALOGUE[d.metric].better == "neither"
+        info = metric_info(d.metric)
+        neither = info is not None and info.better == "neither"
         said = f"{d.verdict} ↑" if neither and d.verdict != "tie" else d.verdict
         style = "dim" if d.verdict == "tie" else ""
         values = [f"{value:.3f}" for value in (d.a, d.b)]
         interval = [f"{d.difference:+.3f}", f"{d.low:+.3f}..{d.high:+.3f}"]
-        metric = CATALOGUE[d.metric].title if d.metric in CATALOGUE else "R²"
+        metric = info.title if info else d.metric
         table.add_row(f"{d.task}, {metric}", *values, *interval, f"{d.p_holm:.3f}", said, style=style)
     console.print(table)
     for d in (d for d in found if len(d.per_seed) > 1):
@@ -190,7 +129,7 @@ def explain(
 
     found = find(signature, places)
     if as_json:
-        typer.echo(json.dumps({"signature": found.record.signature, **found.record.model_dump(mode="json")}))
+        typer.echo(json.dumps(_json(found.record)))
         return
     table = Table(show_header=False, box=None)
     table.add_column(style="bold", no_wrap=True)
@@ -202,7 +141,7 @@ def explain(
 
 def verify(
     results: Annotated[Path, typer.Argument(help="A results folder, or one records.jsonl.")] = Path("results"),
-    runs: Runs = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="Folder below which the predictions are kept.")] = Path("runs"),
     tasks: Annotated[
         list[Path], typer.Option("--tasks", help="A Python file that registers tasks of your own; may be repeated.")
     ] = [],  # noqa: B006
@@ -236,14 +175,14 @@ def verify(
     raise typer.Exit(1 if found.mismatches else 0)
 
 
-def _print_plan(work: Any, console: Console) -> None:
+def _print_plan(jobs: Sequence[Any], seconds: Sequence[float], console: Console) -> None:
     from equibench.utils.progress import clock
 
-    table = Table("subject", "task", "views to encode, at most", "estimate")
-    for one in work:
-        table.add_row(one.subject.name, one.task.name, f"{one.views:,}", clock(one.seconds))
+    table = Table("row", "task", "estimate")
+    for job, one in zip(jobs, seconds, strict=True):
+        table.add_row(job.place.row, job.tasks[0].name, clock(one))
     console.print(table)
-    console.print(f"{len(work)} to do, about {clock(sum(one.seconds for one in work))}")
+    console.print(f"{len(jobs)} to do, about {clock(sum(seconds))}")
 
 
 EXAMPLES: dict[Callable[..., None], str] = {
@@ -263,7 +202,7 @@ def add_to(app: typer.Typer) -> None:
         app.command(epilog="Examples:\n\n" + text)(command)
 
 
-def print_findings(found: Findings, console: Console) -> None:
+def _print_findings(found: Any, console: Console) -> None:
     """Print what the doctor found, and what to do next."""
     table = Table(show_header=False, box=None, title=escape(found.file), title_justify="left")
     table.add_column(style="bold", no_wrap=True)
@@ -294,7 +233,7 @@ def print_findings(found: Findings, console: Console) -> None:
     console.print(f"{found.seconds:.0f} s", style="dim")
 
 
-def _rotation(found: Findings) -> str:
+def _rotation(found: Any) -> str:
     lines = [f"{name}: {r2:.3f} [{low:.3f}, {high:.3f}]" for name, (r2, low, high) in found.rotation.items()]
     if found.rotation_pairs and lines:
         lines.append("from {:,} training, {:,} validation and {:,} test pairs".format(*found.rotation_pairs))

@@ -1,38 +1,81 @@
-"""Options that several commands share."""
+"""Options of the command line, made from the fields of the configuration, so that each is described in one place."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from equibench.config import RunConfig
 from equibench.errors import UserError
 
-ProfileOption = Annotated[
-    str, typer.Option(help="How large: tiny, demo, cifar10_cpu, cifar10 (`equibench list profiles`).")
-]
-BaselineFiles = Annotated[
-    list[Path], typer.Option("--baseline", help="A Python file that registers further baselines; may be repeated.")
-]
-Variant = Annotated[str, typer.Option(help="Views: headline (mirrored fill, disc) or paper_like (black fill).")]
-DataRoot = Annotated[
-    Path | None, typer.Option(help="Folder that holds the data sets; else $EQUIBENCH_DATA, the cache, a download.")
-]
-Data = Annotated[str, typer.Option(help="cifar10, solids, or a folder of images.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Devices = Annotated[int, typer.Option(help="How many devices (on each node, under torchrun or SLURM).")]
-Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Units worked on side by side, one thread each; as many as cores on a CPU.")
-]
-Runs = Annotated[Path, typer.Option(help="Folder for work in progress: checkpoints, features, the journal.")]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and count it in the records.")
-]
 Places = Annotated[
     list[Path], typer.Option("--in", help="Folder with records and predictions; may be repeated.", show_default=True)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results, instead of one below results/.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the jobs and their time; run nothing.")]
+DEFAULT_PLACES = [Path("results"), Path("runs")]
+
+
+def configured(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator of a command whose last parameter is `options`: the named fields of `RunConfig`, as options.
+
+    The command then takes what the user gave, by field, ready for `RunConfig.of`.
+    """
+    chosen = {one.name: one for one in fields(RunConfig) if one.name in names}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            options = {name: _parsed(chosen[name], given.pop(name)) for name in chosen}
+            command(**given, options={name: value for name, value in options.items() if value is not None})
+
+        signature = inspect.signature(command, eval_str=True)
+        own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
+        added = [_parameter(chosen[name]) for name in names]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        run.__signature__ = inspect.Signature([p.replace(kind=keyword) for p in (*own, *added)])  # type: ignore[attr-defined]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def _parameter(one: Any) -> inspect.Parameter:
+    facts, default = one.metadata, one.default
+    text, flags = str(one.type), [facts["flag"]] if facts["flag"] else []
+    annotation: Any = str
+    if text.startswith("tuple") and "Path" in text:
+        annotation, default = list[Path], list(default)
+    elif text.startswith("tuple"):  # a list separated by commas
+        default = None if default is None else ",".join(map(str, default))
+        annotation = str | None if default is None else str
+    elif text == "bool":
+        annotation = bool
+        flags = flags or ([f"--{one.name.replace('_', '-')}"] if default is False else [])
+    else:
+        kinds = {"int": int, "Path": Path, "float": float}
+        kind = next((k for name, k in kinds.items() if text.split(" | ")[0] == name), str)
+        annotation = kind | None if "None" in text else kind
+    help_text = facts["help"][0].upper() + facts["help"][1:] + "."
+    option = typer.Option(*flags, help=help_text, rich_help_panel=facts["group"])
+    return inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+    )
+
+
+def _parsed(one: Any, value: Any) -> Any:
+    if value is None or not str(one.type).startswith("tuple") or isinstance(value, list):
+        return value
+    numbers = one.metadata["numbers"]
+    if numbers is None:
+        return names(value)
+    flag = f"--{one.name.replace('_', '-')}"
+    return whole_numbers(flag, value) if numbers is int else decimals(flag, value)
 
 
 def names(text: str | None) -> list[str] | None:
@@ -40,30 +83,24 @@ def names(text: str | None) -> list[str] | None:
     return [part.strip() for part in text.split(",") if part.strip()] if text is not None else None
 
 
-def whole_numbers(flag: str, text: str | None, count: int | None = None) -> list[int] | None:
+def whole_numbers(flag: str, text: str, count: int | None = None) -> list[int]:
     """Whole numbers separated by commas.
 
     Raises:
         UserError: something else, or another number of them.
     """
-    found = _numbers(flag, text, count)
-    if found is not None and any(value != int(value) for value in found):
+    found = decimals(flag, text, count)
+    if any(value != int(value) for value in found):
         raise UserError(f"{flag} takes whole numbers, not {text!r}", f"{flag} {','.join('1' * (count or 1))}")
-    return None if found is None else [int(value) for value in found]
+    return [int(value) for value in found]
 
 
-def decimals(flag: str, text: str | None, count: int) -> list[float] | None:
+def decimals(flag: str, text: str, count: int | None = None) -> list[float]:
     """Numbers separated by commas.
 
     Raises:
         UserError: something else, or another number of them.
     """
-    return _numbers(flag, text, count)
-
-
-def _numbers(flag: str, text: str | None, count: int | None) -> list[float] | None:
-    if text is None:
-        return None
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:

@@ -1,232 +1,192 @@
-"""The command line. Each command is a function of the package; those for a checkpoint stand in `cli_score`."""
+"""The commands for tables and the runs behind them: list, table, pretrain, curve, study, certify."""
 
 from __future__ import annotations
 
-import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from equibench.cli import data as cli_data
-from equibench.cli import encoders as cli_score
-from equibench.cli.options import (
-    BaselineFiles,
-    Data,
-    DataRoot,
-    Device,
-    Devices,
-    Jobs,
-    ProfileOption,
-    Runs,
-    SkipBad,
-    Variant,
-    names,
-    whole_numbers,
-)
+from equibench.cli.options import DryRun, Out, configured, names, whole_numbers
 from equibench.errors import UserError, closest
-from equibench.evaluation.catalogue import CATALOGUE
-from equibench.evaluation.controls import CONTROLS
-from equibench.profiles import PROFILES
-from equibench.registry import BASELINES, TASKS
-from equibench.report.definition import load_definition, table_names
-from equibench.runner.plan import Plan
-from equibench.utils.progress import clock
+
+if TYPE_CHECKING:
+    from equibench.runner.table import Plan, TableResult
+
+KINDS = ("tasks", "baselines", "tables", "profiles", "metrics")
 
 
-def list_names(kind: str) -> list[tuple[str, str]]:
-    """Names and one-line descriptions of the tasks, baselines (with controls), tables, profiles or metrics.
+def list_names(
+    kind: Annotated[str, typer.Argument(help="tasks, baselines, tables, profiles, metrics; or all.")] = "",
+) -> None:
+    """Show what there is: tasks, baselines, tables, profiles, metrics."""
+    console = Console()
+    for one in [kind] if kind else KINDS:
+        for group, rows in described(one).items():
+            shown = Table(title=group or (None if kind else one), show_header=False, box=None, title_justify="left")
+            shown.add_column(no_wrap=True, style="bold")
+            for name, description in rows:
+                shown.add_row(name, escape(description))
+            console.print(shown)
+
+
+def described(kind: str) -> dict[str, list[tuple[str, str]]]:
+    """Names and one-line descriptions of one kind, in groups: tasks by their evaluator.
 
     Raises:
         UserError: another kind.
     """
-    if kind == "tasks":
-        return [(name, TASKS.get(name).note) for name in TASKS.names()]
-    if kind == "baselines":
-        entries = [BASELINES.get(name) for name in BASELINES.names()]
-        rows = [(e.name, f"{e.title}: {e.description}") for e in entries]
-        return rows + [(c.name, f"control: {c.description}") for c in CONTROLS.values()]
-    if kind == "tables":
-        definitions = [load_definition(name) for name in table_names()]
-        return [(d.name, f"{d.title}: {len(d.rows)} rows x {len(d.columns)} columns") for d in definitions]
+    if kind not in KINDS:
+        raise UserError(f"unknown kind {kind!r}{closest(kind, KINDS)}", f"one of {', '.join(KINDS)}")
     if kind == "profiles":
-        return [(p.name, p.title) for p in PROFILES.values()]
+        from equibench.profiles import PROFILES
+
+        return {"": [(p.name, p.title) for p in PROFILES.values()]}
+    from equibench.evaluation.evaluator import EVALUATORS
+    from equibench.task import TASKS
+
+    if kind == "tasks":
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for name in TASKS.names():
+            groups.setdefault(EVALUATORS.get(TASKS.get(name).evaluator).title, []).append((name, TASKS.get(name).note))
+        return groups
     if kind == "metrics":
-        return [(name, f"{m.title} ({m.better} is better): {m.meaning}") for name, m in CATALOGUE.items()]
-    kinds = ("tasks", "baselines", "tables", "profiles", "metrics")
-    raise UserError(f"unknown kind {kind!r}{closest(kind, kinds)}", f"one of {', '.join(kinds)}")
+        evaluators = [EVALUATORS.get(name) for name in EVALUATORS.names()]
+        found = {name: info for evaluator in evaluators for name, info in evaluator.metrics.items()}
+        return {"": [(n, f"{i.title} ({i.better} is better): {i.meaning}") for n, i in found.items()]}
+    if kind == "tables":
+        from equibench.report.definition import load_definition, table_names
+
+        definitions = [load_definition(name) for name in table_names()]
+        return {"": [(d.name, f"{d.title}: {len(d.rows)} rows x {len(d.columns)} columns") for d in definitions]}
+    from equibench.evaluation.controls import CONTROLS
+    from equibench.pretrain.method import BASELINES
+
+    entries = [BASELINES.get(name) for name in BASELINES.names()]
+    rows = [(e.name, f"{e.title}: {e.description}") for e in entries]
+    return {"": rows + [(c.name, f"control: {c.description}") for c in CONTROLS.values()]}
 
 
-# before torch starts its threads: idle ones must sleep, since spinning slows a busy machine many times over
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    help="Train a method, score an encoder, believe the number.\n\n"
-    "Smallest table: [bold]equibench table table2 --profile tiny[/bold]",
-)
-
-
-@app.command("list", epilog="Example: equibench list tasks")
-def list_command(
-    kind: Annotated[str, typer.Argument(help="tasks, baselines, tables, profiles, metrics; or all.")] = "",
-) -> None:
-    """Show what there is: tasks, baselines, tables, profiles, metrics."""
-    pass
-
-    console = Console()
-    for one in [kind] if kind else ["tasks", "baselines", "tables", "profiles", "metrics"]:
-        shown = Table(title=None if kind else one, show_header=False, box=None, title_justify="left")
-        shown.add_column(no_wrap=True, style="bold")
-        for name, description in list_names(one):
-            shown.add_row(name, escape(description))
-        console.print(shown)
-
-
-@app.command(
-    epilog="Examples:\n\n"
-    "equibench table table2\n\n"
-    "equibench table table2 --profile tiny --dry-run\n\n"
-    "equibench table table2 --rows vicreg,reconstruction --columns rotation --seeds 0,1,2\n\n"
-    "equibench table table2 --baseline my_method.py"
-)
+@configured(
+    "profile", "rows", "columns", "seeds", "baseline_files", "variant", "data_root", "skip_bad", "device", "devices",
+    "jobs", "runs",
+)  # fmt: skip
 def table(
-    name: Annotated[str, typer.Argument(help="A table's name, or a CSV that defines one.")] = "table2",
-    profile: ProfileOption = "demo",
-    rows: Annotated[str | None, typer.Option(help="Only these rows, separated by commas.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Only these columns, separated by commas.")] = None,
-    seeds: Annotated[str, typer.Option(help="Pretraining seeds, separated by commas.")] = "0",
-    baseline: BaselineFiles = [],  # noqa: B006
-    variant: Variant = "headline",
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    devices: Devices = 1,
-    jobs: Jobs = None,
-    runs: Runs = Path("runs"),
-    skip_bad: SkipBad = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROFILE/NAME.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the units and their time; run nothing.")] = False,
+    name: Annotated[
+        list[str] | None, typer.Argument(metavar="[TABLE]...", help="Tables, CSVs that define one, or all.")
+    ] = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Bring a table up to date: pretrain and score what is missing, print it, write it."""
-    from equibench.report.table import print_table
-    from equibench.runner import table as api
+    from equibench.report.definition import table_names
+    from equibench.runner.table import plan_table
+    from equibench.runner.table import table as run
 
-    selection = {
-        "profile": profile,
-        "rows": names(rows),
-        "columns": names(columns),
-        "seeds": whole_numbers("--seeds", seeds),
-        "baseline_files": baseline,
-        "variant": variant,
-        "data_root": data_root,
-        "device": device,
-        "jobs": jobs,
-        "runs": runs,
-        "skip_bad": skip_bad,
-    }
+    wanted = table_names() if name == ["all"] else name or ["table2"]
+    if out is not None and len(wanted) > 1:
+        raise UserError("--out is the folder of one table", "leave it out, or name one table")
     console = Console()
-    if dry_run:
-        print_plan(api.plan_table(name, **selection), console)  # type: ignore[arg-type]
+    for one in wanted:
+        if dry_run:
+            console.print(f"{one}:" if len(wanted) > 1 else "", end="\n" if len(wanted) > 1 else "")
+            print_plan(plan_table(one, **options), console)
+        else:
+            print_result(run(one, out=out, **options), console)
+
+
+def print_result(result: TableResult, console: Console) -> None:
+    """Print a table, what it lacks, and where it was written."""
+    from equibench.report.table import print_table
+
+    if not result.context.is_first:
         return
-    result = api.table(name, **selection, devices=devices, out=out)  # type: ignore[arg-type]
-    if result.place.fabric.is_global_zero:
-        setting = result.place.setting
-        print_table(result.definition, result.rows, result.columns, result.records, setting, result.seeds, console)
-        console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
+    seeds = result.config.seeds
+    print_table(result.definition, result.rows, result.columns, result.records, result.context, seeds, console)
+    for note in result.notes:
+        console.print(f"not measured: {note}", style="yellow", soft_wrap=True, highlight=False)
+    console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
 
 
-@app.command(
-    epilog="Examples:\n\nequibench pretrain vicreg\n\n"
-    "equibench pretrain reconstruction --profile cifar10 --seed 1 --device cuda"
-)
+def print_plan(plan: Plan, console: Console) -> None:
+    """The jobs of a table with an estimate for those still to be done."""
+    from equibench.utils.progress import clock
+
+    shown = Table("row", "seed", "to do", "estimate")
+    for job, seconds in zip(plan.jobs, plan.seconds, strict=True):
+        steps = (["pretrain"] if job.pretrain else []) + [task.name for task in job.tasks]
+        seed = "" if job.place.seed is None else str(job.place.seed)
+        shown.add_row(job.place.row, seed, ", ".join(steps) or "done", clock(seconds) if steps else "")
+    console.print(shown)
+    for note in plan.notes:
+        console.print(f"not measured: {note}", style="yellow", soft_wrap=True, highlight=False)
+    to_do = sum(not job.done for job in plan.jobs)
+    console.print(f"{to_do} of {len(plan.jobs)} jobs to do, about {clock(plan.total)}")
+
+
+@configured("profile", "seed", "baseline_files", "variant", "data_root", "device", "devices", "runs")
 def pretrain(
-    baseline_name: Annotated[str, typer.Argument(metavar="BASELINE", help="See `equibench list baselines`.")],
-    profile: ProfileOption = "demo",
-    seed: Annotated[int, typer.Option(help="Pretraining seed.")] = 0,
-    baseline: BaselineFiles = [],  # noqa: B006
-    variant: Variant = "headline",
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    devices: Devices = 1,
-    runs: Runs = Path("runs"),
+    baseline: Annotated[str, typer.Argument(metavar="BASELINE", help="See `equibench list baselines`.")],
+    *,
+    options: dict[str, Any],
 ) -> None:
     """Pretrain one baseline; interrupted, it goes on where it was."""
-    from equibench.runner import table as api
+    import os
 
-    run = api.pretrain(
-        baseline_name,
-        profile=profile,
-        seed=seed,
-        baseline_files=baseline,
-        variant=variant,
-        data_root=data_root,
-        device=device,
-        devices=devices,
-        runs=runs,
-    )
+    from equibench.runner.table import pretrain as run
+
+    found = run(baseline, **options)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one of several processes speaks
-        Console().print(f"{run.folder / 'encoder.safetensors'}  (log: {run.folder / 'log.jsonl'})", soft_wrap=True)
+        Console().print(f"{found.folder / 'encoder.safetensors'}  (log: {found.folder / 'log.jsonl'})", soft_wrap=True)
 
 
-@app.command(
-    epilog="Examples:\n\nequibench curve\n\n"
-    "equibench curve --profile tiny --rows vicreg,reconstruction --columns rotation --no-plot"
-)
+@configured("profile", "rows", "columns", "seeds", "baseline_files", "data_root", "device", "jobs", "runs")
 def curve(
-    rows: Annotated[
-        str | None, typer.Option(help="Baselines, separated by commas; four of Table 2's if left out.")
-    ] = None,
-    columns: Annotated[str | None, typer.Option(help="Regression tasks; those of Table 4 if left out.")] = None,
-    profile: ProfileOption = "demo",
-    seeds: Annotated[str, typer.Option(help="Pretraining seeds, separated by commas.")] = "0",
-    baseline: BaselineFiles = [],  # noqa: B006
-    data_root: DataRoot = None,
-    device: Device = "auto",
-    jobs: Jobs = None,
-    runs: Runs = Path("runs"),
     plot: Annotated[bool, typer.Option(help="Draw curve.png; needs matplotlib.")] = True,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results; by default results/PROFILE/curve.")] = None,
+    out: Out = None,
+    *,
+    options: dict[str, Any],
 ) -> None:
-    """Score rows at several points of their pretraining: R² against epochs, as a CSV and a plot."""
-    from equibench.runner.curve import COLUMNS, ROWS
-    from equibench.runner.curve import curve as run_curve
+    """Score rows at several points of their pretraining: R² against epochs, as a CSV and a plot.
 
-    result = run_curve(
-        rows=names(rows) or ROWS,
-        columns=names(columns) or COLUMNS,
-        profile=profile,
-        seeds=whole_numbers("--seeds", seeds) or (0,),
-        baseline_files=baseline,
-        data_root=data_root,
-        device=device,
-        jobs=jobs,
-        runs=runs,
-        out=out,
-        plot=plot,
-    )
+    Rows are baselines, four of Table 2's if left out; columns are regression tasks, those of Table 4 if left out.
+    """
+    from equibench.runner.curve import curve as run
+
+    result = run(out=out, plot=plot, **options)
     console = Console()
     grid = result.frame.pivot_table(index=["title", "seed", "epochs"], columns="task", values="r2", sort=False)
     console.print(grid.round(3).to_string())
     console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
 
 
-@app.command(
-    epilog="Examples:\n\nequibench certify translation\n\nequibench certify\n\n"
-    "equibench certify my_task.py --data photographs/ --out certificates.json"
-)
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="Its tables, curves and scores, in order.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the parts; run nothing.")] = False,
+) -> None:
+    """Carry out a study: the tables, curves and scores that a TOML file lists, each up to date in its folder."""
+    from equibench.runner.study import read_study, run_study
+
+    console = Console()
+    for part in read_study(file):
+        console.print(f"[bold]{part.folder}[/]: {part.words}", highlight=False)
+    if not dry_run:
+        for result in run_study(file):
+            console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
+
+
 def certify(
     tasks: Annotated[
         list[str] | None, typer.Argument(help="Tasks, or Python files that register some; all if left out.")
     ] = None,
-    data: Data = "cifar10",
-    data_root: DataRoot = None,
+    data: Annotated[str, typer.Option(help="cifar10, solids, or a folder of images.")] = "cifar10",
+    data_root: Annotated[Path | None, typer.Option(help="Folder that holds CIFAR-10.")] = None,
     inputs: Annotated[
         str | None, typer.Option(help="Only some of both_views, view2_alone, border, interpolation.")
     ] = None,
@@ -236,10 +196,10 @@ def certify(
     out: Annotated[Path | None, typer.Option(help="File to write; by default the one kept with the tasks.")] = None,
 ) -> None:
     """Measure what pixels hold, and what view 2 alone, its border and the resampling give away, with a small CNN."""
-    from equibench.audit.leakage import certify as run_certify
+    from equibench.audit.leakage import certify as run
 
-    train, val, test = whole_numbers("--pairs", pairs, 3) or (0, 0, 0)
-    written = run_certify(
+    train, val, test = whole_numbers("--pairs", pairs, 3)
+    written = run(
         tasks or None,
         data=data,
         data_root=data_root,
@@ -252,40 +212,33 @@ def certify(
     Console().print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
 
 
-cli_score.add_to(app)
-cli_data.add_to(app)
+EXAMPLES: dict[str, tuple[Callable[..., None], str]] = {
+    "list": (list_names, "equibench list tasks"),
+    "table": (
+        table,
+        "equibench table table2\n\n"
+        "equibench table all --profile tiny --dry-run\n\n"
+        "equibench table table2 --rows vicreg,reconstruction --columns rotation --seeds 0,1,2\n\n"
+        "equibench table table2 --baseline my_method.py",
+    ),
+    "pretrain": (
+        pretrain,
+        "equibench pretrain vicreg\n\nequibench pretrain reconstruction --profile cifar10 --seed 1 --device cuda",
+    ),
+    "curve": (
+        curve,
+        "equibench curve\n\nequibench curve --profile tiny --rows vicreg,reconstruction --columns rotation --no-plot",
+    ),
+    "study": (study, "equibench study results/cifar10/study.toml --dry-run"),
+    "certify": (
+        certify,
+        "equibench certify translation\n\nequibench certify\n\n"
+        "equibench certify my_task.py --data photographs/ --out certificates.json",
+    ),
+}
 
 
-def main() -> None:
-    """Run the command line; a user's mistake ends in one message and exit status 2."""
-    try:
-        app()
-    except UserError as error:
-        console = Console(stderr=True)
-        console.print(f"[bold red]error:[/] {escape(error.problem)}", soft_wrap=True, highlight=False)
-        if error.fix:
-            # messages speak Python, since both roads lead to them
-            fix = error.fix.replace("skip_bad=True", "--skip-bad")
-            console.print(escape(fix), soft_wrap=True, highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; the same command goes on where it was")
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
-
-
-def print_plan(plan: Plan, console: Console) -> None:
-    """The units of a table with an estimate for those still to be done."""
-    table = Table("unit", "seed", "to do", "estimate")
-    for unit in plan.units:
-        steps = (["pretrain"] if unit.pretrain else []) + [task.name for task in unit.tasks]
-        seconds = plan.estimates.get(("pretrain", unit.row), 0.0) * unit.pretrain
-        seconds += plan.estimates.get(("score", unit.row), 0.0) * bool(unit.tasks)
-        seed = "" if unit.seed is None else str(unit.seed)
-        table.add_row(unit.row, seed, ", ".join(steps) or "done", clock(seconds) if steps else "")
-    console.print(table)
-    to_do = sum(not unit.done for unit in plan.units)
-    console.print(f"{to_do} of {len(plan.units)} units to do, about {clock(plan.total)}")
+def add_to(app: typer.Typer) -> None:
+    """Register the commands with their examples."""
+    for name, (command, text) in EXAMPLES.items():
+        app.command(name, epilog="Examples:\n\n" + text)(command)

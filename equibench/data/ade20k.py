@@ -1,6 +1,6 @@
 """Generated pictures in ADE20K's layout, for want of ADE20K: solids before textured grounds, every pixel's class known.
 
-They are called "ade20k-generated" wherever they are named, and are no measure of what an encoder does on photographs.
+They are called "rendered-scenes" wherever they are named, and are no measure of what an encoder does on photographs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -25,48 +24,44 @@ from rich.progress import track
 
 from equibench.data import solids
 from equibench.errors import UserError
-from equibench.pairs.manifest import uniforms
 from equibench.utils.arrays import cache_folder, read_json, writing_to_cache
+from equibench.utils.digests import code_digest
 from equibench.utils.download import exclusive
 from equibench.utils.files import write_text
+from equibench.utils.random import uniforms
 
-GENERATED_NAME = "ade20k-generated"
+RENDERED_SCENES = "rendered-scenes"
+_RANDOM_KEY = "ade20k-generated"
 
 GROUNDS = ("clouds", "stripes")
 CLASS_NAMES = (*solids.CLASS_NAMES, *GROUNDS)
 """Of labels 1 to 12. ADE20K's own names for these labels (wall, building, ...) do not fit."""
 
-GENERATOR = (
-    ("equibench.data", "solids.py"),
-    ("equibench.data", "solid_shapes.py"),
-    ("equibench.segmentation", "stand_in.py"),
-)
 SMALLEST = 32
 DRAWS, CELLS = 40, 8  # numbers that a picture takes, and cells of the coarse noise along each side
 QUALITY = 95
 
 
-def stand_in_folder(images: tuple[int, int] = (200, 50), size: int = 96, seed: int = 0) -> Path:
-    """The generated tree in the cache, made where it is not there; arguments as for `write_stand_in`.
+def rendered_scenes_folder(images: tuple[int, int] = (200, 50), size: int = 96, seed: int = 0) -> Path:
+    """The generated tree in the cache, made where it is not there; arguments as for `write_scenes`.
 
     Raises:
         UserError: a number is out of range, or the cache folder cannot be written.
     """
-    # named by the text of the generator, so that pictures of another version are not taken for its
-    text = b"".join(files(package).joinpath(name).read_bytes() for package, name in GENERATOR)
-    key = f"{hashlib.sha256(text).hexdigest()[:12]}-{images[0]}-{images[1]}-{size}-{seed}"
-    folder = cache_folder() / GENERATED_NAME / key
+    # named by the generator's code, so that pictures of another version are not taken for its
+    key = f"{code_digest(write_scenes)[:12]}-{images[0]}-{images[1]}-{size}-{seed}"
+    folder = cache_folder() / RENDERED_SCENES / key
     if folder.is_dir():
         return folder
     with writing_to_cache():
         folder.parent.mkdir(exist_ok=True)
         with exclusive(folder.parent / ".render.lock"):
             if not folder.is_dir():  # another process may have made it while this one waited
-                write_stand_in(folder, images=images, size=size, seed=seed)
+                write_scenes(folder, images=images, size=size, seed=seed)
     return folder
 
 
-def write_stand_in(root: Path | str, *, images: tuple[int, int] = (200, 50), size: int = 96, seed: int = 0) -> Path:
+def write_scenes(root: Path | str, *, images: tuple[int, int] = (200, 50), size: int = 96, seed: int = 0) -> Path:
     """Write a tree in ADE20K's layout, all or nothing.
 
     A picture shows two to four solids before a ground that is divided in two, of clouds or stripes. Its label is 1 to
@@ -108,7 +103,7 @@ def write_stand_in(root: Path | str, *, images: tuple[int, int] = (200, 50), siz
 
 def picture(split: str, number: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One picture (H, W, 3) and its labels (H, W)."""
-    u = uniforms((1, DRAWS + 2 * CELLS * CELLS), GENERATED_NAME, seed, split, number)[0]
+    u = uniforms((1, DRAWS + 2 * CELLS * CELLS), _RANDOM_KEY, seed, split, number)[0]
     width = size if number % 2 == 0 else size * 5 // 4
     image, label = _ground(u, size, width)
     count = 2 + int(3 * u[20])
@@ -128,7 +123,7 @@ def _write(folder: Path, images: tuple[int, int], size: int, seed: int) -> None:
     for kind in ("images", "annotations"):
         for split in SPLITS:
             (folder / NAME / kind / split).mkdir(parents=True)
-    for split, number in track(entries, f"rendering {GENERATED_NAME}", console=Console(stderr=True), transient=True):
+    for split, number in track(entries, f"rendering {RENDERED_SCENES}", console=Console(stderr=True), transient=True):
         image, label = picture(split, number, size, seed)
         name = f"{number + 1:06d}"
         Image.fromarray(image).save(folder / NAME / "images" / split / f"{name}.jpg", quality=QUALITY)

@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +27,13 @@ from equibench.utils.arrays import (
     store_arrays,
     writing_to_cache,
 )
+from equibench.utils.digests import code_digest
 from equibench.utils.download import Unavailable, exclusive
 
 # Digest of the official CIFAR-10's content: by it the prepared arrays are found when their files are gone.
 CIFAR10_SHA256 = "5e5e71ed4630d506c7721247a52e06e4d8039bf51773ffa53a56d97866d045ee"
 SOLIDS_SIZES = (20_000, 5_000)
 SOLIDS_PIXELS = 32
-GENERATOR = ("solids.py", "solid_shapes.py")  # all that decides a picture
 RENDER_CHUNK = 250  # images between two steps of the progress bar
 FOLDER_PIXELS = 224  # side of the images of a folder, unless told
 
@@ -187,9 +186,8 @@ def _prepare_cifar10(source: cifar10.Source) -> Dataset:
 def _load_solids(sizes: tuple[int, int]) -> Dataset:
     if len(sizes) != 2 or min(sizes) < 1:
         raise UserError(f"sizes={sizes} cannot be rendered.", "Give two numbers of 1 or more: (train, test).")
-    # Named by the text of the generator, so that pictures of another version are not taken for its.
-    text = b"".join(files("equibench.data").joinpath(name).read_bytes() for name in GENERATOR)
-    folder = arrays_folder(f"solids-{hashlib.sha256(text).hexdigest()[:12]}-{sizes[0]}-{sizes[1]}")
+    # named by the generator's code, so that pictures of another version are not taken for its
+    folder = arrays_folder(f"solids-{code_digest(solids.render)[:12]}-{sizes[0]}-{sizes[1]}")
     dataset = _open(folder, "solids")
     if dataset is not None:
         return dataset

@@ -22,10 +22,10 @@ from PIL import Image
 
 from equibench.data.cifar import cifar100_state, read_cifar100
 from equibench.data.dataset import SMALLEST, SPLITS, Dataset, ImageSet, image_source, split_indices
-from equibench.data.load import load_dataset
+from equibench.data.load import load_dataset, root_of_cifar10
 from equibench.data.transfer_sources import SOURCES, Source, find_source, is_generated, list_transfer
 from equibench.data.transfer_stand_ins import stand_in_folder
-from equibench.errors import UserError
+from equibench.errors import UserError, one_line
 from equibench.utils.arrays import (
     RowWriter,
     Stored,
@@ -127,6 +127,22 @@ def load_transfer(
     if bad and not skip_bad:  # another call had asked to leave them out
         raise _unreadable(*bad[0])
     return _as_data(name, stored, generated, size)
+
+
+def missing_transfer(name: str, data_root: Path | str | None = None) -> str:
+    """Where to put the files of a data set that is not there; "" where it is. Nothing is read or decoded.
+
+    Args:
+        name, data_root: as for `load_transfer`.
+    """
+    try:
+        if name == "cifar10":
+            load_dataset(name, data_root=root_of_cifar10(data_root, others=True), download=False)
+        else:
+            _find(SOURCES[name], data_root, download=False)
+    except UserError as error:
+        return one_line(f"{error.problem} {error.fix}")
+    return ""
 
 
 def _as_data(name: str, stored: Stored, generated: bool, size: int) -> TransferData:

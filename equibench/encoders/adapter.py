@@ -1,4 +1,4 @@
-"""Any network, or function, as an encoder: its preprocessing, the views' mask, and one pooled vector an image."""
+"""Any network, or function, as an encoder: its preprocessing, the views' mask, one pooled vector an image, a digest."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from equibench.encoders.layers import final_features, first_bad_layer, first_tensor, layer_names, pool, record_layers
 from equibench.encoders.vit import ViTEncoder, weights_sha256
@@ -28,6 +25,8 @@ from equibench.transforms.transformation import MEAN, STD, ViewSpec, visible_dis
 INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 POOLINGS = ("default", "cls", "mean")
 NO_MASK = ViewSpec("paper_like", "black", None)
+
+_LIBRARIES = {"torch", "torchvision", "timm", "equibench"}  # their code is named by a version, or digested elsewhere
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,9 @@ class ImageEncoder(nn.Module):
         self.architecture, self.preprocessing, self.views = architecture, preprocessing, views
         self.classifier = classifier
         self.prefix_tokens = _prefix_tokens(self.model) if prefix_tokens is None else prefix_tokens
-        self.channels_last = str(getattr(self.model, "output_fmt", "")).endswith("NHWC") or _is_torchvision_swin(model)
-        self.pooling = self._checked(pooling)
+        self.channels_last = _is_torchvisions(model, "SwinTransformer")
+        self.channels_last |= str(getattr(self.model, "output_fmt", "")).endswith("NHWC")
+        self.pooling = self._known(pooling)
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         if not self.channels_last and any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules()):
@@ -124,11 +124,17 @@ class ImageEncoder(nn.Module):
         The weights' digest is taken once: the weights of an encoder do not change. A bare function has none, and a
         class of the user's whose source cannot be found (typed into a notebook) may compute anything.
         """
-        network = None if isinstance(self.model, _Function) else module_identity(self.model)
-        if network is None:
+        code = None if isinstance(self.model, _Function) else _code_sha256(self.model)
+        if code is None:
             return None
+        import timm
+        import torchvision
+
         return {
-            **network,
+            "weights": weights_sha256(self.model),
+            "structure": _structure_sha256(self.model),
+            "code": code,
+            "libraries": [f"timm {timm.__version__}", f"torchvision {torchvision.__version__}"],
             "architecture": self.architecture,
             "preprocessing": json.loads(json.dumps(asdict(self.preprocessing))),
             "pooling": self.pooling,
@@ -142,28 +148,27 @@ class ImageEncoder(nn.Module):
         The mask is laid on before the resize: interpolation would otherwise carry hidden pixels into visible ones.
         """
         x = (images - self.mean) / self.std
-        side = images.shape[-1]
         if self.views.radius is not None:
-            x = x * visible_disc(side, self.views.radius, images.device)
+            x = x * visible_disc(images.shape[-1], self.views.radius, images.device)
         size = self.preprocessing.size
         if size is None or tuple(images.shape[-2:]) == (size, size):
             return x
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
         mode = InterpolationMode(self.preprocessing.interpolation)
-        return tv.resize(x, [size, size], interpolation=mode, antialias=mode != InterpolationMode.NEAREST)
+        return functional.resize(x, [size, size], interpolation=mode, antialias=mode != InterpolationMode.NEAREST)
 
     def forward(self, images: Tensor) -> Tensor:
         """The same as `represent`."""
         return self.represent(images)
 
-    @torch.no_grad()
     def represent(self, images: Tensor) -> Tensor:
         """Images (N, 3, S, S) in [0, 1] -> representations (N, D) float32.
 
         Raises:
             UserError: the model cannot take them, or its output is not finite (the message names the layer).
         """
-        x = self.prepare(images)
-        return self._finite("its representation", self._call(lambda: self._pooled(x)), x)
+        return self.outputs(images)["default"]
 
     @torch.no_grad()
     def outputs(self, images: Tensor, layers: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -172,11 +177,14 @@ class ImageEncoder(nn.Module):
         Raises:
             UserError: as `represent`; and a layer that does not exist or cannot be pooled.
         """
-        x, default = self.prepare(images), []
-        run = lambda: default.append(self._pooled(x))  # noqa: E731
-        features = self._call(lambda: record_layers(self.model, list(layers), run, keep=self._pool))
-        named = {"default": default[0], **{name: features[name] for name in layers}}
-        return {name: self._finite(f"the output of {name}", value, x) for name, value in named.items()}
+        x = self.prepare(images)
+        default: list[Tensor] = []
+        with self._explained():
+            found = record_layers(self.model, layers, lambda: default.append(self._pooled(x)), keep=self._pool)
+        self._check_finite("its representation", default[0], x)
+        for name in layers:
+            self._check_finite(f"the output of {name}", found[name], x)
+        return {"default": default[0], **{name: found[name] for name in layers}}
 
     @torch.no_grad()
     def token_map(self, images: Tensor) -> Tensor:
@@ -186,24 +194,25 @@ class ImageEncoder(nn.Module):
             UserError: the model has neither.
         """
         x = self.prepare(images)
-        final = self._finite("the final map", self._call(lambda: self._final(x)), x).float()
+        with self._explained():
+            final = self._final(x).float()
+        self._check_finite("the final map", final, x)
         if final.ndim == 4:
             return final.permute(0, 3, 1, 2) if self.channels_last else final
         patches = final[:, self.prefix_tokens :].transpose(1, 2)
         if isinstance(self.model, ViTEncoder):  # it leaves hidden patches out: they are 0 in the map
-            side = images.shape[-1] // self.model.patch
-            whole = patches.new_zeros(*patches.shape[:2], side**2)
+            whole = patches.new_zeros(*patches.shape[:2], (images.shape[-1] // self.model.patch) ** 2)
             whole[..., self.model.visible] = patches
             patches = whole
         side = math.isqrt(patches.shape[-1])
         if side**2 != patches.shape[-1]:
             raise UserError(
                 f"the {patches.shape[-1]} patch tokens of {self.architecture} are not those of a square grid",
-                "an encoder with a token map is needed here",
+                "choose an encoder with a token map",
             )
         return patches.unflatten(-1, (side, side))
 
-    def _checked(self, pooling: str) -> str:
+    def _known(self, pooling: str) -> str:
         if pooling in POOLINGS:
             return pooling
         name, known = pooling.removeprefix("layer:"), [n for n, _ in self.model.named_modules() if n]
@@ -217,7 +226,7 @@ class ImageEncoder(nn.Module):
 
     def _pooled(self, x: Tensor) -> Tensor:
         if self.pooling == "default":
-            return self._default(x)
+            return self._pool(self._before_classifier(x))
         if self.pooling == "mean":
             return self._pool(self._final(x))
         if self.pooling == "cls":
@@ -228,20 +237,25 @@ class ImageEncoder(nn.Module):
         name = self.pooling.removeprefix("layer:")
         return record_layers(self.model, [name], lambda: self.model(x), keep=self._pool)[name]
 
-    def _default(self, x: Tensor) -> Tensor:
+    def _before_classifier(self, x: Tensor) -> Tensor:
         model: Any = self.model
         if _is_timm(model):
-            return self._pool(_tensor(model.forward_head(model.forward_features(x), pre_logits=True)))
-        if not self.classifier:
-            return self._pool(_tensor(model(x)))
-        taken: list[Tensor] = []
-        part = model.get_submodule(self.classifier[0].rstrip("."))
-        hook = part.register_forward_pre_hook(lambda _module, inputs: taken.append(inputs[0]))
-        try:
-            model(x)
-        finally:
-            hook.remove()
-        return self._pool(taken[-1])
+            output = model.forward_head(model.forward_features(x), pre_logits=True)
+        elif self.classifier:
+            taken: list[Tensor] = []
+            part = model.get_submodule(self.classifier[0].rstrip("."))
+            hook = part.register_forward_pre_hook(lambda _module, inputs: taken.append(inputs[0]))
+            try:
+                model(x)
+            finally:
+                hook.remove()
+            output = taken[-1]
+        else:
+            output = model(x)
+        tensor = first_tensor(output)
+        if tensor is None:
+            raise UserError(f"the encoder returned a {type(output).__name__}, not a tensor", "return features (N, D)")
+        return tensor
 
     def _final(self, x: Tensor) -> Tensor:
         """Final tokens (N, L, D) or map, before any pooling."""
@@ -257,9 +271,11 @@ class ImageEncoder(nn.Module):
             raise UserError(f"{self.architecture} has neither a feature map nor tokens", "choose --pooling default")
         return final
 
-    def _call(self, run: Callable[[], Any]) -> Any:
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say which encoder failed, and on what, when its forward pass raises."""
         try:
-            return run()
+            yield
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
@@ -269,9 +285,9 @@ class ImageEncoder(nn.Module):
                 "give the size that it was built for (--size, size=), or look at its forward pass",
             ) from error
 
-    def _finite(self, what: str, features: Tensor, x: Tensor) -> Tensor:
+    def _check_finite(self, what: str, features: Tensor, x: Tensor) -> None:
         if torch.isfinite(features).all():
-            return features
+            return
         layer = first_bad_layer(self.model, lambda: self.model(x))
         where = f"; the first layer to give one is {layer!r}" if layer else ""
         raise UserError(
@@ -313,40 +329,15 @@ def _is_timm(model: nn.Module) -> bool:
     return hasattr(model, "forward_features") and hasattr(model, "forward_head")
 
 
-def _is_torchvision_swin(model: object) -> bool:
-    return isinstance(model, torchvision.models.SwinTransformer)
+def _is_torchvisions(model: object, name: str) -> bool:
+    """Whether it is of torchvision's class of that name, found out without importing torchvision."""
+    return any(k.__name__ == name and k.__module__.startswith("torchvision.models.") for k in type(model).__mro__)
 
 
 def _prefix_tokens(model: nn.Module) -> int:
-    if isinstance(model, (ViTEncoder, torchvision.models.VisionTransformer)):
+    if isinstance(model, ViTEncoder) or _is_torchvisions(model, "VisionTransformer"):
         return 1
     return int(getattr(model, "num_prefix_tokens", 0))
-
-
-def _tensor(output: object) -> Tensor:
-    tensor = first_tensor(output)
-    if tensor is None:
-        raise UserError(f"the encoder returned a {type(output).__name__}, not a tensor", "return features (N, D)")
-    return tensor
-
-
-LIBRARIES = {"torch", "torchvision", "timm", "equibench"}  # their code is named by a version, or digested elsewhere
-
-
-def module_identity(model: nn.Module) -> dict[str, object] | None:
-    """Digests of a network's weights, settings and code as JSON values; None where its code cannot be found.
-
-    A class typed into a prompt has no source: it may compute anything from the same weights.
-    """
-    code = _code_sha256(model)
-    if code is None:
-        return None
-    return {
-        "weights": weights_sha256(model),
-        "structure": _structure_sha256(model),
-        "code": code,
-        "libraries": [f"timm {timm.__version__}", f"torchvision {torchvision.__version__}"],
-    }
 
 
 def _structure_sha256(model: nn.Module) -> str:
@@ -368,7 +359,7 @@ def _is_plain(value: object) -> bool:
 def _code_sha256(model: nn.Module) -> str | None:
     """Digest of the source of the classes that are no library's; None where one has no source to be found."""
     kinds = {type(part) for part in model.modules()}
-    own = sorted((k for k in kinds if k.__module__.split(".")[0] not in LIBRARIES), key=lambda k: k.__qualname__)
+    own = sorted((k for k in kinds if k.__module__.split(".")[0] not in _LIBRARIES), key=lambda k: k.__qualname__)
     try:
         sources = [inspect.getsource(kind) for kind in own]
     except (OSError, TypeError):

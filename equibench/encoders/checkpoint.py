@@ -13,30 +13,29 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from equibench.errors import UserError
 
-MAX_RATIO = 10.0  # torch stores its entries as they are: a ratio of 1, and about 3 when someone zipped it again
-SMALL = 64 * 2**20  # below this many declared bytes a high ratio is harmless
-MAX_DEPTH = 6  # of dictionaries within dictionaries
+_MAX_RATIO = 10.0  # torch stores its entries as they are: a ratio of 1, and about 3 when someone zipped it again
+_SMALL = 64 * 2**20  # below this many declared bytes a high ratio is harmless
+_MAX_DEPTH = 6  # of dictionaries within dictionaries
 
-WRAPPERS = (
+_WRAPPERS = (
     "state_dict", "model_state_dict", "model", "teacher", "student", "network", "net", "encoder", "backbone",
     "module", "state_dict_ema", "model_ema", "ema",
 )  # fmt: skip
 
 # the training options that many papers' checkpoints hold beside the weights; it has attributes and no behaviour
-HARMLESS = [argparse.Namespace]
+_HARMLESS = argparse.Namespace
 
-SAVE_AGAIN = (
+_SAVE_AGAIN = (
     "save the weights alone, on the machine where the file was made and only if you trust it:\n"
     '  weights = torch.load("FILE", weights_only=False, map_location="cpu")  # or model.state_dict()\n'
     '  safetensors.torch.save_file({k: v.contiguous() for k, v in weights["state_dict"].items()}, "FILE.safetensors")'
@@ -65,13 +64,9 @@ class FileFacts:
     start: str = ""
 
     @property
-    def ratio(self) -> float:
-        """Declared bytes over bytes on disk."""
-        return self.declared / max(self.bytes, 1)
-
-    @property
     def bomb(self) -> bool:
-        return self.ratio > MAX_RATIO and self.declared > SMALL
+        """Whether it claims to unpack to far more than weights do."""
+        return self.declared > max(_SMALL, _MAX_RATIO * self.bytes)
 
     @property
     def safe(self) -> bool:
@@ -101,13 +96,12 @@ def inspect_file(path: str | Path) -> FileFacts:
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a weights file", "give the file inside it (.safetensors, .pth, .pt)")
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            return _facts(path, size, file)
+            return _facts(path, path.stat().st_size, file)
     except FileNotFoundError as error:
         raise UserError(f"weights file not found: {path}", "check the path, or name a model: timm:NAME") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}", "check the file's permissions") from error
+        raise _unreadable(path, error) from error
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -120,46 +114,16 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     _refuse(facts)
     try:
         loaded = _load(facts)
-    except SafetensorError as error:
-        raise _damaged(facts, error) from error
-    except pickle.UnpicklingError as error:
-        if "nvalid magic number" in str(error):
-            raise _damaged(facts, error) from error
-        raise _unsafe(facts, ("something that torch's safe reader does not know",), str(error)) from error
     except OSError as error:
-        raise UserError(
-            f"cannot read {facts.path}: {error.strerror or error}", "check the file and its disk"
-        ) from error
+        raise _unreadable(facts.path, error) from error
     except Exception as error:  # the readers raise all sorts on damaged bytes, and only there
+        if isinstance(error, pickle.UnpicklingError) and "nvalid magic number" not in str(error):
+            raise _unsafe(facts, ("something that torch's safe reader does not know",), str(error)) from error
         raise _damaged(facts, error) from error
-    state, notes = unwrap(loaded, facts.path)
-    return Checkpoint(facts.path, facts.format, facts.bytes, _file_sha256(facts.path), state, notes)
-
-
-def unwrap(loaded: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict inside nested dictionaries such as {"epoch": 3, "teacher": {"backbone": {...}}}.
-
-    Raises:
-        UserError: there are no tensors in it.
-    """
-    notes: list[str] = []
-    for _ in range(MAX_DEPTH):
-        if not isinstance(loaded, Mapping):
-            break
-        inner = [key for key, value in loaded.items() if isinstance(value, Mapping) and _holds_tensors(value)]
-        known = [key for key in WRAPPERS if key in inner]
-        direct = sum(isinstance(value, Tensor) for value in loaded.values())
-        if not inner or (direct and not known):
-            return _tensors(loaded, path, notes)
-        if not known and len(inner) > 1:
-            break
-        chosen = known[0] if known else inner[0]
-        others = [str(key) for key in inner if key != chosen]
-        beside = f" (beside it, unused: {', '.join(others[:5])})" if others else ""
-        notes.append(f"weights taken from the entry {str(chosen)!r}{beside}")
-        loaded = loaded[chosen]
-    keys = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
-    raise UserError(f"{path} holds no weights by name; it holds: {keys}", "save model.state_dict() and give that file")
+    state, notes = _unwrapped(loaded, facts.path)
+    with facts.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Checkpoint(facts.path, facts.format, facts.bytes, digest, state, tuple(notes))
 
 
 def _facts(path: Path, size: int, file: IO[bytes]) -> FileFacts:
@@ -174,7 +138,7 @@ def _facts(path: Path, size: int, file: IO[bytes]) -> FileFacts:
         # torch's own legacy files begin with this number, pickled
         legacy = (0x1950A86A20F9469CFC6C).to_bytes(10, "little") in head[:20]
         file.seek(0)
-        blocked = _blocked(_pickled_names(file, pickles=5 if legacy else 1))
+        blocked = _blocked(file, pickles=5 if legacy else 1)
         return FileFacts(path, "torch legacy" if legacy else "pickle", size, size, blocked)
     try:
         text = head.decode("utf-8", errors="strict" if size <= 512 else "ignore")
@@ -188,22 +152,19 @@ def _zip_facts(path: Path, size: int) -> FileFacts:
     """Sizes from the central directory, and the names in data.pkl if it is small enough to be read."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            declared = sum(entry.file_size for entry in entries)
-            facts = FileFacts(path, "zip", size, declared)
-            inside = {entry.filename.partition("/")[2]: entry for entry in entries}
+            inside = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+            facts = FileFacts(path, "zip", size, sum(entry.file_size for entry in archive.infolist()))
             if "constants.pkl" in inside:
-                return FileFacts(path, "torchscript", size, declared)
+                return replace(facts, format="torchscript")
             if "data.pkl" not in inside or facts.bomb:
                 return facts
-            names = _pickled_names(io.BytesIO(archive.read(inside["data.pkl"])))
-            return FileFacts(path, "torch zip", size, declared, _blocked(names))
+            return replace(facts, format="torch zip", blocked=_blocked(io.BytesIO(archive.read(inside["data.pkl"]))))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError):
         return FileFacts(path, "damaged zip", size, size)  # cut short: the directory stands at the end
 
 
-def _pickled_names(file: IO[bytes], pickles: int = 1) -> set[str]:
-    """Names that a pickle would import, read from its opcodes without running any of them."""
+def _blocked(file: IO[bytes], pickles: int = 1) -> tuple[str, ...]:
+    """Names that pickles would import and torch's safe reader refuses, from their opcodes without running any."""
     names: set[str] = set()
     strings: list[str] = []
     try:
@@ -217,55 +178,90 @@ def _pickled_names(file: IO[bytes], pickles: int = 1) -> set[str]:
                     strings.append(argument)
     except Exception:  # damaged or cut short: torch's reader will say so
         pass
-    return names
-
-
-def _blocked(names: set[str]) -> tuple[str, ...]:
     try:  # the list that the safe reader itself goes by
         from torch._weights_only_unpickler import _get_allowed_globals, _get_user_allowed_globals
-
-        allowed = {*_get_allowed_globals(), *_get_user_allowed_globals()}
     except ImportError:  # it has moved: no name is reported in advance, and torch still refuses
         return ()
-    return tuple(sorted(names - allowed - {f"{kind.__module__}.{kind.__qualname__}" for kind in HARMLESS}))
+    allowed = {*_get_allowed_globals(), *_get_user_allowed_globals()}
+    return tuple(sorted(names - allowed - {f"{_HARMLESS.__module__}.{_HARMLESS.__qualname__}"}))
 
 
 def _refuse(facts: FileFacts) -> None:
     """Raise what is wrong with a file that must not be opened."""
-    path = facts.path
-    if facts.format == "empty":
-        raise UserError(f"{path} is empty (0 bytes)", "copy or download it again")
     if facts.bomb:
         raise UserError(
-            f"{path} was not opened: its {facts.bytes:,} bytes claim to unpack to {facts.declared:,} "
-            f"({facts.ratio:,.0f} times as many), and weights do not compress like that",
+            f"{facts.path} was not opened: its {facts.bytes:,} bytes claim to unpack to {facts.declared:,} "
+            f"({facts.declared / facts.bytes:,.0f} times as many), and weights do not compress like that",
             "get the file from its authors again; a checkpoint written by torch.save is hardly compressed",
         )
-    if facts.format == "torchscript":
-        raise UserError(f"{path} is a TorchScript archive, which holds code; code is never run", SAVE_AGAIN)
     if facts.blocked:
         raise _unsafe(facts, facts.blocked)
-    if facts.format == "text":
-        raise UserError(
-            f"{path} is a text file, not weights; it begins with {facts.start!r}",
-            "an error page or a Git LFS pointer is often saved in place of the file: download it again",
-        )
     if facts.format == "damaged zip":
         raise _damaged(facts, "the zip's directory is missing or broken")
-    if not facts.safe:
-        what = {"zip": "a zip archive that torch.save did not write", "pickle": "a plain pickle, not a torch file"}
-        raise UserError(
-            f"{path} is {what.get(facts.format, 'of a kind that is not known')}",
-            "give a .safetensors file, or one that torch.save wrote",
-        )
+    other = "give a .safetensors file, or one that torch.save wrote"
+    pointer = "an error page or a Git LFS pointer is often saved in place of the file: download it again"
+    reasons = {
+        "empty": ("is empty (0 bytes)", "copy or download it again"),
+        "torchscript": ("is a TorchScript archive, which holds code; code is never run", _SAVE_AGAIN),
+        "text": (f"is a text file, not weights; it begins with {facts.start!r}", pointer),
+        "zip": ("is a zip archive that torch.save did not write", other),
+        "pickle": ("is a plain pickle, not a torch file", other),
+        "unknown": ("is of a kind that is not known", other),
+    }
+    if facts.format in reasons:
+        problem, fix = reasons[facts.format]
+        raise UserError(f"{facts.path} {problem}", fix)
 
 
 def _load(facts: FileFacts) -> object:
     if facts.format == "safetensors":
         return safetensors.torch.load_file(facts.path, device="cpu")
     # opened by us: torch takes a path that ends in .safetensors for one whatever it holds
-    with torch.serialization.safe_globals([*HARMLESS]), facts.path.open("rb") as file:
+    with torch.serialization.safe_globals([_HARMLESS]), facts.path.open("rb") as file:
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _unwrapped(loaded: object, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict inside nested dictionaries such as {"epoch": 3, "teacher": {"backbone": {...}}}, and notes."""
+    notes: list[str] = []
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(loaded, Mapping):
+            break
+        inner = [key for key, value in loaded.items() if isinstance(value, Mapping) and _holds_tensors(value)]
+        known = [key for key in _WRAPPERS if key in inner]
+        direct = any(isinstance(value, Tensor) for value in loaded.values())
+        if not inner or (direct and not known):
+            return _tensors(loaded, path, notes), notes
+        if not known and len(inner) > 1:
+            break
+        chosen = known[0] if known else inner[0]
+        others = [str(key) for key in inner if key != chosen]
+        beside = f" (beside it, unused: {', '.join(others[:5])})" if others else ""
+        notes.append(f"weights taken from the entry {str(chosen)!r}{beside}")
+        loaded = loaded[chosen]
+    keys = ", ".join(map(str, list(loaded)[:8])) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+    raise UserError(f"{path} holds no weights by name; it holds: {keys}", "save model.state_dict() and give that file")
+
+
+def _tensors(loaded: Mapping[Any, Any], path: Path, notes: list[str]) -> dict[str, Tensor]:
+    """The plain tensors of a dictionary; a note says how much else it held."""
+    tensors = {str(name): value.detach() for name, value in loaded.items() if isinstance(value, Tensor)}
+    plain = {n: value for n, value in tensors.items() if value.layout == torch.strided and not value.is_quantized}
+    if not plain:
+        raise UserError(f"{path} holds no tensors", "save model.state_dict() and give that file")
+    if len(plain) < len(loaded):
+        notes.append(f"{len(loaded) - len(plain)} entries that are not plain tensors were left out")
+    return plain
+
+
+def _holds_tensors(value: Mapping[Any, Any], depth: int = _MAX_DEPTH) -> bool:
+    inner = [v for v in value.values() if isinstance(v, Mapping)]
+    direct = any(isinstance(v, Tensor) for v in value.values())
+    return direct or (depth > 0 and any(_holds_tensors(v, depth - 1) for v in inner))
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror or error}", "check the file's permissions and its disk")
 
 
 def _unsafe(facts: FileFacts, blocked: tuple[str, ...], detail: str = "") -> UserError:
@@ -273,7 +269,7 @@ def _unsafe(facts: FileFacts, blocked: tuple[str, ...], detail: str = "") -> Use
     tail = f" ({detail.strip().splitlines()[-1][:200]})" if detail.strip() else ""
     return UserError(
         f"{facts.path} was not loaded: it asks for more than tensors, which could run code: {listed}{tail}",
-        SAVE_AGAIN.replace("FILE", facts.path.name),
+        _SAVE_AGAIN.replace("FILE", facts.path.name),
     )
 
 
@@ -283,28 +279,3 @@ def _damaged(facts: FileFacts, why: object) -> UserError:
         f"{facts.path} is cut short or damaged ({facts.bytes:,} bytes): {first}",
         "copy or download it again, and compare its size or sha256 with the source's",
     )
-
-
-def _tensors(loaded: Mapping[Any, Any], path: Path, notes: list[str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    plain = {str(name): value.detach() for name, value in loaded.items() if _is_plain(value)}
-    if not plain:
-        raise UserError(f"{path} holds no tensors", "save model.state_dict() and give that file")
-    if len(plain) < len(loaded):
-        notes.append(f"{len(loaded) - len(plain)} entries that are not plain tensors were left out")
-    return plain, tuple(notes)
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
-
-
-def _holds_tensors(value: Mapping[Any, Any], depth: int = MAX_DEPTH) -> bool:
-    inner = [v for v in value.values() if isinstance(v, Mapping)]
-    return any(isinstance(v, Tensor) for v in value.values()) or (
-        depth > 0 and any(_holds_tensors(v, depth - 1) for v in inner)
-    )
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,27 +9,26 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from equibench.encoders.checkpoint import Checkpoint
 from equibench.errors import UserError
 
-NEARLY_ALL = 0.99
-SHOWN = 6
+_NEARLY_ALL = 0.99
+_SHOWN = 6
 
 # wrappers that training code puts before a network's own names
-PREFIXES = (
+_PREFIXES = (
     "module", "_orig_mod", "model", "backbone", "encoder", "network", "net", "base_encoder", "encoder_q", "encoder_k",
     "momentum_encoder", "online_encoder", "target_encoder", "context_encoder", "student", "teacher", "visual", "trunk",
     "feature_extractor", "base_model", "ema", "vit", "resnet",
 )  # fmt: skip
 
 # names that torchvision itself changed and still reads in its own older files
-RENAMED = (
+_RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\."), r"\1\2."),
     (re.compile(r"\.mlp\.linear_1\."), ".mlp.0."),
     (re.compile(r"\.mlp\.linear_2\."), ".mlp.3."),
@@ -47,6 +46,7 @@ class Coverage:
         ignored: entries that are no part of an encoder: the classifier's, and counters that the network lacks.
         resized: positional embeddings of another image size, resampled to this one; they count as loaded.
         loaded, total: numbers of elements of parameters and floating-point persistent buffers, classifier left out.
+        prefix: what was taken off the checkpoint's names to make them fit.
     """
 
     missing: tuple[str, ...]
@@ -56,6 +56,7 @@ class Coverage:
     loaded: int
     total: int
     resized: tuple[str, ...] = ()
+    prefix: str = ""
 
     @property
     def share(self) -> float:
@@ -70,20 +71,9 @@ class Coverage:
         """A few lines: the share, then the first names of each kind."""
         lines = [f"{_percent(self.share)} of the encoder's weights ({self.loaded:,} of {self.total:,} elements)"]
         for label in ("missing", "misshaped", "unexpected", "ignored", "resized"):
-            names: tuple[str, ...] = getattr(self, label)
-            if names:
-                more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-                lines.append(f"  {label} ({len(names)}): {', '.join(names[:SHOWN])}{more}")
+            if names := getattr(self, label):
+                lines.append(f"  {label} ({len(names)}): {_listed(names)}")
         return "\n".join(lines)
-
-
-@dataclass
-class Fit:
-    """A checkpoint's tensors under a network's names, and what became of each."""
-
-    coverage: Coverage
-    state: dict[str, Tensor] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def load_strictly(
@@ -109,162 +99,166 @@ def load_strictly(
     Raises:
         UserError: names are missing, left over or misshaped and that was not allowed; a weight is NaN or infinite.
     """
-    fit = fit_names(module, checkpoint.state, classifier)
-    _refuse(checkpoint, fit.coverage, allow_partial, allow_random)
-    bad = [n for n, v in fit.state.items() if not _finite(v) and not n.startswith(classifier)]
-    if bad:
-        raise UserError(
-            f"{checkpoint.path} holds weights that are NaN or infinite: {_listed(bad)}",
-            "its training has diverged; give an earlier checkpoint",
-        )
-    module.load_state_dict(fit.state, strict=False)
-    notes = list(checkpoint.notes) + list(fit.notes)
-    if not fit.coverage.complete:
-        notes.append(f"partial weights: {_percent(fit.coverage.share)} of the encoder comes from the file")
-    return fit.coverage, tuple(notes)
+    coverage, state = fit_names(module, checkpoint.state, classifier)
+    if not coverage.complete:
+        _check_allowed(checkpoint, coverage, allow_partial, allow_random)
+    check_finite(state, str(checkpoint.path), classifier)
+    module.load_state_dict(state, strict=False)
+    notes = [*checkpoint.notes]
+    notes += [f"the prefix {coverage.prefix!r} was taken off the names"] if coverage.prefix else []
+    notes += [f"positional embedding of another image size, resampled: {name}" for name in coverage.resized]
+    if not coverage.complete:
+        notes.append(f"partial weights: {_percent(coverage.share)} of the encoder comes from the file")
+    return coverage, tuple(notes)
 
 
-def fit_names(module: nn.Module, state: Mapping[str, Tensor], classifier: tuple[str, ...] = ()) -> Fit:
-    """Match a checkpoint's names and shapes with a network's, which may be on the meta device; nothing is changed."""
-    own = module.state_dict()
-    own = {name: value for name, value in own.items() if isinstance(value, Tensor)}
-    prefix = best_prefix(own, state)
-    notes = [f"the prefix {prefix!r} was taken off the names"] if prefix else []
+def fit_names(
+    module: nn.Module, state: Mapping[str, Tensor], classifier: tuple[str, ...] = ()
+) -> tuple[Coverage, dict[str, Tensor]]:
+    """How a checkpoint's names and shapes fit a network's, and its tensors under the network's names.
+
+    Nothing is changed, and the network may be on the meta device.
+    """
+    own = _tensors(module)
+    prefix = _best_prefix(own, state)
     inside = {_current(name.removeprefix(prefix), own): t for name, t in state.items() if name.startswith(prefix)}
     # what does not carry the prefix belongs to another network beside this one, whatever it is called
-    unexpected = [name for name, t in state.items() if not name.startswith(prefix) and t.is_floating_point()]
-    ignored = [name for name, t in state.items() if not name.startswith(prefix) and not t.is_floating_point()]
+    outside = {name: t for name, t in state.items() if not name.startswith(prefix)}
+    unexpected = [name for name, t in outside.items() if t.is_floating_point()]
+    ignored = [name for name, t in outside.items() if not t.is_floating_point()]
 
     kept: dict[str, Tensor] = {}
     misshaped, resized = [], []
     for name, tensor in inside.items():
-        is_classifier = name.startswith(classifier) if classifier else False
+        is_classifier = name.startswith(classifier)
         if is_classifier:
             ignored.append(name)
-        if name in own and fits(own[name], tensor):
+        if name in own and _fits(own[name], tensor):
             kept[name] = tensor
         elif is_classifier:
             continue
         elif name not in own:
             (unexpected if tensor.is_floating_point() else ignored).append(name)
-        elif grids := position_grids(name, tensor, own[name]):
+        elif grids := _position_grids(name, tensor, own[name]):
             kept[name] = _resampled(tensor, grids, own[name])
             resized.append(f"{name} ({grids[0]} x {grids[0]} patches, here {grids[1]} x {grids[1]})")
         else:
             misshaped.append(f"{name} ({_shape(tensor)}, not {_shape(own[name])})")
-    counted = {n: v for n, v in own.items() if v.is_floating_point() and not (classifier and n.startswith(classifier))}
-    missing = [name for name in counted if name not in inside]
+    sizes = _sizes(own, classifier)
     coverage = Coverage(
-        tuple(missing), tuple(unexpected), tuple(misshaped), tuple(ignored),
-        loaded=sum(v.numel() for n, v in counted.items() if n in kept),
-        total=sum(v.numel() for v in counted.values()),
+        missing=tuple(name for name in sizes if name not in inside),
+        unexpected=tuple(unexpected),
+        misshaped=tuple(misshaped),
+        ignored=tuple(ignored),
+        loaded=sum(size for name, size in sizes.items() if name in kept),
+        total=sum(sizes.values()),
         resized=tuple(resized),
-    )  # fmt: skip
-    notes += [f"positional embedding of another image size, resampled: {name}" for name in resized]
-    return Fit(coverage, kept, tuple(notes))
+        prefix=prefix,
+    )
+    return coverage, kept
 
 
-def best_prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """The chain of wrappers ("module.encoder_q.") whose removal makes most of a network's weights fit; "" if none."""
-    chains = {""}
-    for name in state:
-        parts = name.split(".")
-        for depth in range(1, min(len(parts), 5)):
-            if parts[depth - 1] not in PREFIXES:
-                break
-            chains.add(".".join(parts[:depth]) + ".")
-
-    def covered(prefix: str) -> int:
-        total = 0
-        for name, tensor in state.items():
-            short = _current(name.removeprefix(prefix), own)
-            if name.startswith(prefix) and short in own and fits(own[short], tensor):
-                total += tensor.numel()
-        return total
-
-    # sorted: of equals the shortest, then a fixed order
-    return max(sorted(chains, key=lambda chain: (len(chain), chain)), key=covered)
-
-
-def fits(own: Tensor, theirs: Tensor) -> bool:
-    """Same shape and same kind of number: integers copied into a float would be quantised weights without a scale."""
-    same_kind = (own.is_floating_point(), own.is_complex()) == (theirs.is_floating_point(), theirs.is_complex())
-    return own.shape == theirs.shape and same_kind
-
-
-def position_grids(name: str, theirs: Tensor, own: Tensor) -> tuple[int, int] | None:
-    """Sides of the patch grids (theirs, ours) where a positional embedding is of another image size, else None."""
-    if name.rpartition(".")[2] not in {"pos_embed", "pos_embedding", "position_embedding"}:
-        return None
-    if theirs.ndim != 3 or own.ndim != 3 or theirs.shape[::2] != own.shape[::2] or not theirs.is_floating_point():
-        return None
-    for extra in (1, 0, 2, 5):  # class token; none; with DeiT's distillation token; with DINOv2's four registers
-        sides = [math.isqrt(max(t.shape[1] - extra, 0)) for t in (theirs, own)]
-        if all(side > 0 and side**2 == t.shape[1] - extra for side, t in zip(sides, (theirs, own), strict=True)):
-            return sides[0], sides[1]
-    return None
-
-
-def check_finite(module: nn.Module, name: str, classifier: tuple[str, ...] = ()) -> None:
-    """Raise if a weight is NaN or infinite; the classifier's are not looked at.
-
-    Raises:
-        UserError: naming the tensors.
-    """
-    bad = [n for n, v in module.state_dict().items() if isinstance(v, Tensor) and not _finite(v)]
-    bad = [n for n in bad if not (classifier and n.startswith(classifier))]
-    if bad:
-        raise UserError(f"{name} has weights that are NaN or infinite: {_listed(bad)}", "give an earlier checkpoint")
-
-
-def complete(module: nn.Module, classifier: tuple[str, ...] = ()) -> Coverage:
+def full_coverage(module: nn.Module, classifier: tuple[str, ...] = ()) -> Coverage:
     """The coverage of a network whose library has loaded every weight itself."""
-    values = {n: v for n, v in module.state_dict().items() if isinstance(v, Tensor) and v.is_floating_point()}
-    total = sum(v.numel() for n, v in values.items() if not (classifier and n.startswith(classifier)))
+    total = sum(_sizes(_tensors(module), classifier).values())
     return Coverage((), (), (), (), total, total)
 
 
-def _refuse(checkpoint: Checkpoint, coverage: Coverage, allow_partial: bool, allow_random: bool) -> None:
-    if coverage.complete:
-        return
+def check_finite(weights: Mapping[str, object], source: str, classifier: tuple[str, ...] = ()) -> None:
+    """Raise if a weight is NaN or infinite; the classifier's are not looked at.
+
+    Raises:
+        UserError: naming the source and the tensors.
+    """
+    floats = {n: v for n, v in weights.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    bad = [name for name, v in floats.items() if not name.startswith(classifier) and not torch.isfinite(v).all()]
+    if bad:
+        raise UserError(
+            f"{source} has weights that are NaN or infinite: {_listed(bad)}",
+            "give an earlier checkpoint: the training has diverged",
+        )
+
+
+def _check_allowed(checkpoint: Checkpoint, coverage: Coverage, allow_partial: bool, allow_random: bool) -> None:
     described = f"{checkpoint.path} does not fit the architecture: it holds {coverage.describe()}"
-    lacking = bool(coverage.missing or coverage.misshaped)
     if not allow_partial:
-        fix = "give another --arch (`equibench doctor FILE` shows which ones fit)"
-        if not lacking:
+        fix = f"give another --arch (`equibench doctor {checkpoint.path}` shows which ones fit)"
+        if not (coverage.missing or coverage.misshaped):
             fix = (
                 "the encoder's own weights are all there; what is left over is often a projection head or a second "
                 "network of pretraining: --allow-partial (allow_partial=True) leaves it out"
             )
-        elif coverage.share >= NEARLY_ALL:
+        elif coverage.share >= _NEARLY_ALL:
             fix += ", or --allow-partial (allow_partial=True) to score it without the weights that are missing"
-        raise UserError(described, fix.replace("FILE", str(checkpoint.path)))
-    if coverage.share < NEARLY_ALL and not allow_random:
+        raise UserError(described, fix)
+    if coverage.share < _NEARLY_ALL and not allow_random:
         raise UserError(
             f"{described}\nmore than 1 % of the network would keep random weights, so its score would mean nothing",
             "give another --arch, or --allow-random (allow_random=True) if a random network is what you want to score",
         )
 
 
+def _best_prefix(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """The chain of wrappers ("module.encoder_q.") whose removal makes most of a network's weights fit; "" if none."""
+    chains = {""}
+    for name in state:
+        parts = name.split(".")
+        for depth in range(1, min(len(parts), 5)):
+            if parts[depth - 1] not in _PREFIXES:
+                break
+            chains.add(".".join(parts[:depth]) + ".")
+
+    def covered(prefix: str) -> int:
+        inside = {name: _current(name.removeprefix(prefix), own) for name in state if name.startswith(prefix)}
+        return sum(state[n].numel() for n, short in inside.items() if short in own and _fits(own[short], state[n]))
+
+    # sorted: of equals the shortest, then a fixed order
+    return max(sorted(chains, key=lambda chain: (len(chain), chain)), key=covered)
+
+
 def _current(name: str, own: Mapping[str, Tensor]) -> str:
+    """The name by which the network calls what an older file calls `name`."""
     if name in own:
         return name
-    for pattern, now in RENAMED:
-        changed = pattern.sub(now, name)
-        if changed in own:
-            return changed
-    return name
+    return next((new for pattern, now in _RENAMED if (new := pattern.sub(now, name)) in own), name)
+
+
+def _fits(own: Tensor, theirs: Tensor) -> bool:
+    """Same shape and same kind of number: integers copied into a float would be quantised weights without a scale."""
+    same_kind = (own.is_floating_point(), own.is_complex()) == (theirs.is_floating_point(), theirs.is_complex())
+    return own.shape == theirs.shape and same_kind
+
+
+def _position_grids(name: str, theirs: Tensor, own: Tensor) -> tuple[int, int] | None:
+    """Sides of the patch grids (theirs, ours) where a positional embedding is of another image size, else None."""
+    if name.rpartition(".")[2] not in {"pos_embed", "pos_embedding", "position_embedding"}:
+        return None
+    if theirs.ndim != 3 or own.ndim != 3 or theirs.shape[::2] != own.shape[::2] or not theirs.is_floating_point():
+        return None
+    for extra in (1, 0, 2, 5):  # class token; none; with DeiT's distillation token; with DINOv2's four registers
+        patches = [t.shape[1] - extra for t in (theirs, own)]
+        sides = [math.isqrt(max(count, 0)) for count in patches]
+        if min(sides) > 0 and [side**2 for side in sides] == patches:
+            return sides[0], sides[1]
+    return None
 
 
 def _resampled(theirs: Tensor, grids: tuple[int, int], own: Tensor) -> Tensor:
+    from timm.layers import resample_abs_pos_embed
+
     if own.is_meta:
         return own
     extra = own.shape[1] - grids[1] ** 2
     return resample_abs_pos_embed(theirs, [grids[1]] * 2, [grids[0]] * 2, num_prefix_tokens=extra)
 
 
-def _finite(value: Tensor) -> bool:
-    return not value.is_floating_point() or bool(torch.isfinite(value).all())
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _sizes(own: Mapping[str, Tensor], classifier: tuple[str, ...]) -> dict[str, int]:
+    """Numbers of elements of the floating-point tensors that are the encoder's own."""
+    return {n: v.numel() for n, v in own.items() if v.is_floating_point() and not n.startswith(classifier)}
 
 
 def _shape(tensor: Tensor) -> str:
@@ -277,5 +271,5 @@ def _percent(share: float) -> str:
     return f"{math.floor(share * 1000) / 10:g} %"
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equibench.errors import UserError, closest
 
-CONTAINERS = (nn.Sequential, nn.ModuleList)
-POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+_POOLS = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.AvgPool2d)
 
 
 def layer_names(module: nn.Module) -> tuple[str, ...]:
@@ -26,7 +25,7 @@ def layer_names(module: nn.Module) -> tuple[str, ...]:
     """
     if _holds_blocks(module):
         return tuple(_expand(module, ""))
-    containers = [(n, m) for n, m in module.named_modules() if isinstance(m, CONTAINERS) and len(m) > 1]
+    containers = [(n, m) for n, m in module.named_modules() if isinstance(m, _CONTAINERS) and len(m) > 1]
     name, longest = max(containers, key=lambda item: len(item[1]), default=("", module))
     return tuple(f"{name}.{child}".lstrip(".") for child, _ in longest.named_children())
 
@@ -48,27 +47,21 @@ def record_layers(
     Raises:
         UserError: no such module, a module that was not called, or one that gives no tensor.
     """
-    known = dict(module.named_modules())
+    known = {name: part for name, part in module.named_modules() if name}
     for name in names:
-        if name not in known or not name:
+        if name not in known:
+            blocks = layer_names(module)
+            shown = blocks if len(blocks) <= 12 else (*blocks[:5], "...", *blocks[-2:])
             raise UserError(
-                f"the encoder has no layer {name!r}{closest(name, [n for n in known if n])}",
-                f"its blocks are: {_shown(layer_names(module))}",
+                f"the encoder has no layer {name!r}{closest(name, known)}", f"its blocks are: {', '.join(shown)}"
             )
     outputs: dict[str, Tensor] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        def take(_module: nn.Module, _inputs: object, output: object) -> None:
-            tensor = first_tensor(output)
-            if tensor is not None:
-                outputs[name] = keep(tensor)
+    def take(name: str, _part: nn.Module, output: Tensor | None) -> None:
+        if output is not None:
+            outputs[name] = keep(output)
 
-        return take
-
-    with ExitStack() as hooks:
-        for name in names:
-            hooks.callback(known[name].register_forward_hook(hook(name)).remove)
-        run()
+    _watch(((name, known[name]) for name in names), take, run)
     for name in names:
         if name not in outputs:
             raise UserError(
@@ -83,22 +76,30 @@ def final_features(module: nn.Module, run: Callable[[], object], skip: tuple[str
     The whole network's own output counts if it has them. Poolings do not count, nor modules whose name begins with a
     prefix in `skip` (a classifier's own layers). None if there is no such output.
     """
-    last: list[Tensor] = []
-    pooled: list[object] = [None]
+    last: Tensor | None = None
+    pooled: Tensor | None = None
 
-    def take(part: nn.Module, _inputs: object, output: object) -> None:
-        tensor = first_tensor(output)
-        if isinstance(part, POOLS):
-            pooled[0] = tensor
-        elif tensor is not None and tensor.ndim in (3, 4) and tensor is not pooled[0]:
-            last[:] = [tensor]
+    def take(_name: str, part: nn.Module, output: Tensor | None) -> None:
+        nonlocal last, pooled
+        if isinstance(part, _POOLS):
+            pooled = output
+        elif output is not None and output.ndim in (3, 4) and output is not pooled:
+            last = output
 
-    with ExitStack() as hooks:
-        for name, part in module.named_modules():
-            if not (skip and f"{name}.".startswith(skip)):
-                hooks.callback(part.register_forward_hook(take).remove)
-        run()
-    return last[0] if last else None
+    _watch((item for item in module.named_modules() if not f"{item[0]}.".startswith(skip)), take, run)
+    return last
+
+
+def first_bad_layer(module: nn.Module, run: Callable[[], object]) -> str | None:
+    """Name of the first module without parts, in order of execution, whose output is not finite; None if none is."""
+    bad: list[str] = []
+
+    def look(name: str, _part: nn.Module, output: Tensor | None) -> None:
+        if not bad and output is not None and not torch.isfinite(output).all():
+            bad.append(name)
+
+    _watch((item for item in module.named_modules() if next(item[1].children(), None) is None), look, run)
+    return bad[0] if bad else None
 
 
 def pool(output: Tensor, prefix_tokens: int = 0, channels_last: bool = False) -> Tensor:
@@ -124,43 +125,35 @@ def pool(output: Tensor, prefix_tokens: int = 0, channels_last: bool = False) ->
     )
 
 
-def first_bad_layer(module: nn.Module, run: Callable[[], object]) -> str | None:
-    """Name of the first module without parts, in order of execution, whose output is not finite; None if none is."""
-    bad: list[str] = []
-
-    def hook(name: str) -> Callable[..., None]:
-        def look(_module: nn.Module, _inputs: object, output: object) -> None:
-            tensor = first_tensor(output)
-            if not bad and tensor is not None and not torch.isfinite(tensor).all():
-                bad.append(name)
-
-        return look
-
-    with ExitStack() as hooks:
-        for name, part in module.named_modules():
-            if next(part.children(), None) is None:
-                hooks.callback(part.register_forward_hook(hook(name)).remove)
-        run()
-    return bad[0] if bad else None
-
-
 def first_tensor(output: object) -> Tensor | None:
     """The tensor in an output: itself, or the first one in a tuple, list or dictionary."""
     if isinstance(output, Tensor):
         return output
-    values: Iterator[Any] = iter(())
-    if isinstance(output, Mapping):
-        values = iter(output.values())
-    elif isinstance(output, (tuple, list)):
-        values = iter(output)
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
     return next((found for value in values if (found := first_tensor(value)) is not None), None)
 
 
+def _watch(
+    parts: Iterable[tuple[str, nn.Module]],
+    take: Callable[[str, nn.Module, Tensor | None], None],
+    run: Callable[[], object],
+) -> None:
+    """Call the network by `run()`; `take` gets each part's name, the part, and the tensor in its output."""
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        return lambda part, _inputs, output: take(name, part, first_tensor(output))
+
+    with ExitStack() as hooks:
+        for name, part in parts:
+            hooks.callback(part.register_forward_hook(hook(name)).remove)
+        run()
+
+
 def _expand(module: nn.Module, prefix: str) -> Iterator[str]:
-    container = isinstance(module, CONTAINERS)
+    container = isinstance(module, _CONTAINERS)
     for child_name, child in module.named_children():
         name = f"{prefix}{child_name}"
-        inwards = isinstance(child, CONTAINERS) or _is_stage(child) or not container
+        inwards = isinstance(child, _CONTAINERS) or _is_stage(child) or not container
         if inwards and _holds_blocks(child):
             yield from _expand(child, f"{name}.")
         elif container and not isinstance(child, (nn.Identity, nn.Dropout)):
@@ -168,25 +161,17 @@ def _expand(module: nn.Module, prefix: str) -> Iterator[str]:
 
 
 def _holds_blocks(module: nn.Module) -> bool:
-    return any(
-        _is_block(child) for part in module.modules() if isinstance(part, CONTAINERS) for child in part.children()
-    )
+    return any(_blocks(part) for part in module.modules())
 
 
 def _is_stage(module: nn.Module) -> bool:
-    for part in module.modules():
-        if isinstance(part, CONTAINERS):
-            kinds = [type(child) for child in part.children() if _is_block(child)]
-            if len(kinds) > len(set(kinds)):
-                return True
-    return False
+    kinds = [[type(block) for block in _blocks(part)] for part in module.modules()]
+    return any(len(kind) > len(set(kind)) for kind in kinds)
 
 
-def _is_block(module: nn.Module) -> bool:
-    if isinstance(module, CONTAINERS):
-        return False
-    return any(next(child.parameters(), None) is not None for child in module.children())
-
-
-def _shown(names: tuple[str, ...]) -> str:
-    return ", ".join(names) if len(names) <= 12 else f"{', '.join(names[:5])}, ..., {', '.join(names[-2:])}"
+def _blocks(part: nn.Module) -> list[nn.Module]:
+    """The blocks that stand in a container; none in any other module."""
+    if not isinstance(part, _CONTAINERS):
+        return []
+    children = [child for child in part.children() if not isinstance(child, _CONTAINERS)]
+    return [c for c in children if any(next(inner.parameters(), None) is not None for inner in c.children())]

@@ -1,4 +1,4 @@
-"""Opening an encoder: from timm, torchvision or the Hugging Face hub by name, from a file, or from Python."""
+"""Opening an encoder: by name, from a file of weights, from Python, or from a pretraining run of our own."""
 
 from __future__ import annotations
 
@@ -7,39 +7,32 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
-import timm
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from equibench.encoders.adapter import NO_MASK, ImageEncoder, Preprocessing
+from equibench.encoders import zoo
+from equibench.encoders.adapter import NO_MASK, ImageEncoder
 from equibench.encoders.checkpoint import Checkpoint, read_checkpoint
-from equibench.encoders.coverage import Coverage, check_finite, complete, load_strictly
+from equibench.encoders.coverage import Coverage, check_finite, full_coverage, load_strictly
 from equibench.encoders.vit import ViTEncoder, weights_sha256
-from equibench.encoders.zoo import (
-    build,
-    candidates,
-    classifier_of,
-    drop_classifier,
-    own_preprocessing,
-    seeded,
-    torchvision_names,
-)
 from equibench.errors import UserError, closest
+from equibench.pretrain.method import BASELINES
 from equibench.profiles import PROFILES, Profile, get_profile
-from equibench.registry import BASELINES
 from equibench.transforms.transformation import ViewSpec, view_spec
 
 LIBRARIES = ("timm", "torchvision", "hf-hub")
-SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
-OBVIOUS = 0.99
-Triple = tuple[float, float, float]
+WEIGHTS, FACTS = "encoder.safetensors", "run.json"
+"""What a finished run's folder holds."""
+
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
+_OBVIOUS = 0.99
+_Network = nn.Module | Callable[[Tensor], Tensor]
+_Adapt = Callable[[_Network, str], ImageEncoder]
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class Opened:
 
 
 def open_encoder(
-    source: str | Path | nn.Module | Callable[[Tensor], Tensor],
+    source: str | Path | _Network,
     *,
     arch: str | None = None,
     views: ViewSpec | None = None,
@@ -99,118 +92,144 @@ def open_encoder(
     Raises:
         UserError: an unknown name, weights that cannot be had, do not fit, are unsafe or not finite.
     """
-    asked = _Asked(views or NO_MASK, pooling, size, _triple("mean", mean), _triple("std", std), interpolation)
+    given: dict[str, object] = {"size": size} if size is not None else {}
+    given |= {"interpolation": interpolation} if interpolation is not None else {}
+    given |= {name: tuple(map(float, v)) for name, v in (("mean", mean), ("std", std)) if v is not None}
+    adapt = partial(_adapted, views=views or NO_MASK, pooling=pooling, given=given)
     if not isinstance(source, (str, Path)):
-        return _open_object(source, asked)
+        return _open_object(source, adapt)
     text = str(source)
-    if text.split(":")[0] in LIBRARIES and ":" in text:
-        return _open_named(text, asked, pretrained, seed)
-    path = Path(text).expanduser()
-    if not path.exists() and path.suffix not in SUFFIXES and os.sep not in text:
-        known = [*(f"timm:{n}" for n in timm.list_models()), *(f"torchvision:{n}" for n in torchvision_names())]
-        near = closest(f"timm:{text}", known) or closest(f"torchvision:{text}", known)
-        raise UserError(
-            f"{text!r} is neither a model's name nor a file{near}",
-            "give timm:NAME, torchvision:NAME, hf-hub:ORG/NAME or the path of a weights file",
+    coverage: Coverage | None = None
+    notes: tuple[str, ...] = ("untrained: random weights",)
+    if ":" in text and text.split(":")[0] in LIBRARIES:
+        model, name, arch = zoo.build(text, pretrained, size, seed), text, text
+        if pretrained:
+            classifier = zoo.classifier_of(model)
+            check_finite(model.state_dict(), text, classifier)
+            coverage, notes = full_coverage(model, classifier), ("all weights are the library's own",)
+    else:
+        checkpoint = _checkpoint(text)
+        if arch is None:
+            raise _no_arch(checkpoint)
+        if arch.split(":")[0] not in LIBRARIES[:2]:
+            raise UserError(f"unknown architecture {arch!r}", "give --arch timm:NAME or --arch torchvision:NAME")
+        model, name, pretrained = zoo.build(arch, False, size, seed), checkpoint.path.name, True
+        classifier = zoo.classifier_of(model)
+        coverage, notes = load_strictly(
+            model, checkpoint, classifier=classifier, allow_partial=allow_partial, allow_random=allow_random
         )
-    checkpoint = read_checkpoint(path)
-    if arch is None:
-        raise _no_arch(checkpoint)
-    return _open_file(checkpoint, arch, asked, allow_partial, allow_random, seed)
+    fresh = partial(_untrained, arch, size, adapt)
+    return Opened(adapt(model, arch), name, arch, pretrained, coverage, notes, fresh)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What the caller wants of the encoder."""
+def open_run(
+    source: str | Path,
+    *,
+    runs: Path,
+    profile: str,
+    data: str,
+    variant: str,
+    seed: int,
+    views: ViewSpec,
+    pooling: str = "default",
+) -> Opened | None:
+    """The encoder of a run of our own, or None if the source is neither a run's folder nor a baseline's name.
 
-    views: ViewSpec
-    pooling: str
-    size: int | None
-    mean: Triple | None
-    std: Triple | None
-    interpolation: str | None
+    Args:
+        source: a folder with encoder.safetensors and run.json, or a baseline's id.
+        runs, profile, data, variant, seed: where the run of a baseline is looked for.
+        views: mask of the views that will be encoded.
+        pooling: see `ImageEncoder`; the default is the mean of the patch tokens, as in tables.
 
-    def over(self, own: Preprocessing) -> Preprocessing:
-        """The model's own preprocessing with what was asked for in its place."""
-        return Preprocessing(
-            self.size or own.size, self.mean or own.mean, self.std or own.std, self.interpolation or own.interpolation
-        )
-
-    def encoder(self, model: nn.Module | Callable[[Tensor], Tensor], arch: str, own: Preprocessing) -> ImageEncoder:
-        """The encoder; of a network that this suite has built, the classifier is dropped."""
-        classifier = classifier_of(model) if isinstance(model, nn.Module) else ()
-        if isinstance(model, nn.Module) and not arch.startswith("python:"):
-            drop_classifier(model)
-        return ImageEncoder(
-            model, architecture=arch, preprocessing=self.over(own), views=self.views, pooling=self.pooling,
-            classifier=classifier,
-        )  # fmt: skip
-
-
-def _open_named(arch: str, asked: _Asked, pretrained: bool, seed: int) -> Opened:
-    model = build(arch, pretrained, asked.size, seed)
-    coverage, notes = None, ["untrained: random weights"]
-    if pretrained:
-        check_finite(model, arch, classifier_of(model))
-        coverage, notes = complete(model, classifier_of(model)), ["all weights are the library's own"]
-    own = own_preprocessing(arch, model)
-    fresh = partial(_fresh, arch, asked)
-    return Opened(asked.encoder(model, arch, own), arch, arch, pretrained, coverage, tuple(notes), fresh)
-
-
-def _open_file(
-    checkpoint: Checkpoint, arch: str, asked: _Asked, allow_partial: bool, allow_random: bool, seed: int
-) -> Opened:
-    if arch.split(":")[0] not in LIBRARIES[:2]:
-        raise UserError(f"unknown architecture {arch!r}", "give --arch timm:NAME or --arch torchvision:NAME")
-    model = build(arch, False, asked.size, seed)
-    coverage, notes = load_strictly(
-        model, checkpoint, classifier=classifier_of(model), allow_partial=allow_partial, allow_random=allow_random
+    Raises:
+        UserError: a baseline that has not been run, or a folder that is damaged.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        if not (folder / FACTS).exists() or not (folder / WEIGHTS).exists():
+            raise UserError(
+                f"{folder} is not the folder of a finished run: it lacks {FACTS} or {WEIGHTS}",
+                "a run's folder is runs/PROFILE/DATA-VARIANT/pretraining/BASELINE/seedN",
+            )
+    elif str(source) in BASELINES.names():
+        folder = runs / profile / f"{data}-{variant}" / "pretraining" / str(source) / f"seed{seed}"
+        if not (folder / FACTS).exists():
+            own_data = get_profile(profile).dataset
+            fix = f"equibench pretrain {source} --profile {profile} --seed {seed}"
+            fix += f" --variant {variant}" if variant != "headline" else ""
+            fix += f" --runs {shlex.quote(str(runs))}" if runs != Path("runs") else ""
+            fix += f"; to score a run on other data than {own_data}, give its folder" if data != own_data else ""
+            problem = f"the baseline {str(source)!r} has not been pretrained here ({folder} is not a finished run)"
+            raise UserError(problem, fix)
+    else:
+        return None
+    network, found = _read_run(folder, views)
+    row, own_seed, size = folder.parent.name, folder.name.removeprefix("seed"), found.encoder
+    architecture = f"equibench:vit_w{size.width}_d{size.depth}_p{size.patch} ({found.name})"
+    adapt = partial(_adapted, arch=architecture, views=views, pooling=pooling, given={"size": found.image_size})
+    splits = row in BASELINES.names() and BASELINES.get(row).splits_features
+    return Opened(
+        encoder=adapt(network),
+        name=row,
+        architecture=architecture,
+        pretrained=True,
+        coverage=None,
+        notes=(f"{row}, seed {own_seed}, of the profile {found.name}",),
+        fresh=lambda seed: adapt(_network(found, views, seed)),
+        half=network.invariant if splits else None,
+        seed=int(own_seed) if own_seed.isdigit() else None,
     )
-    own = own_preprocessing(arch, model)
-    fresh = partial(_fresh, arch, asked)
-    return Opened(asked.encoder(model, arch, own), checkpoint.path.name, arch, True, coverage, notes, fresh)
 
 
-def _open_object(source: nn.Module | Callable[[Tensor], Tensor], asked: _Asked) -> Opened:
+def _adapted(model: _Network, arch: str, *, views: ViewSpec, pooling: str, given: dict[str, object]) -> ImageEncoder:
+    """The encoder with what is given in place of its own preprocessing; all but a user's module lose the classifier."""
+    preprocessing = replace(zoo.own_preprocessing(arch, model), **given)  # type: ignore[arg-type]
+    classifier = zoo.classifier_of(model)
+    if isinstance(model, nn.Module) and not arch.startswith("python:"):
+        zoo.drop_classifier(model)
+    return ImageEncoder(
+        model, architecture=arch, preprocessing=preprocessing, views=views, pooling=pooling, classifier=classifier
+    )
+
+
+def _untrained(arch: str, size: int | None, adapt: _Adapt, seed: int) -> ImageEncoder:
+    return adapt(zoo.build(arch, False, size, seed), arch)
+
+
+def _open_object(source: _Network, adapt: _Adapt) -> Opened:
     if not callable(source):
-        raise UserError(f"a {type(source).__name__} is no encoder", "give a name, a file, an nn.Module or a function")
-    own = Preprocessing()
+        raise UserError(
+            f"an object of type {type(source).__name__} is no encoder",
+            "give a name, a file, an nn.Module or a function",
+        )
     if not isinstance(source, nn.Module):
         name = f"python:{getattr(source, '__qualname__', type(source).__qualname__)}"
         note = "a function's weights are unknown, so nothing is cached"
-        return Opened(asked.encoder(source, name, own), name, name, True, None, (note,), None)
+        return Opened(adapt(source, name), name, name, True, None, (note,), None)
     source = _unwrapped(source)
     try:
         # it may be trained further: its mode, gradients and weights must not change here, nor ours with it
         model = copy.deepcopy(source)
     except Exception as error:
-        raise UserError(
-            f"the module cannot be copied: {error}", "pass a function, or a module without a graph"
-        ) from error
+        fix = "pass a function, or a module without a graph"
+        raise UserError(f"the module cannot be copied: {error}", fix) from error
     name = f"python:{type(source).__module__}.{type(source).__qualname__}"
     notes = ["a copy was taken; it may have been trained or not"]
     if getattr(source, "pretrained_cfg", None):
-        own = own_preprocessing("timm:", source)
         notes.append("preprocessing from the model's own timm configuration")
-    check_finite(model, name)
+    check_finite(model.state_dict(), name)
     resettable = all(_reset(part) for part in model.modules() if next(part.parameters(recurse=False), None) is not None)
-    fresh = partial(_fresh_copy, model, name, asked, own) if resettable else None
-    return Opened(asked.encoder(model, name, own), name, name, True, None, tuple(notes), fresh)
+    fresh = partial(_drawn_afresh, model, name, adapt) if resettable else None
+    return Opened(adapt(model, name), name, name, True, None, tuple(notes), fresh)
 
 
-def _fresh(arch: str, asked: _Asked, seed: int) -> ImageEncoder:
-    model = build(arch, False, asked.size, seed)
-    return asked.encoder(model, arch, own_preprocessing(arch, model))
-
-
-def _fresh_copy(model: nn.Module, name: str, asked: _Asked, own: Preprocessing, seed: int) -> ImageEncoder:
+def _drawn_afresh(model: nn.Module, name: str, adapt: _Adapt, seed: int) -> ImageEncoder:
     blank = copy.deepcopy(model)
-    with seeded(seed):
+    with zoo.seeded(seed):
         for part in blank.modules():
             if reset := _reset(part):
                 reset()
-    return asked.encoder(blank, name, own)
+    return adapt(blank, name)
 
 
 def _reset(part: nn.Module) -> Callable[[], object] | None:
@@ -229,124 +248,50 @@ def _unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
-def _triple(name: str, values: Sequence[float] | None) -> Triple | None:
-    if values is None:
-        return None
-    if len(values) != 3:
-        raise UserError(f"{name} has {len(values)} values, for 3 channels", f"give three numbers for --{name}")
-    return cast(Triple, tuple(float(value) for value in values))
+def _checkpoint(text: str) -> Checkpoint:
+    path = Path(text).expanduser()
+    if not path.exists() and path.suffix not in _SUFFIXES and os.sep not in text:
+        known = [f"{library}:{name}" for library in ("timm", "torchvision") for name in zoo.known_names(library)]
+        near = closest(f"timm:{text}", known) or closest(f"torchvision:{text}", known)
+        raise UserError(
+            f"{text!r} is neither a model's name nor a file{near}",
+            "give timm:NAME, torchvision:NAME, hf-hub:ORG/NAME or the path of a weights file",
+        )
+    return read_checkpoint(path)
 
 
 def _no_arch(checkpoint: Checkpoint) -> UserError:
     """What to say of a file whose architecture was not named; the names inside may make it obvious."""
-    best = candidates(checkpoint.state, limit=1)
+    best = zoo.candidates(checkpoint.state, limit=1)
     problem = f"{checkpoint.path} holds weights and not the architecture that they belong to"
     doctor = f"`equibench doctor {checkpoint.path}` shows which ones fit"
-    if best and best[0].share >= OBVIOUS:
+    if best and best[0].share >= _OBVIOUS:
         return UserError(f"{problem}; its names fit {best[0].arch}", f"give --arch {best[0].arch}; {doctor}")
     return UserError(problem, f"give --arch timm:NAME or --arch torchvision:NAME; {doctor}")
 
 
-WEIGHTS, FACTS = "encoder.safetensors", "run.json"
-
-
-def open_native(
-    source: str | Path,
-    *,
-    runs: Path,
-    profile: str,
-    data: str,
-    variant: str,
-    seed: int,
-    views: ViewSpec,
-    pooling: str = "default",
-) -> Opened | None:
-    """An encoder of the suite's own, or None if the source is neither a run's folder nor a baseline's name.
-
-    Args:
-        source: a folder with encoder.safetensors and run.json, or a baseline's id.
-        runs, profile, data, variant, seed: where the run of a baseline is looked for.
-        views: mask of the views that will be encoded.
-        pooling: see `ImageEncoder`; the default is the mean of the patch tokens, as in tables.
-
-    Raises:
-        UserError: a baseline that has not been run, or a folder that is damaged.
-    """
-    folder = Path(source)
-    if not folder.is_dir():
-        if str(source) not in BASELINES.names():
-            return None
-        folder = runs / profile / f"{data}-{variant}" / "pretraining" / str(source) / f"seed{seed}"
-        if not (folder / FACTS).exists():
-            command = f"equibench pretrain {source} --profile {profile} --seed {seed}"
-            command += f" --variant {variant}" if variant != "headline" else ""
-            command += f" --runs {shlex.quote(str(runs))}" if runs != Path("runs") else ""
-            elsewhere = f"; to score a run on other data than {get_profile(profile).dataset}, give its folder"
-            raise UserError(
-                f"the baseline {source!r} has not been pretrained here ({folder} is not a finished run)",
-                command + (elsewhere if data != get_profile(profile).dataset else ""),
-            )
-    elif not (folder / FACTS).exists() or not (folder / WEIGHTS).exists():
-        raise UserError(
-            f"{folder} is not the folder of a finished run: it lacks {FACTS} or {WEIGHTS}",
-            "a run's folder is runs/PROFILE/DATA-VARIANT/pretraining/BASELINE/seedN",
-        )
-    return _open_run(folder, views, pooling)
-
-
-def _open_run(folder: Path, views: ViewSpec, pooling: str) -> Opened:
+def _read_run(folder: Path, views: ViewSpec) -> tuple[ViTEncoder, Profile]:
+    """Its network, and the profile whose encoder has these shapes: first of all the one that the path names."""
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        expected = json.loads((folder / FACTS).read_text(encoding="utf-8"))["encoder_sha256"]
         state = load_file(folder / WEIGHTS)
-        expected = facts["encoder_sha256"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"the run in {folder} is damaged: {error}", "pretrain it again") from error
-    profile = _profile_of(state, folder)
-    encoder = _build(profile, views, 0)
-    encoder.load_state_dict(state)
-    if weights_sha256(encoder) != expected:
-        raise UserError(f"{folder / WEIGHTS} is not what the run wrote (expected digest {expected})", "pretrain again")
-    row, seed = folder.parent.name, folder.name.removeprefix("seed")
-    entry = BASELINES.get(row) if row in BASELINES.names() else None
-    size = profile.encoder
-    architecture = f"equibench:vit_w{size.width}_d{size.depth}_p{size.patch} ({profile.name})"
-
-    def fresh(seed: int) -> ImageEncoder:
-        return _adapted(_build(profile, views, seed), architecture, views, pooling)
-
-    return Opened(
-        encoder=_adapted(encoder, architecture, views, pooling),
-        name=row,
-        architecture=architecture,
-        pretrained=True,
-        coverage=None,
-        notes=(f"{row}, seed {seed}, of the profile {profile.name}",),
-        fresh=fresh,
-        half=encoder.invariant if entry and entry.splits_features else None,
-        seed=int(seed) if seed.isdigit() else None,
-    )
-
-
-def _build(profile: Profile, views: ViewSpec, seed: int) -> ViTEncoder:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ViTEncoder(profile.encoder, profile.image_size, view_spec(views.name, profile.image_size)).eval()
-
-
-def _adapted(encoder: ViTEncoder, architecture: str, views: ViewSpec, pooling: str) -> ImageEncoder:
-    size = int(encoder.mask.shape[-1])
-    return ImageEncoder(
-        encoder, architecture=architecture, preprocessing=Preprocessing(size), views=views, pooling=pooling
-    )
-
-
-def _profile_of(state: dict[str, torch.Tensor], folder: Path) -> Profile:
-    """The profile whose encoder has these shapes, first of all the one that the folder's path names."""
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    fitting: Callable[[Profile], bool] = lambda p: (  # noqa: E731
-        {n: tuple(v.shape) for n, v in _build(p, view_spec("headline", p.image_size), 0).state_dict().items()} == shapes
-    )
+    shapes = {name: value.shape for name, value in state.items()}
     for profile in sorted(PROFILES.values(), key=lambda p: p.name not in folder.resolve().parts):
-        if fitting(profile):
-            return profile
-    raise UserError(f"the encoder in {folder} has the sizes of no profile", f"profiles: {', '.join(PROFILES)}")
+        network = _network(profile, views, 0)
+        if {name: value.shape for name, value in network.state_dict().items()} == shapes:
+            break
+    else:
+        fix = f"pretrain it in one of: {', '.join(PROFILES)}"
+        raise UserError(f"the encoder in {folder} has the sizes of no profile", fix)
+    network.load_state_dict(state)
+    if weights_sha256(network) != expected:
+        raise UserError(f"{folder / WEIGHTS} is not what the run wrote (expected digest {expected})", "pretrain again")
+    return network, profile
+
+
+def _network(profile: Profile, views: ViewSpec, seed: int) -> ViTEncoder:
+    """Of the profile, untrained, for views of this kind in the profile's own size."""
+    with zoo.seeded(seed):
+        return ViTEncoder(profile.encoder, profile.image_size, view_spec(views.name, profile.image_size)).eval()

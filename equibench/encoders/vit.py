@@ -1,17 +1,17 @@
 """The encoder that the suite pretrains: a timm ViT with a linear head on every token.
 
 P2 (section 4.1) puts a linear head on the backbone's tokens; its outputs are the features, of which the first half
-is meant to be invariant and the second equivariant (PROTOCOL 2.4 #2).
+is meant to be invariant and the second equivariant (docs/protocol.md 5.1).
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -45,6 +45,8 @@ class ViTEncoder(nn.Module):
     visible: Tensor
 
     def __init__(self, size: EncoderSize, image_size: int, views: ViewSpec) -> None:
+        from timm.models.vision_transformer import VisionTransformer  # slow to import, and not needed to read a table
+
         super().__init__()
         self.features, self.invariant, self.patch = size.features, size.half, size.patch
         self.vit = VisionTransformer(
@@ -52,9 +54,8 @@ class ViTEncoder(nn.Module):
             num_heads=size.heads, num_classes=0, global_pool="",
         )  # fmt: skip
         self.head = nn.Linear(size.width, size.features)
-        mask = torch.ones(image_size, image_size)
-        if views.radius is not None:
-            mask = visible_disc(image_size, views.radius)
+        # a disc as wide as that hides nothing
+        mask = visible_disc(image_size, image_size if views.radius is None else views.radius)
         in_patch = mask.unfold(0, size.patch, size.patch).unfold(1, size.patch, size.patch)
         self.register_buffer("mask", mask, persistent=False)
         self.register_buffer("visible", in_patch.amax(dim=(2, 3)).flatten().nonzero()[:, 0], persistent=False)
@@ -93,8 +94,13 @@ def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
 
 def weights_sha256(module: nn.Module) -> str:
     """Digest of a module's parameters and persistent buffers: names, types, shapes and bytes."""
+    return state_sha256(module.state_dict())
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """Digest of named tensors, in whatever order: names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         array = value.detach().cpu().contiguous()
         digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|".encode())
         digest.update(array.view(-1).view(torch.uint8).numpy().tobytes())

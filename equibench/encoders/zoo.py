@@ -4,63 +4,56 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import huggingface_hub.constants
-import timm.data
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from equibench.encoders.adapter import ImageEncoder, Preprocessing
+from equibench.encoders.adapter import INTERPOLATIONS, ImageEncoder, Preprocessing
 from equibench.encoders.checkpoint import Checkpoint
 from equibench.encoders.coverage import Coverage, fit_names, load_strictly
 from equibench.errors import UserError, closest
 
-# a name that tells a family, and the family's members
-FAMILIES: tuple[tuple[str, str, str], ...] = (
-    ("blocks.0.attn.qkv.weight", "timm",
-     "vit_tiny_patch16_224 vit_small_patch16_224 vit_base_patch16_224 vit_large_patch16_224 vit_small_patch32_224 "
-     "vit_base_patch32_224 vit_small_patch8_224 vit_base_patch8_224 vit_large_patch14_224"),
-    (".ls1.gamma", "timm",
-     "vit_small_patch14_dinov2 vit_base_patch14_dinov2 vit_large_patch14_dinov2 vit_small_patch14_reg4_dinov2 "
-     "vit_base_patch14_reg4_dinov2 vit_large_patch14_reg4_dinov2"),
+ARCHITECTURES: tuple[tuple[str, str, str], ...] = (
+    ("blocks.0.attn.qkv.weight", "timm", "vit_tiny_patch16_224 vit_small_patch16_224 vit_base_patch16_224 "
+     "vit_large_patch16_224 vit_small_patch32_224 vit_base_patch32_224 vit_small_patch8_224 vit_base_patch8_224 "
+     "vit_large_patch14_224"),
+    (".ls1.gamma", "timm", "vit_small_patch14_dinov2 vit_base_patch14_dinov2 vit_large_patch14_dinov2 "
+     "vit_small_patch14_reg4_dinov2 vit_base_patch14_reg4_dinov2 vit_large_patch14_reg4_dinov2"),
     ("norm_pre.weight", "timm", "vit_base_patch32_clip_224 vit_base_patch16_clip_224 vit_large_patch14_clip_224"),
-    ("dist_token", "timm",
-     "deit_tiny_distilled_patch16_224 deit_small_distilled_patch16_224 deit_base_distilled_patch16_224"),
+    ("dist_token", "timm", "deit_tiny_distilled_patch16_224 deit_small_distilled_patch16_224 "
+     "deit_base_distilled_patch16_224"),
     ("blocks.0.gamma_1", "timm", "beit_base_patch16_224 beit_large_patch16_224"),
-    ("layers.0.blocks.0.attn", "timm",
-     "swin_tiny_patch4_window7_224 swin_small_patch4_window7_224 swin_base_patch4_window7_224"),
+    ("layers.0.blocks.0.attn", "timm", "swin_tiny_patch4_window7_224 swin_small_patch4_window7_224 "
+     "swin_base_patch4_window7_224"),
     ("encoder_layer_0.", "torchvision", "vit_b_16 vit_b_32 vit_l_16 vit_l_32"),
     ("relative_position_bias_table", "torchvision", "swin_t swin_s swin_b"),
-    ("layer1.0.conv1.weight", "torchvision",
-     "resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2 wide_resnet101_2 resnext50_32x4d "
-     "resnext101_32x8d"),
-    ("layer1.0.conv1.weight", "timm",
-     "resnet10t resnet14t resnet18d resnet26 resnet26d resnet26t resnet34d resnet50d resnet101d resnet50_gn "
-     "seresnet50 ecaresnet50d"),
+    ("layer1.0.conv1.weight", "torchvision", "resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2 "
+     "wide_resnet101_2 resnext50_32x4d resnext101_32x8d"),
+    ("layer1.0.conv1.weight", "timm", "resnet10t resnet14t resnet18d resnet26 resnet26d resnet26t resnet34d resnet50d "
+     "resnet101d resnet50_gn seresnet50 ecaresnet50d"),
     ("features.18.0.weight", "torchvision", "mobilenet_v2"),
-    (".block.0.0.weight", "torchvision",
-     "mobilenet_v3_small mobilenet_v3_large efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 "
-     "efficientnet_b4 efficientnet_v2_s efficientnet_v2_m"),
-    ("bn2.running_mean", "timm",
-     "mobilenetv2_050 mobilenetv2_100 mobilenetv2_140 mobilenetv3_small_100 mobilenetv3_large_100 efficientnet_b0 "
-     "efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 tf_efficientnetv2_s"),
+    (".block.0.0.weight", "torchvision", "mobilenet_v3_small mobilenet_v3_large efficientnet_b0 efficientnet_b1 "
+     "efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_v2_s efficientnet_v2_m"),
+    ("bn2.running_mean", "timm", "mobilenetv2_050 mobilenetv2_100 mobilenetv2_140 mobilenetv3_small_100 "
+     "mobilenetv3_large_100 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 "
+     "tf_efficientnetv2_s"),
     (".layer_scale", "torchvision", "convnext_tiny convnext_small convnext_base convnext_large"),
-    (".conv_dw.weight", "timm",
-     "convnext_atto convnext_femto convnext_pico convnext_nano convnext_tiny convnext_small convnext_base "
-     "convnext_large convnextv2_atto convnextv2_nano convnextv2_tiny convnextv2_base"),
+    (".conv_dw.weight", "timm", "convnext_atto convnext_femto convnext_pico convnext_nano convnext_tiny convnext_small "
+     "convnext_base convnext_large convnextv2_atto convnextv2_nano convnextv2_tiny convnextv2_base"),
     ("denseblock1.", "torchvision", "densenet121 densenet161 densenet169 densenet201"),
     ("features.0.weight", "torchvision", "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn alexnet"),
     ("trunk_output.", "torchvision", "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_x_400mf"),
     (".b1.conv1.conv.weight", "timm", "regnety_002 regnety_004 regnety_008 regnety_016 regnety_032 regnety_040"),
     ("branch2.0.0.", "torchvision", "shufflenet_v2_x0_5 shufflenet_v2_x1_0"),
 )  # fmt: skip
+"""By family: a name in the state dict that tells it, the library, and the members."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +65,18 @@ class Candidate:
     coverage: Coverage
 
 
-def candidates(state: dict[str, Tensor], limit: int = 5) -> list[Candidate]:
+def candidates(state: Mapping[str, Tensor], limit: int = 5) -> list[Candidate]:
     """Architectures that a state dict may belong to, best first, by the share of names and shapes that fit.
 
     Only families whose tell-tale name occurs are built, without memory for their weights. Equal shares: fewer
     left-over names first, then torchvision's.
     """
     found = []
-    for tell, library, names in FAMILIES:
+    for tell, library, names in ARCHITECTURES:
         if any(tell in name for name in state):
             for name in names.split():
-                model = _skeleton(library, name)
-                if model is not None:
-                    coverage = fit_names(model, state, classifier_of(model)).coverage
+                if (model := _skeleton(library, name)) is not None:
+                    coverage = fit_names(model, state, classifier_of(model))[0]
                     found.append(Candidate(f"{library}:{name}", coverage.share, coverage))
     found = [candidate for candidate in found if candidate.share > 0.05]
     found.sort(key=lambda c: (-c.share, len(c.coverage.unexpected), not c.arch.startswith("torchvision")))
@@ -92,33 +84,135 @@ def candidates(state: dict[str, Tensor], limit: int = 5) -> list[Candidate]:
 
 
 def build(arch: str, pretrained: bool, size: int | None, seed: int) -> nn.Module:
-    """The named architecture with its classifier.
+    """The named architecture with its classifier, its initial weights drawn from `seed`.
 
     Raises:
         UserError: unknown name; no such size; weights that cannot be had.
     """
     library, _, name = arch.partition(":")
-    if library == "torchvision":
-        if name not in torchvision_names():
-            raise UserError(
-                f"torchvision has no image classifier {name!r}{closest(name, torchvision_names())}",
-                "`python -c 'from torchvision import models; print(models.list_models(models))'` lists them",
-            )
-        make = partial(_build_torchvision, name, pretrained, size)
+    if library in ("timm", "torchvision"):
+        _check_name(library, name)
     else:
-        if library == "timm":
-            _check_timm(name)
-        make = partial(_build_timm, name if library == "timm" else arch, pretrained, size)
+        name = arch  # timm takes the whole of hf-hub:ORG/NAME
+    make = _build_torchvision if library == "torchvision" else _build_timm
     with seeded(seed), _weights_only(), _quick_when_offline() if pretrained or library == "hf-hub" else nullcontext():
         try:
-            return make()
+            return make(name, pretrained, size)
         except UserError:
             raise
         except Exception as error:
             raise _cannot_build(arch, pretrained, error) from error
 
 
+def own_preprocessing(arch: str, model: object) -> Preprocessing:
+    """What the model's own configuration says, else ImageNet's values, at 224 px for a network of torchvision."""
+    if arch.startswith("torchvision:"):
+        from torchvision.models import get_model_weights
+
+        try:
+            own = get_model_weights(arch.partition(":")[2]).DEFAULT.transforms()
+        except (AttributeError, ValueError):
+            return Preprocessing(224)
+        return Preprocessing(own.crop_size[0], tuple(own.mean), tuple(own.std), own.interpolation.value)
+    if arch.startswith(("python:", "equibench:")) and not getattr(model, "pretrained_cfg", None):
+        return Preprocessing()
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(model)
+    mode = config["interpolation"]
+    mode = mode if mode in INTERPOLATIONS else "bicubic"  # lanczos and random: PIL's alone
+    return Preprocessing(config["input_size"][-1], tuple(config["mean"]), tuple(config["std"]), mode)
+
+
+def classifier_of(model: object) -> tuple[str, ...]:
+    """Prefixes of the names of a timm or torchvision model's classifier; none for other modules."""
+    names: Any = ()
+    if config := getattr(model, "pretrained_cfg", None):
+        names = config.get("classifier") or ()
+    elif isinstance(model, nn.Module) and type(model).__module__.startswith("torchvision.models"):
+        if type(model).__name__ == "SqueezeNet":
+            names = "classifier.1"
+        else:  # the last layer, if it is still a linear one
+            name, last = [(n, m) for n, m in model.named_modules() if next(m.children(), None) is None][-1]
+            names = name if isinstance(last, nn.Linear) else ()
+    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+
+
+def drop_classifier(model: nn.Module) -> None:
+    """Put an identity in its place: its weights, random ones perhaps, are no part of the encoder's digest."""
+    for prefix in classifier_of(model):
+        model.set_submodule(prefix.rstrip("."), nn.Identity())
+
+
+@lru_cache
+def known_names(library: str) -> tuple[str, ...]:
+    """The image classifiers of "torchvision", or the models of "timm"."""
+    if library == "torchvision":
+        from torchvision import models
+
+        return tuple(models.list_models(module=models))
+    import timm
+
+    return tuple(timm.list_models())
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from `seed`, and leave the caller's random numbers as they were."""
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed: that would seed every GPU's generator too, which nothing here forks
+        torch.random.default_generator.manual_seed(seed)
+        yield
+
+
+@torch.no_grad()
+def settle_batch_norm(encoder: ImageEncoder, batches: Sequence[Tensor]) -> int:
+    """Give an untrained network the BatchNorm statistics of some images; its weights stay.
+
+    As initialised, BatchNorm in eval mode is the identity, and a deep network's features shrink or grow from layer to
+    layer: those of an untrained MobileNetV2 are of the order of 1e-10, which is no fair control.
+
+    Args:
+        encoder: changed in place, before its `identity` is asked for.
+        batches: images (N, 3, S, S) in [0, 1].
+
+    Returns:
+        How many BatchNorm layers there are.
+    """
+    parts = encoder.model.modules()
+    norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for batch in batches if norms else ():
+        if len(batch) > 1:  # one image has no variance
+            encoder.represent(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    return len(norms)
+
+
+def _check_name(library: str, name: str) -> None:
+    import timm
+
+    base, _, tag = name.partition(".") if library == "timm" else (name, "", "")
+    if not (timm.is_model(base) if library == "timm" else name in known_names(library)):
+        code = "import timm; print(timm.list_models())"
+        code = code if library == "timm" else "from torchvision import models; print(models.list_models(models))"
+        near = closest(base, known_names(library))
+        raise UserError(f"{library} has no image model {base!r}{near}", f"`python -c '{code}'` lists those that it has")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")] if tag else []
+    if tag and tag not in tags:
+        problem = f"timm:{base} has no weights called {tag!r}{closest(tag, tags)}"
+        raise UserError(problem, f"choose from: {', '.join(tags) or 'none'}")
+
+
 def _build_timm(name: str, pretrained: bool, size: int | None) -> nn.Module:
+    import timm
+
     options: list[dict[str, Any]] = [{}]
     if size is not None and name.startswith("hf-hub:"):  # of what kind it is, only its configuration will say
         options = [{"img_size": size}, {"dynamic_img_size": True}, {}]
@@ -136,67 +230,36 @@ def _build_timm(name: str, pretrained: bool, size: int | None) -> nn.Module:
 
 
 def _build_torchvision(name: str, pretrained: bool, size: int | None) -> nn.Module:
-    weights = torchvision.models.get_model_weights(name).DEFAULT if pretrained else None
+    from torchvision import models
+
+    weights = models.get_model_weights(name).DEFAULT if pretrained else None
     options: dict[str, Any] = {}
     if name in {"googlenet", "inception_v3"}:  # they renormalise inside, as their weights need
         options = {"transform_input": True} | ({} if pretrained else {"init_weights": True})
     if not name.startswith("vit_") or size is None:
-        return torchvision.models.get_model(name, weights=weights, **options)
-    model = torchvision.models.get_model(name, weights=None, image_size=size)
+        return models.get_model(name, weights=weights, **options)
+    model = models.get_model(name, weights=None, image_size=size)
     if weights is not None:
-        native = torchvision.models.get_model(name, weights=weights)
-        checkpoint = Checkpoint(Path(name), "torchvision", 0, "", native.state_dict())
+        own = models.get_model(name, weights=weights)
+        checkpoint = Checkpoint(Path(name), "torchvision", 0, "", own.state_dict())
         load_strictly(model, checkpoint, classifier=classifier_of(model))
     return model
 
 
-def own_preprocessing(arch: str, model: nn.Module) -> Preprocessing:
-    """What the model's own configuration says, ImageNet's values at 224 px where it says nothing."""
-    if arch.startswith("torchvision:"):
-        try:
-            own = torchvision.models.get_model_weights(arch.partition(":")[2]).DEFAULT.transforms()
-        except (AttributeError, ValueError):
-            return Preprocessing(224)
-        return Preprocessing(own.crop_size[0], tuple(own.mean), tuple(own.std), own.interpolation.value)
-    config = timm.data.resolve_model_data_config(model)
-    size, mode = config["input_size"][-1], config["interpolation"]
-    mode = mode if mode in {"bilinear", "bicubic", "nearest"} else "bicubic"  # lanczos and random: PIL's alone
-    return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]), mode)
+def _skeleton(library: str, name: str) -> nn.Module | None:
+    """The architecture without memory for its weights; None where this version of the library has none such."""
+    import timm
+    from torchvision import models
 
-
-def classifier_of(model: nn.Module) -> tuple[str, ...]:
-    """Prefixes of the names of a timm or torchvision model's classifier; none for other modules."""
-    names: Any = ()
-    if config := getattr(model, "pretrained_cfg", None):
-        names = config.get("classifier") or ()
-    elif type(model).__module__.startswith("torchvision.models"):
-        if isinstance(model, torchvision.models.SqueezeNet):
-            names = "classifier.1"
-        else:  # the last layer, if it is still a linear one
-            name, last = [(n, m) for n, m in model.named_modules() if next(m.children(), None) is None][-1]
-            names = name if isinstance(last, nn.Linear) else ()
-    return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-
-
-def drop_classifier(model: nn.Module) -> None:
-    """Put an identity in its place: its weights, random ones perhaps, are no part of the encoder's digest."""
-    for prefix in classifier_of(model):
-        model.set_submodule(prefix.rstrip("."), nn.Identity())
-
-
-@lru_cache
-def torchvision_names() -> tuple[str, ...]:
-    """Image classifiers that torchvision has."""
-    return tuple(torchvision.models.list_models(module=torchvision.models))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw initial weights from `seed`, and leave the caller's random numbers as they were."""
-    with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed: that would seed every GPU's generator too, which nothing here forks
-        torch.random.default_generator.manual_seed(seed)
-        yield
+    make: Callable[[], nn.Module] = partial(timm.create_model if library == "timm" else models.get_model, name)
+    try:
+        with torch.device("meta"):
+            return make()
+    except NotImplementedError:  # torchvision's RegNet reads tensors while it is built
+        with seeded(0):
+            return make()
+    except (RuntimeError, ValueError):
+        return None
 
 
 @contextmanager
@@ -215,31 +278,18 @@ def _weights_only() -> Iterator[None]:
 @contextmanager
 def _quick_when_offline() -> Iterator[None]:
     """Without a network the hub's library tries for 46 s before it says so; what it has stored it finds at once."""
-    hub = huggingface_hub.constants
+    from huggingface_hub import constants as hub
+
     before = hub.HF_HUB_OFFLINE
     if not before and not any(name.lower().endswith("_proxy") for name in os.environ):
         try:
-            socket.getaddrinfo(hub.ENDPOINT.split("//")[-1].split("/")[0].split(":")[0], 443)
+            socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
         except OSError:
             hub.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         hub.HF_HUB_OFFLINE = before
-
-
-def _check_timm(name: str) -> None:
-    base, _, tag = name.partition(".")
-    if not timm.is_model(base):
-        raise UserError(
-            f"timm has no model {base!r}{closest(base, timm.list_models())}",
-            f"`python -c 'import timm; print(timm.list_models(\"*{base[:6]}*\"))'` lists those of like names",
-        )
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{base}.*")]
-    if tag and tag not in tags:
-        raise UserError(
-            f"timm:{base} has no weights called {tag!r}{closest(tag, tags)}", f"known: {', '.join(tags) or 'none'}"
-        )
 
 
 def _cannot_build(arch: str, pretrained: bool, error: Exception) -> UserError:
@@ -251,46 +301,3 @@ def _cannot_build(arch: str, pretrained: bool, error: Exception) -> UserError:
         return UserError(f"the weights of {arch} could not be downloaded ({text})", f"check the network; {untrained}")
     what = "weights could not be loaded" if pretrained else "network could not be built"
     return UserError(f"{arch}: its {what} ({text})", untrained if pretrained else "choose another architecture or size")
-
-
-def _skeleton(library: str, name: str) -> nn.Module | None:
-    """The architecture without memory for its weights; None where this version of the library has none such."""
-    make = partial(timm.create_model, name) if library == "timm" else partial(torchvision.models.get_model, name)
-    try:
-        with torch.device("meta"):
-            return make()
-    except NotImplementedError:  # torchvision's RegNet reads tensors while it is built
-        with seeded(0):
-            return make()
-    except (RuntimeError, ValueError):
-        return None
-
-
-@torch.no_grad()
-def settle_batch_norm(encoder: ImageEncoder, batches: Sequence[Tensor]) -> int:
-    """Give an untrained network the BatchNorm statistics of some images; its weights stay.
-
-    As initialised, BatchNorm in eval mode is the identity, and a deep network's features shrink or grow from layer to
-    layer: those of an untrained MobileNetV2 are of the order of 1e-10, which is no fair control.
-
-    Args:
-        encoder: changed in place, before its `identity` is asked for.
-        batches: images (N, 3, S, S) in [0, 1].
-
-    Returns:
-        How many BatchNorm layers there are.
-    """
-    norms = [m for m in encoder.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [m for m in norms if m.track_running_stats]
-    momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    for batch in batches if norms else ():
-        if len(batch) > 1:  # one image has no variance
-            encoder.represent(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
-    return len(norms)

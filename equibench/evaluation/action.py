@@ -10,25 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import eigh
 from sklearn.decomposition import PCA
 
-from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluator import (
     Arrays,
-    Family,
     Kept,
     Measurement,
+    MetricInfo,
+    RatioEvaluator,
+    Triple,
     channels,
     encoded,
     kept,
     pairs_of,
-    ratio_headline,
-    ratio_scores,
+    register_evaluator,
 )
 from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, gain, squared_norms
 from equibench.pairs.manifest import Pairs, composed_pairs
@@ -36,27 +36,13 @@ from equibench.records import Metric
 from equibench.task import Task
 from equibench.transforms.transformation import TRANSFORMATIONS
 
-
-def fitted_actions(subject: Subject, task: Task, setting: Setting) -> dict[str, tuple[Action, Triple]]:
-    """The closed-form action of each feature set, and the test pairs."""
-    periods = TRANSFORMATIONS[task.transformation].periods
-    sets = encoded(subject, task, setting)
-    return {name: (fit_action(t["train"], t["val"], periods), t["test"]) for name, t in sets.items()}
-
-
 COMPONENTS = 64
+
 ALPHAS = tuple(10.0**power for power in range(-6, 5))
+
 PCA_ROWS = 20_000  # of each view: the leading components of some hundred dimensions are settled long before
+
 ROWS = 4096  # at a time, so that no intermediate array grows with the number of pairs
-
-
-@dataclass(frozen=True)
-class Triple:
-    """Features of the pairs of one split: f(x) (N, D), f(g x) (N, D), and g's raw θ (N, P)."""
-
-    first: Features
-    second: Features
-    theta: Array
 
 
 @dataclass(frozen=True)
@@ -279,50 +265,65 @@ def _with_one(z: Array) -> Array:
     return np.concatenate([z, np.ones((len(z), 1))], axis=1)
 
 
-def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
-    """Fit W(θ) by ridge on the regression pairs; test it on theirs and on two-step pairs.
-
-    The inverse is tested where it lies in the range that W was fitted on, as it does for all but some colors.
-    """
-    transformation = TRANSFORMATIONS[task.transformation]
-    pairs = composed_pairs(setting.dataset, task, setting.metric_sizes.composition_images)
-    assert pairs.then is not None
-    first = setting.encode(subject, setting.views.first(pairs))
-    composed = setting.encode(subject, setting.views.second(pairs))
-    arrays: Kept = {}
-    for name, (action, test) in fitted_actions(subject, task, setting).items():
-        ratios = action_ratios(action, test, identity=np.array(transformation.identity))
-        before, after = channels(subject, first, name), channels(subject, composed, name)
-        ratios["composition_error"] = composition_error(action, before, pairs.theta, pairs.then, after)
-        if transformation.inverse:
-            inverse = transformation.inverse(test.theta)
-            inside = ((inverse >= test.theta.min(axis=0)) & (inverse <= test.theta.max(axis=0))).all(axis=1)
-            if inside.any():
-                near = Triple(test.first[inside], test.second[inside], test.theta[inside])
-                ratios["inverse_error"] = action_ratios(action, near, inverse=inverse[inside])["inverse_error"]
-        arrays |= kept(ratios, name) | {f"{name}/explained": np.array(action.project.explained)}
-    return Measurement(arrays)
+def fitted_actions(row: Row, task: Task, context: Context) -> dict[str, tuple[Action, Triple]]:
+    """The closed-form action of each feature set, and the test pairs."""
+    periods = TRANSFORMATIONS[task.transformation].periods
+    sets = encoded(row, task, context)
+    return {name: (fit_action(t["train"], t["val"], periods), t["test"]) for name, t in sets.items()}
 
 
-def scores(arrays: Arrays, features: str) -> dict[str, Any]:
-    """The ratios, and how much of the features' variance the components hold in which all of them are taken."""
-    found = ratio_scores(arrays, features)
-    share = Metric(value=float(arrays[f"{features}/explained"]), low=None, high=None)
-    return {"metrics": {**found["metrics"], "explained_variance": share}}
+@register_evaluator
+class ActionEvaluator(RatioEvaluator):
+    """Does a matrix W(θ) act on the features as g acts on images, and do these matrices compose as the g do?"""
+
+    name, title, main_metric = "action", "Closed-form action: f(gx) = W(θ) f(x)", "equivariance_r2"
+    metrics = {
+        "equivariance_r2": MetricInfo("R² of f(gx)", "higher", "f(gx) predicted from f(x) and θ by W(θ)", True),
+        "theta_gain": MetricInfo("gain by θ", "higher", "share of the residual without θ that θ explains", True),
+        "r2_without_theta": MetricInfo("R² without θ", "neither", "the best linear guess that is not told θ", True),
+        "identity_r2": MetricInfo("R² of f(x)", "neither", "the guess that g changes nothing", True),
+        "identity_error": MetricInfo("identity error", "lower", "W(e) f(x) against f(x), over the spread of f"),
+        "inverse_error": MetricInfo("inverse error", "lower", "W(g⁻¹) W(g) f(x) against f(x), over what g moves"),
+        "composition_error": MetricInfo(
+            "composition error", "lower", "W(g₂) W(g₁) f(x) against f(g₂g₁x), over the move"
+        ),
+        "explained_variance": MetricInfo("variance kept", "neither", "of the features by the action's components"),
+    }
+    transformations = ("rotation", "color", "blur", "translation", "crop", "flip")
+    note = "R² of f(gx) from f(x) and θ by a ridge-fitted W(θ), with composition, inverse and identity errors"
+
+    def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
+        return pairs_of(task, context), _composed(task, context)
+
+    def measure(self, row: Row, task: Task, context: Context) -> Measurement:
+        """Fit W(θ) by ridge on the regression pairs; test it on theirs and on two-step pairs.
+
+        The inverse is tested where it lies in the range that W was fitted on, as it does for all but some colors.
+        """
+        transformation = TRANSFORMATIONS[task.transformation]
+        pairs = _composed(task, context)
+        assert pairs.then is not None
+        first = context.encode(row, context.views.first(pairs))
+        composed = context.encode(row, context.views.second(pairs))
+        arrays: Kept = {}
+        for name, (action, test) in fitted_actions(row, task, context).items():
+            ratios = action_ratios(action, test, identity=np.array(transformation.identity))
+            before, after = channels(row, first, name), channels(row, composed, name)
+            ratios["composition_error"] = composition_error(action, before, pairs.theta, pairs.then, after)
+            if transformation.inverse:
+                inverse = transformation.inverse(test.theta)
+                inside = ((inverse >= test.theta.min(axis=0)) & (inverse <= test.theta.max(axis=0))).all(axis=1)
+                if inside.any():
+                    near = Triple(test.first[inside], test.second[inside], test.theta[inside])
+                    ratios["inverse_error"] = action_ratios(action, near, inverse=inverse[inside])["inverse_error"]
+            arrays |= kept(ratios, name) | {f"{name}/explained": np.array(action.project.explained)}
+        return Measurement(arrays)
+
+    def scores(self, arrays: Arrays, features: str) -> dict[str, Metric]:
+        """The ratios, and how much of the features' variance the components hold in which all of them are taken."""
+        share = Metric(value=float(arrays[f"{features}/explained"]))
+        return {**super().scores(arrays, features), "explained_variance": share}
 
 
-def _pairs(task: Task, setting: Setting) -> tuple[Pairs, ...]:
-    composed = composed_pairs(setting.dataset, task, setting.metric_sizes.composition_images)
-    return pairs_of(task, setting), composed
-
-
-ACTION = Family(
-    name="action",
-    title="Closed-form action: f(gx) = W(θ) f(x)",
-    headline="equivariance_r2",
-    code=("families/action.py", "families/regression_pairs.py", "metrics/action.py"),
-    pairs=_pairs,
-    measure=measure,
-    scores=scores,
-    resampled=ratio_headline("equivariance_r2"),
-)
+def _composed(task: Task, context: Context) -> Pairs:
+    return composed_pairs(context.dataset, task, context.metric_sizes.composition_images)

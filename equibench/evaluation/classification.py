@@ -14,22 +14,30 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import nn
 
-from equibench.data.dataset import SPLITS, image_source, split_indices
+from equibench.data.dataset import SPLITS, image_source
 from equibench.data.load import root_of_cifar10
-from equibench.data.transfer import TransferData, load_transfer
-from equibench.encoders.adapter import NO_MASK, ImageEncoder
-from equibench.encoders.vit import ViTEncoder
-from equibench.evaluation.context import Features, Setting, Subject
+from equibench.data.transfer import TransferData, load_transfer, missing_transfer
+from equibench.encoders.adapter import NO_MASK
+from equibench.evaluation.context import Context, Features, Row
 from equibench.evaluation.controls import single_features
-from equibench.evaluation.evaluator import Arrays, DataFacts, Family, Kept, Measurement, setting_data
+from equibench.evaluation.evaluator import (
+    Arrays,
+    DataFacts,
+    Evaluator,
+    Kept,
+    Measurement,
+    MetricInfo,
+    metric_of,
+    register_evaluator,
+)
 from equibench.metrics.bootstrap import RESAMPLES, Array, Ratio, draw_counts, mean_of, resampled
 from equibench.pairs.manifest import Pairs
 from equibench.pairs.views import Views
 from equibench.probes.logistic import GRID, fit_logistic
 from equibench.records import Metric
 from equibench.task import Task
-from equibench.utils.arrays import Gathered
 from equibench.utils.files import digest_of
 
 
@@ -92,15 +100,6 @@ def uniform_chance(classes: int) -> float:
     return 1 / classes
 
 
-def majority_share(targets: ArrayLike) -> float:
-    """Share of the most frequent class among targets (N,): the top-1 of the best constant answer, the floor.
-
-    The same answer's mean per class is 1 / (number of classes that occur).
-    """
-    return float(np.unique(np.asarray(targets), return_counts=True)[1].max() / np.size(targets))
-
-
-GENERATED = "-generated"
 SCORES = {"top1": (top1, resampled_top1), "mean_per_class": (mean_per_class, resampled_mean_per_class)}
 """Each score with its bootstrap distribution."""
 
@@ -122,45 +121,79 @@ class LabelledImages:
     cluster: int = 1
 
 
-def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
-    """Fit the classifier on every feature set, of transfer data on the whole features; keep what it says of test."""
-    images = labelled_images(task, setting)
-    majority = int(np.bincount(images.labels["train"], minlength=images.classes).argmax())
-    arrays: Kept = {
-        "labels": images.labels["test"],
-        "classes": np.array(images.classes),
-        "cluster": np.array(images.cluster),
-        "headline": np.array(task.headline or "top1"),
+@register_evaluator
+class ClassificationEvaluator(Evaluator):
+    """Which class is it? Logistic regression on frozen features of single images."""
+
+    name, title, main_metric = "classification", "Classes, by logistic regression on frozen features", "top1"
+    metrics = {
+        "top1": MetricInfo("top-1 accuracy", "higher", "share of images of which the class is found"),
+        "mean_per_class": MetricInfo("mean per class", "higher", "that share within each class, averaged over classes"),
     }
-    names = ("full",) if task.data or subject.encoder is None else tuple(subject.feature_sets())
-    if subject.name == "constant":
-        arrays["full/predictions"] = np.full(len(images.labels["test"]), majority)
+
+    def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
+        return () if task.data else (context.pairs(task),)
+
+    def data(self, task: Task, context: Context) -> DataFacts:
+        if task.data is None:
+            return super().data(task, context)
+        data = _transfer_data(task, context)
+        sizes = (len(data.train.labels), len(data.val.labels), len(data.test.labels))
+        return DataFacts(data.name, data.sha256, data.bad, sizes)
+
+    def missing_data(self, task: Task, context: Context) -> str:
+        return missing_transfer(task.data, context.data_root) if task.data else ""
+
+    def recipe(self, task: Task, context: Context) -> dict[str, Any]:
+        return {"classifier": "logistic regression", "penalties": len(GRID)}
+
+    def measure(self, row: Row, task: Task, context: Context) -> Measurement:
+        """Fit the classifier on every feature set, of transfer data on all features; keep its test predictions."""
+        images, select = labelled_images(task, context), task.main_metric or self.main_metric
+        arrays: Kept = {
+            "labels": images.labels["test"],
+            "classes": np.array(images.classes),
+            "cluster": np.array(images.cluster),
+            "headline": np.array(select),
+        }
+        names = ("full",) if task.data or not row.has_encoder else tuple(row.feature_sets())
+        if row.name == "constant":
+            majority = int(np.bincount(images.labels["train"], minlength=images.classes).argmax())
+            arrays["full/predictions"] = np.full(len(images.labels["test"]), majority)
+            return Measurement(arrays, features=names)
+        layers = _features(row, images, context)
+        for name in names:
+            layer, columns = row.feature_sets()[name]
+            parts = {split: np.asarray(found[layer])[:, columns] for split, found in layers.items()}
+            train, val = ((parts[split], images.labels[split]) for split in ("train", "val"))
+            fitted = fit_logistic(
+                train, val, parts["test"], classes=images.classes, select=SCORES[select][0], device=context.device
+            )  # fmt: skip
+            arrays[f"{name}/predictions"] = fitted.predictions
+            arrays |= {f"{name}/penalty": np.array(fitted.penalty), f"{name}/converged": np.array(fitted.converged)}
         return Measurement(arrays, features=names)
-    layers = _features(subject, images, setting)
-    for name in names:
-        layer, channels = subject.feature_sets()[name]
-        parts = {split: np.asarray(found[layer])[:, channels] for split, found in layers.items()}
-        train, val = ((parts[split], images.labels[split]) for split in ("train", "val"))
-        fitted = fit_logistic(
-            train, val, parts["test"], classes=images.classes, select=task.headline or "top1", device=setting.device
-        )
-        arrays[f"{name}/predictions"] = fitted.predictions
-        arrays |= {f"{name}/penalty": np.array(fitted.penalty), f"{name}/converged": np.array(fitted.converged)}
-    return Measurement(arrays, features=names)
+
+    def scores(self, arrays: Arrays, features: str) -> dict[str, Metric]:
+        """Top-1 and mean per class, each with its interval and what guessing scores."""
+        predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
+        guessing, cluster = uniform_chance(int(arrays["classes"])), int(arrays["cluster"])
+        return {
+            name: metric_of(value(labels, predictions), draw(labels, predictions, cluster=cluster), guessing)
+            for name, (value, draw) in SCORES.items()
+        }
+
+    def resampled(self, arrays: Arrays, features: str) -> NDArray[np.float64]:
+        """Bootstrap distribution of the task's main metric."""
+        predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
+        _, draw = SCORES[str(arrays["headline"])]
+        return draw(labels, predictions, cluster=int(arrays["cluster"]))
 
 
-def labelled_images(task: Task, setting: Setting) -> LabelledImages:
+def labelled_images(task: Task, context: Context) -> LabelledImages:
     """The images that a task asks the class of."""
     if task.data is None:
-        return _of_pairs(setting.pairs(task), setting)
-    if _takes_the_place_of_cifar10(task, setting):
-        dataset = setting.dataset
-        index = {split: np.asarray(rows) for split, rows in split_indices(dataset).items()}
-        images = {s: Gathered(image_source(dataset, s).images, index[s]) for s in SPLITS}
-        labels = {s: np.asarray(image_source(dataset, s).labels)[index[s]] for s in SPLITS}
-        views = {s: Views(digest_of(["classes", dataset.sha256, s]), images[s]) for s in SPLITS}  # type: ignore[arg-type]
-        return LabelledImages(views, labels, len(dataset.class_names))
-    data = _transfer_data(task, setting)
+        return _of_pairs(context.pairs(task), context)
+    data = _transfer_data(task, context)
     sets = {"train": data.train, "val": data.val, "test": data.test}
     return LabelledImages(
         {s: Views(digest_of(["classes", data.sha256, s]), one.images) for s, one in sets.items()},
@@ -169,103 +202,50 @@ def labelled_images(task: Task, setting: Setting) -> LabelledImages:
     )
 
 
-def _of_pairs(pairs: Pairs, setting: Setting) -> LabelledImages:
-    first, views, labels = setting.views.first(pairs), {}, {}
+def _of_pairs(pairs: Pairs, context: Context) -> LabelledImages:
+    first, views, labels = context.views.first(pairs), {}, {}
     row = np.arange(len(pairs.image)) if first.row is None else first.row
     for split in SPLITS:
         rows = pairs.rows(split)
         views[split] = Views(first.digest, first.images, row[rows])
-        labels[split] = np.asarray(image_source(setting.dataset, split).labels)[pairs.image[rows]]
-    return LabelledImages(views, labels, len(setting.dataset.class_names), pairs.cluster)
+        labels[split] = np.asarray(image_source(context.dataset, split).labels)[pairs.image[rows]]
+    return LabelledImages(views, labels, len(context.dataset.class_names), pairs.cluster)
 
 
-def _features(subject: Subject, images: LabelledImages, setting: Setting) -> Mapping[str, Mapping[str, Features]]:
+def _features(row: Row, images: LabelledImages, context: Context) -> Mapping[str, Mapping[str, Features]]:
     """By split and layer."""
-    if subject.encoder is not None:
-        subject = whole_pictures(subject)
-        return {split: setting.encode(subject, views) for split, views in images.views.items()}
-    spec = setting.spec if setting.own_data.size is None else NO_MASK
-    return {s: {"default": f} for s, f in single_features(subject.name, images.views, spec).items()}
+    if row.has_encoder:
+        whole = whole_pictures(row)
+        return {split: context.encode(whole, views) for split, views in images.views.items()}
+    spec = context.spec if context.data_size is None else NO_MASK
+    return {s: {"default": f} for s, f in single_features(row.name, images.views, spec).items()}
 
 
-def whole_pictures(subject: Subject) -> Subject:
-    """The subject without the disc that hides what resampling fills in: nothing is filled in single images.
+def whole_pictures(row: Row) -> Row:
+    """The row without the disc that hides what resampling fills in: nothing is filled in single images.
 
     The suite's own encoders keep it, since they were never trained on what lies outside.
     """
-    encoder = subject.encoder
-    if not isinstance(encoder, ImageEncoder) or isinstance(encoder.model, ViTEncoder) or encoder.views.radius is None:
-        return subject
-    whole = copy(encoder)
-    whole.views = NO_MASK
-    whole.__dict__.pop("identity", None)  # which is taken once, and names the disc
-    return replace(subject, encoder=whole, identity={**(subject.identity or {}), "mask_radius": None})
+    identity = row.identity or {}
+    architecture = identity.get("architecture")
+    own = not isinstance(architecture, str) or architecture.startswith("equibench:")
+    if own or identity.get("mask_radius") is None:
+        return row
+
+    def whole() -> nn.Module:
+        encoder = copy(row.encoder)
+        encoder.views = NO_MASK  # type: ignore[assignment]
+        encoder.__dict__.pop("identity", None)  # which is taken once, and names the disc
+        return encoder
+
+    return replace(row, open=whole, identity={**identity, "mask_radius": None})
 
 
-def scores(arrays: Arrays, features: str) -> dict[str, Any]:
-    """Top-1 and mean per class, each with its interval and what guessing scores."""
-    predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
-    chance, metrics = uniform_chance(int(arrays["classes"])), {}
-    for name, (value, draw) in SCORES.items():
-        low, high = np.quantile(draw(labels, predictions, cluster=int(arrays["cluster"])), [0.025, 0.975])
-        metrics[name] = Metric(value=value(labels, predictions), low=float(low), high=float(high), chance=chance)
-    return {"metrics": metrics}
-
-
-def resampled_headline(arrays: Arrays, features: str) -> NDArray[np.float64]:
-    """Bootstrap distribution of the task's headline."""
-    predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
-    _, draw = SCORES[str(arrays["headline"])]
-    return draw(labels, predictions, cluster=int(arrays["cluster"]))
-
-
-def _takes_the_place_of_cifar10(task: Task, setting: Setting) -> bool:
-    """Whether generated pictures that an encoder was pretrained on stand in for CIFAR-10 here too."""
-    return task.data == "cifar10" and setting.own_data.stand_ins and setting.dataset.name == "solids"
-
-
-def _transfer_data(task: Task, setting: Setting) -> TransferData:
-    own = setting.own_data
-    return _load(task.data or "", own.size or setting.size, own.root, own.stand_ins, own.skip_bad)
+def _transfer_data(task: Task, context: Context) -> TransferData:
+    return _load(task.data or "", context.data_size or context.size, context.data_root, context.skip_bad)
 
 
 @lru_cache(maxsize=16)  # a table asks for the same data for every row
-def _load(name: str, size: int, root: Path | None, stand_ins: bool, skip_bad: bool) -> TransferData:
-    if name == "cifar10":
-        return load_transfer(name, size=size, data_root=root_of_cifar10(root, others=True), skip_bad=skip_bad)
-    return load_transfer(name, size=size, data_root=root, stand_in=stand_ins, skip_bad=skip_bad)
-
-
-def _facts(task: Task, setting: Setting) -> DataFacts:
-    if task.data is None:
-        return setting_data(task, setting)
-    if _takes_the_place_of_cifar10(task, setting):
-        train, val, test = (len(rows) for rows in split_indices(setting.dataset).values())
-        return DataFacts(f"{task.data}{GENERATED}", setting.dataset.sha256, 0, (train, val, test))
-    data = _transfer_data(task, setting)
-    sizes = (len(data.train.labels), len(data.val.labels), len(data.test.labels))
-    return DataFacts(data.name, data.sha256, data.bad, sizes)
-
-
-CLASSIFICATION = Family(
-    name="classification",
-    title="Classes, by logistic regression on frozen features",
-    headline="top1",
-    code=(
-        "controls.py",
-        "data/cifar100.py",
-        "data/transfer.py",
-        "data/transfer_lists.py",
-        "data/transfer_sources.py",
-        "families/classification.py",
-        "metrics/classification.py",
-        "probes/logistic.py",
-        "probes/softmax.py",
-    ),
-    pairs=lambda task, setting: () if task.data else (setting.pairs(task),),
-    measure=measure,
-    scores=scores,
-    resampled=resampled_headline,
-    data=_facts,
-    recipe=lambda task, setting: {"classifier": "logistic regression", "penalties": len(GRID)},
-)
+def _load(name: str, size: int, root: Path | None, skip_bad: bool) -> TransferData:
+    root = root_of_cifar10(root, others=True) if name == "cifar10" else root
+    return load_transfer(name, size=size, data_root=root, skip_bad=skip_bad)

@@ -1,18 +1,20 @@
-"""Who is scored and on what: the subject, and the setting that all subjects of a table or a score share."""
+"""What is scored and on what: the row, and the context (data, device, folders, profile) that all rows share."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from equibench.data.dataset import Dataset
-from equibench.encoders.vit import ViTEncoder
 from equibench.evaluation.controls import CONTROLS
 from equibench.evaluation.features import DEFAULT, FeatureStore
 from equibench.pairs.manifest import Pairs, draw_object_pairs, draw_pairs
@@ -21,17 +23,22 @@ from equibench.profiles import MetricSizes, Probing, Profile
 from equibench.task import Task
 from equibench.transforms.transformation import TRANSFORMATIONS, ViewSpec, view_spec
 from equibench.utils.arrays import Gathered
+from equibench.utils.files import append_line, digest_of, read_lines, writable_folder
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Features = NDArray[Any] | Gathered
 
 
 @dataclass(frozen=True)
-class Subject:
+class Row:
     """What is scored: an encoder, trained or not, or a control without an encoder.
 
     Attributes:
         name: the row's id.
-        encoder: has `represent` (and `outputs`, `token_map` for layers and token maps); None for pixel controls.
+        open: gives the encoder, which has `represent` (and `outputs`, `token_map` for layers and token maps); None for
+            controls that have none. Whatever is stored already is found without it.
         identity: what tells the encoder from all others: weights, architecture, and what it makes of an image.
         encoder_sha256: digest of its weights.
         half: channels of the invariant half where it has two halves, which are then scored alone too.
@@ -39,13 +46,14 @@ class Subject:
         batch: images per forward pass; None for the profile's.
         seed: pretraining seed, None for controls without an encoder.
         recipe_sha256, seconds, collapsed: of the pretraining run, if there was one.
-        known: the share of training images whose θ that run could see.
+        known_fraction: of the training images, whose θ that run could see.
         description: the encoder in words.
         command: the command that scores it, with {task} where the task's name goes.
+        task_files: by task, the Python file that registers it, which then stands for its name.
     """
 
     name: str
-    encoder: nn.Module | None = None
+    open: Callable[[], nn.Module] | None = None
     identity: Mapping[str, object] | None = None
     encoder_sha256: str | None = None
     half: int | None = None
@@ -55,13 +63,29 @@ class Subject:
     recipe_sha256: str | None = None
     seconds: float | None = None
     collapsed: bool | None = None
-    known: float = 1.0
+    known_fraction: float = 1.0
     description: str | None = None
     command: str = ""
+    task_files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_encoder(self) -> bool:
+        return self.open is not None
+
+    @cached_property
+    def encoder(self) -> nn.Module:
+        """The encoder, opened when it is first asked for.
+
+        Raises:
+            TypeError: it is a control without one.
+        """
+        if self.open is None:
+            raise TypeError(f"{self.name} has no encoder")
+        return self.open()
 
     def suits(self, task: Task) -> bool:
         """Whether it can be scored on a task: a control without an encoder only where it says something."""
-        return self.encoder is not None or task.family in CONTROLS[self.name].families
+        return self.has_encoder or task.evaluator in CONTROLS[self.name].evaluators
 
     def feature_sets(self) -> dict[str, tuple[str, slice]]:
         """What is scored, by name: a layer and which of its channels."""
@@ -71,38 +95,27 @@ class Subject:
         return sets
 
 
-def vit_identity(encoder: ViTEncoder, weights: str, profile: Profile, spec: ViewSpec) -> dict[str, object]:
-    """The identity of an encoder that the suite pretrains."""
+def vit_identity(weights: str, profile: Profile, spec: ViewSpec) -> dict[str, object]:
+    """The identity of an encoder that the suite pretrains, or of its untrained twin."""
     return {"weights": weights, "architecture": asdict(profile.encoder), "views": asdict(spec)}
 
 
 @dataclass(frozen=True)
-class OwnData:
-    """How a task that brings its data along finds them.
+class Context:
+    """Where and on what rows are pretrained and scored; the same for a whole table.
 
     Attributes:
-        size: side to which images are resized and cropped; None for that of the setting's own data.
-        root: folder that holds the data; else $EQUIBENCH_DATA and the user's cache.
-        stand_ins: whether small generated data take the place of those that a small profile cannot ask for.
-        skip_bad: whether to leave out what cannot be read, and count it.
-    """
-
-    size: int | None = None
-    root: Path | None = None
-    stand_ins: bool = False
-    skip_bad: bool = False
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and on what subjects are scored; the same for a whole table.
-
-    Args:
-        work: folder for views, features and predictions.
-        own_data: for tasks that bring their data along.
+        work: folder for pretraining runs, views, features, predictions and the journal.
+        device, bf16: where encoders and probes run, and whether under bfloat16 autocast.
+        devices: how many devices a pretraining run uses.
         repeats: how often a training or validation image may be used, each time with a new θ.
+        known_fraction: of the training images, whose θ methods may see.
+        data_root: folder of the data that tasks bring along; else $EQUIBENCH_DATA and the user's cache.
+        data_size: side to which their images are resized and cropped; None for that of the context's own data.
+        rendered: whether rendered scenes take the place of segmentation data, as in the small profiles.
+        skip_bad: whether to leave out what cannot be read, and count it.
         on_images: called with the number of images whenever some have been encoded.
-        on_progress: called with the fraction of a task that is done, by families that take long over one.
+        on_progress: called with the fraction of a task that is done, by evaluators that take long over one.
     """
 
     profile: Profile
@@ -111,11 +124,21 @@ class Setting:
     work: Path
     device: torch.device
     bf16: bool
+    devices: int = 1
     repeats: int = 1
-    own_data: OwnData = field(default_factory=OwnData)
+    known_fraction: float = 1.0
+    data_root: Path | None = None
+    data_size: int | None = None
+    rendered: bool = False
+    skip_bad: bool = False
     on_images: Callable[[int], None] | None = field(default=None, compare=False, repr=False)
     on_progress: Callable[[float, str], None] | None = field(default=None, compare=False, repr=False)
-    _pairs: dict[Task, Pairs] = field(default_factory=dict, compare=False, repr=False)
+    _shared: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def journal(self) -> Path:
+        """The records of all that has been scored here, append-only."""
+        return self.work / "records.jsonl"
 
     @property
     def size(self) -> int:
@@ -142,11 +165,35 @@ class Setting:
     def views(self) -> ViewStore:
         return ViewStore(self.work / "views", self.dataset, self.spec)
 
+    @property
+    def fabric(self) -> Fabric:
+        """Lightning Fabric, started when it is first needed: importing it takes seconds."""
+        if "fabric" not in self._shared:
+            from equibench.pretrain.loop import start_fabric
+
+            self._shared["fabric"] = start_fabric(self.device.type, self.devices)
+        return self._shared["fabric"]  # type: ignore[no-any-return]
+
+    @property
+    def several_processes(self) -> bool:
+        """Whether a launcher such as torchrun has started more than this process, or Fabric is to."""
+        return self.devices > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that scores, writes and prints."""
+        return not self.several_processes or self.fabric.is_global_zero
+
+    def barrier(self) -> None:
+        """Wait for the other processes, if there are any."""
+        if self.several_processes:
+            self.fabric.barrier()
+
     def pairs(self, task: Task) -> Pairs:
         """The task's manifest on this data, drawn once."""
-        if task not in self._pairs:
-            self._pairs[task] = self._draw(task)
-        return self._pairs[task]
+        if task not in self._shared:
+            self._shared[task] = self._draw(task)
+        return self._shared[task]  # type: ignore[no-any-return]
 
     def _draw(self, task: Task) -> Pairs:
         data, name, sizes = self.dataset, task.transformation, self.probing.pairs
@@ -154,11 +201,21 @@ class Setting:
             return draw_object_pairs(data, name, sizes, task=task.name, version=task.version)
         return draw_pairs(data, name, sizes, task=task.name, version=task.version, repeats=self.repeats)
 
-    def encode(self, subject: Subject, views: Views, layers: Sequence[str] | None = None) -> dict[str, Features]:
-        """A subject's features of these views, by layer: from the store, else from one forward pass."""
-        assert subject.encoder is not None
-        assert subject.identity is not None
-        batch = subject.batch or self.profile.encode_batch
+    def remembered(self, key: object, compute: Callable[[], Any]) -> Any:
+        """A JSON value that is computed once for this folder: the digest of something that takes long to draw."""
+        path, digest = self.work / "remembered.jsonl", digest_of(key)
+        if "remembered" not in self._shared:
+            self._shared["remembered"] = {line["key"]: line["value"] for line in read_lines(path)}
+        known = self._shared["remembered"]
+        if digest not in known:
+            known[digest] = compute()
+            writable_folder(path.parent)
+            append_line(path, json.dumps({"key": digest, "value": known[digest]}))
+        return known[digest]
+
+    def encode(self, row: Row, views: Views, layers: Sequence[str] | None = None) -> dict[str, Features]:
+        """A row's features of these views, by layer: from the store, else from one forward pass."""
+        assert row.identity is not None
+        batch = row.batch or self.profile.encode_batch
         store = FeatureStore(self.work / "features", batch, self.device, self.bf16, self.on_images)
-        encoder = subject.encoder.to(self.device)
-        return dict(store.encode(encoder, subject.identity, views, layers or subject.layers))
+        return dict(store.encode(lambda: row.encoder.to(self.device), row.identity, views, layers or row.layers))

@@ -22,8 +22,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from equibench.pairs.manifest import Pairs
 from equibench.pairs.views import RENDER_BATCH_PIXELS, Views
+from equibench.pretrain.method import BASELINES
 from equibench.probes.mlp import Split
-from equibench.registry import BASELINES
 from equibench.transforms.transformation import ViewSpec, visible_disc
 
 Array = NDArray[Any]
@@ -36,13 +36,13 @@ LARGEST_SIDE, POOLED_SIDE = 64, 32
 
 @dataclass(frozen=True)
 class Control:
-    """A row that no pretraining stands behind; `families` are those that it says something about."""
+    """A row that no pretraining stands behind; `evaluators` are those that it says something about."""
 
     name: str
     title: str
     has_encoder: bool
     description: str
-    families: tuple[str, ...] = ("regression",)
+    evaluators: tuple[str, ...] = ("regression",)
 
 
 PROBED, GUESSED = ("regression", "classification"), ("regression", "classification", "segmentation")

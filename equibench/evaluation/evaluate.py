@@ -1,113 +1,98 @@
-"""Score one subject on one task: pairs -> views -> features -> measurement, which is kept -> scores -> records."""
+"""Score one row on one task: pairs -> views -> features -> measurement, which is kept -> scores -> records."""
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-import equibench
-from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.context import Context, Row
 from equibench.evaluation.controls import CONTROLS
-from equibench.evaluation.evaluator import Family, family_of
-from equibench.records import HALVES, Record, Seeds, keep_predictions, predictions_path
+from equibench.evaluation.evaluator import Evaluator, evaluator_of
+from equibench.evaluation.features import ENCODER
+from equibench.records import Record, Seeds, keep_predictions, predictions_path
 from equibench.task import Task
 from equibench.transforms.transformation import TRANSFORMATIONS
-from equibench.utils.digests import code_sha256
+from equibench.utils.digests import __version__, code_digest
 from equibench.utils.files import digest_of
 
-SHARED_CODE = (
-    "transforms",
-    "data/pairs.py",
-    "data/pair_sets.py",
-    "features.py",
-    "setting.py",
-    "evaluate.py",
-    "families/base.py",
-    "metrics/ratio.py",
-)
-ENCODER_CODE = ("encoders/adapter.py", "encoders/layers.py", "encoders/vit.py")
-"""What turns images into features, besides a network's own code, which is part of its identity."""
 
-
-def evaluation_digest(subject: Subject, task: Task, setting: Setting) -> str:
+def evaluation_digest(row: Row, task: Task, context: Context) -> str:
     """Digest of everything that a score depends on: equal digests, equal scores."""
-    family = family_of(task)
+    evaluator = evaluator_of(task)
     return digest_of(
         {
-            "row": subject.name if subject.name in CONTROLS else "encoder",
-            "encoder": dict(subject.identity) if subject.identity else None,
-            "half": subject.half,
-            "layers": list(subject.layers),
+            "row": row.name if row.name in CONTROLS else "encoder",
+            "encoder": dict(row.identity) if row.identity else None,
+            "half": row.half,
+            "layers": list(row.layers),
             "task": [task.name, task.version],
-            "pairs": family.manifests(task, setting),
-            "views": asdict(setting.spec),
-            "probe": family.recipe(task, setting) or asdict(setting.probing),
-            "bf16": setting.bf16,
-            "device": setting.device.type,
-            "code": code_sha256(*SHARED_CODE, *(ENCODER_CODE if subject.encoder else ()), *family.code),
+            "pairs": evaluator.manifests(task, context),
+            "views": asdict(context.spec),
+            "probe": evaluator.recipe(task, context),
+            "bf16": context.bf16,
+            "device": context.device.type,
+            "code": code_digest(type(evaluator), *((ENCODER,) if row.has_encoder else ())),
         }
     )
 
 
-def evaluate(subject: Subject, task: Task, setting: Setting) -> list[Record]:
-    """Score a subject on one task.
+def evaluate(row: Row, task: Task, context: Context) -> list[Record]:
+    """Score a row on one task.
 
     Returns:
-        One record of each feature set. In regression an encoder without halves has records of them with null scores,
-        so that every row of a table has the same ones.
+        One record of each feature set.
     """
     started = time.perf_counter()
-    family = family_of(task)
-    measurement = family.measure(subject, task, setting)
-    digest = evaluation_digest(subject, task, setting)
-    keep_predictions(predictions_path(setting.work, digest), measurement.arrays)
-    found = {name: family.scores(measurement.arrays, name) for name in measurement.features or subject.feature_sets()}
-    common = _common(subject, task, family, setting, digest)
-    common["seconds"] = round(time.perf_counter() - started, 2)
-    if family.name == "regression" and "full" in found:
-        floors = {key: found["full"][key] for key in ("r2_floor", "r2_pooled_floor")}
-        found = {**{name: {**floors, "metrics": {}} for name in HALVES}, **found}
-    return [
-        Record(**common, features=name, best_epochs=measurement.best_epochs.get(name), **scores)
-        for name, scores in found.items()
-    ]
+    evaluator = evaluator_of(task)
+    measurement = evaluator.measure(row, task, context)
+    digest = evaluation_digest(row, task, context)
+    keep_predictions(predictions_path(context.work, digest), measurement.arrays)
+    scores = {n: evaluator.scores(measurement.arrays, n) for n in measurement.features or row.feature_sets()}
+    common = _common(row, task, evaluator, context, digest)
+    seconds = round(time.perf_counter() - started, 2)
+    records = []
+    for name, metrics in scores.items():
+        epochs = {"best_epochs": measurement.best_epochs[name]} if name in measurement.best_epochs else {}
+        probe = {**common["probe"], **epochs}
+        records.append(Record(**{**common, "probe": probe}, features=name, metrics=metrics, seconds=seconds))
+    return records
 
 
-def _common(subject: Subject, task: Task, family: Family, setting: Setting, digest: str) -> dict[str, Any]:
+def _common(row: Row, task: Task, evaluator: Evaluator, context: Context, digest: str) -> dict[str, Any]:
     """What the records of a task's feature sets have in common."""
-    probing = setting.probing
-    sizes, pairs_digest = family.manifests(task, setting)
-    facts = family.data(task, setting)
+    sizes, pairs_digest = evaluator.manifests(task, context)
+    facts = evaluator.data(task, context)
     transformation = TRANSFORMATIONS.get(task.transformation)
+    hidden = ("pairs", "seeds")  # which have keys of their own
     return {
-        "baseline": subject.name,
+        "baseline": row.name,
         "task": task.name,
         "task_version": task.version,
-        "family": family.name,
-        "headline": task.headline or family.headline,
-        "profile": setting.profile.name,
-        "variant": setting.variant,
+        "evaluator": evaluator.name,
+        "main_metric": task.main_metric or evaluator.main_metric,
+        "profile": context.profile.name,
+        "variant": context.variant,
         "data": facts.name,
         "data_sha256": facts.sha256,
         "left_out": facts.left_out,
-        "known": subject.known,
-        "seeds": Seeds(pretraining=subject.seed, probe=setting.probe_seeds),
-        "parameters": list(transformation.parameters) if transformation else [],
+        "known_fraction": row.known_fraction,
+        "seeds": Seeds(pretraining=row.seed, probe=context.probe_seeds),
+        "parameters": list(transformation.parameters) if transformation else None,
         "pairs": sizes,
         "pairs_sha256": pairs_digest,
-        "encoder": subject.description,
-        "encoder_sha256": subject.encoder_sha256,
-        "recipe_sha256": subject.recipe_sha256,
+        "encoder": row.description,
+        "encoder_sha256": row.encoder_sha256,
+        "recipe_sha256": row.recipe_sha256,
         "evaluation_sha256": digest,
-        "probe": family.recipe(task, setting)
-        or {"width": probing.width, "epochs": probing.epochs, "batch": probing.batch, "lr": probing.lr},
-        "precision": "bf16-mixed" if setting.bf16 else "32-true",
-        "package_version": equibench.__version__,
+        "probe": {key: value for key, value in evaluator.recipe(task, context).items() if key not in hidden},
+        "precision": "bf16-mixed" if context.bf16 else "32-true",
+        "package_version": __version__,
         "torch_version": torch.__version__,
-        "collapsed": subject.collapsed,
-        "pretraining_seconds": subject.seconds,
-        "command": subject.command.replace("{task}", task.name),
+        "collapsed": row.collapsed,
+        "pretraining_seconds": row.seconds,
+        "command": row.command.replace("{task}", shlex.quote(row.task_files.get(task.name, task.name))),
     }

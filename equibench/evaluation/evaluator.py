@@ -1,46 +1,74 @@
-"""What a family of tasks is: how one is measured, what is kept of it, and what scores come out of what is kept."""
+"""What an evaluator is: how a task is measured, what is kept of it, and which numbers come out of what is kept.
+
+An evaluator is one class in one file that registers itself:
+
+    @register_evaluator
+    class Drift(RatioEvaluator):
+        '''How far do features move?'''
+
+        name, title, main_metric = "drift", "Drift", "drift"
+        metrics = {"drift": MetricInfo("drift", "lower", "mean squared distance of f(gx) and f(x)")}
+        transformations = ("rotation", "blur")      # registers the tasks rotation.drift and blur.drift
+
+        def measure(self, row, task, context):
+            pairs = context.pairs(task)
+            first = context.encode(row, context.views.first(pairs))["default"]
+            second = context.encode(row, context.views.second(pairs))["default"]
+            distance = squared_norms(as_float(first) - as_float(second))[pairs.rows("test")]
+            return Measurement(kept({"drift": mean_of(distance)}, "full"), features=("full",))
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equibench.data.dataset import SPLITS
-from equibench.errors import UserError, closest
-from equibench.evaluation.action import ACTION, Triple
-from equibench.evaluation.catalogue import CATALOGUE
-from equibench.evaluation.classification import CLASSIFICATION
-from equibench.evaluation.context import Features, Setting, Subject
-from equibench.evaluation.invariance import INVARIANCE
-from equibench.evaluation.lie import LIE
-from equibench.evaluation.object_retrieval import OBJECT_RETRIEVAL
-from equibench.evaluation.regression import REGRESSION
-from equibench.evaluation.retrieval import RETRIEVAL
-from equibench.evaluation.segmentation import SEGMENTATION
-from equibench.evaluation.wahba import WAHBA
+from equibench.errors import UserError
+from equibench.evaluation.context import Context, Features, Row
 from equibench.metrics.bootstrap import Ratio, resampled, resampled_each
 from equibench.pairs.manifest import Pairs
 from equibench.records import Metric
-from equibench.registry import TASKS
-from equibench.task import Task, regression_tasks
+from equibench.registry import Registry
+from equibench.task import TASKS, Task, register_task, regression_tasks
+from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of
 
 Arrays = Mapping[str, NDArray[Any]]
 Kept = dict[str, NDArray[Any]]
+FIT_PAIRS = 20_000
+"""Training pairs that a closed form is fitted on at most."""
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What a metric is called, which way is better, and what it says.
+
+    Attributes:
+        title: its name in print.
+        better: "higher", "lower", or "neither" where it says where an encoder stands and not how good it is.
+        meaning: in a few words.
+        complement: whether the stored ratio is subtracted from one.
+    """
+
+    title: str
+    better: Literal["higher", "lower", "neither"]
+    meaning: str
+    complement: bool = False
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured of one subject on one task.
+    """What was measured of one row on one task.
 
     Attributes:
         arrays: all that the scores are computed from, by "<feature set>/<name>"; stored, so that they can be again.
         best_epochs: the probes' epochs by feature set, where there are probes.
-        features: the feature sets that were looked at, if not all of the subject's.
+        features: the feature sets that were looked at, if not all of the row's.
     """
 
     arrays: Kept
@@ -62,45 +90,132 @@ class DataFacts:
     sizes: tuple[int, int, int] | None = None
 
 
-def setting_data(task: Task, setting: Setting) -> DataFacts:
-    """The setting's own data, for families that are asked of whatever data there are."""
-    return DataFacts(setting.dataset.name, setting.dataset.sha256, setting.dataset.left_out)
-
-
-@dataclass(frozen=True)
-class Family:
-    """One way of asking what a representation does under a transformation.
+class Evaluator:
+    """One way of asking what a representation does; subclass it and decorate the class with `register_evaluator`.
 
     Attributes:
-        headline: name of the metric by which encoders are compared: "r2", or one of the catalogue.
-        code: files and folders of the package that its scores depend on, beside those that all families share.
-        pairs: (task, setting) -> all pairs that it looks at; () where it looks at single images of its own data.
-        measure: measures a subject.
-        scores: kept arrays, feature set -> fields of the record.
-        resampled: kept arrays, feature set -> the headline's bootstrap distribution; equal seeds draw equal images.
-        data: (task, setting) -> what it is measured on.
-        recipe: (task, setting) -> how what stands on the features is trained, where it is not the MLP probe.
+        name: its id; a task names it.
+        title: in print.
+        main_metric: the metric by which encoders are compared, a key of `metrics`.
+        metrics: what its numbers mean, by name.
+        transformations: for each of these a task "<transformation>.<name>" is registered with it.
+        note: what a reader must know about these tasks.
     """
 
-    name: str
-    title: str
-    headline: str
-    code: tuple[str, ...]
-    pairs: Callable[[Task, Setting], tuple[Pairs, ...]]
-    measure: Callable[[Subject, Task, Setting], Measurement]
-    scores: Callable[[Arrays, str], dict[str, Any]]
-    resampled: Callable[[Arrays, str], NDArray[np.float64]]
-    data: Callable[[Task, Setting], DataFacts] = setting_data
-    recipe: Callable[[Task, Setting], dict[str, Any]] = lambda task, setting: {}
+    name: ClassVar[str]
+    title: ClassVar[str]
+    main_metric: ClassVar[str]
+    metrics: ClassVar[Mapping[str, MetricInfo]]
+    transformations: ClassVar[tuple[str, ...]] = ()
+    note: ClassVar[str] = ""
 
-    def manifests(self, task: Task, setting: Setting) -> tuple[list[int], str]:
+    def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
+        """All pairs that it looks at; () where it looks at single images of the task's own data."""
+        return (context.pairs(task),)
+
+    def data(self, task: Task, context: Context) -> DataFacts:
+        """What it is measured on: the context's own data, unless the task brings some along."""
+        return DataFacts(context.dataset.name, context.dataset.sha256, context.dataset.left_out)
+
+    def missing_data(self, task: Task, context: Context) -> str:
+        """Where to put the data that the task brings along, if they are not there; else ""."""
+        return ""
+
+    def recipe(self, task: Task, context: Context) -> dict[str, Any]:
+        """How what stands on the features is trained."""
+        return asdict(context.probing)
+
+    def measure(self, row: Row, task: Task, context: Context) -> Measurement:
+        """Measure a row: targets, fit, predict; what is kept is all that `scores` needs."""
+        raise TypeError(f"{type(self).__name__} must define measure(row, task, context)")
+
+    def scores(self, arrays: Arrays, features: str) -> dict[str, Metric]:
+        """Every metric of one feature set from what was kept."""
+        raise TypeError(f"{type(self).__name__} must define scores(arrays, features)")
+
+    def resampled(self, arrays: Arrays, features: str) -> NDArray[np.float64]:
+        """The main metric's bootstrap distribution; equal seeds draw equal images, for pairing."""
+        raise TypeError(f"{type(self).__name__} must define resampled(arrays, features)")
+
+    def manifests(self, task: Task, context: Context) -> tuple[list[int], str]:
         """Sizes of all its pairs together, and one digest of them."""
-        pairs = self.pairs(task, setting)
-        if not pairs:
-            facts = self.data(task, setting)
+        if task.data is not None:
+            facts = self.data(task, context)
             return list(facts.sizes or ()), digest_of([facts.name, facts.sha256, facts.sizes])
+        key = [asdict(task), context.dataset.sha256, asdict(context.probing), asdict(context.metric_sizes)]
+        names = [(t, TASKS.get(t).version) for t in TASKS.names() if TASKS.get(t).transformation == task.transformation]
+        sizes, digest = context.remembered(
+            [*key, context.repeats, names, code_digest(type(self), Context)], lambda: self._drawn(task, context)
+        )
+        return sizes, digest
+
+    def _drawn(self, task: Task, context: Context) -> tuple[list[int], str]:
+        pairs = self.pairs(task, context)
         sizes = np.sum([p.sizes for p in pairs], axis=0).tolist()
         return sizes, pairs[0].sha256 if len(pairs) == 1 else digest_of([p.sha256 for p in pairs])
+
+
+class RatioEvaluator(Evaluator):
+    """An evaluator all of whose metrics are ratios of sums over test images (see `kept`)."""
+
+    def floors(self, arrays: Arrays) -> Mapping[str, float]:
+        """What guessing scores, by metric, where that is known."""
+        return {}
+
+    def ratios(self, arrays: Arrays, features: str) -> dict[str, Ratio]:
+        """The stored ratios of one feature set."""
+        found = {}
+        for key, value in arrays.items():
+            owner, _, name = key.rpartition("/")
+            if owner == features and name in self.metrics:
+                top, bottom = np.asarray(value, dtype=np.float64)
+                found[name] = Ratio(top, bottom, complement=self.metrics[name].complement)
+        return found
+
+    def scores(self, arrays: Arrays, features: str) -> dict[str, Metric]:
+        return metrics_of(self.ratios(arrays, features), self.floors(arrays))
+
+    def resampled(self, arrays: Arrays, features: str) -> NDArray[np.float64]:
+        return resampled(self.ratios(arrays, features)[self.main_metric])
+
+
+EVALUATORS: Registry[Evaluator] = Registry("evaluator", "equibench.evaluation")
+E = TypeVar("E", bound=type[Evaluator])
+
+
+def register_evaluator(kind: E) -> E:
+    """Class decorator that registers an `Evaluator`, and a task for each of its `transformations`.
+
+    Raises:
+        UserError: the name of the evaluator or of a task is taken, or its main metric is not among its metrics.
+    """
+    if kind.main_metric not in kind.metrics:
+        raise UserError(f"{kind.__name__}: {kind.main_metric!r} is not in its metrics", "describe it in `metrics`")
+    EVALUATORS.add(kind.name, kind())
+    for name in kind.transformations:
+        title = next((t.title for t in TASKS.entries() if t.name == name), name.capitalize())
+        register_task(
+            Task(name=f"{name}.{kind.name}", title=title, version=1, transformation=name, note=kind.note,
+                 evaluator=kind.name)
+        )  # fmt: skip
+    return kind
+
+
+def evaluator_of(task: Task) -> Evaluator:
+    """The evaluator of a task.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    return EVALUATORS.get(task.evaluator)
+
+
+def metric_info(name: str) -> MetricInfo | None:
+    """What a metric means, whichever evaluator it belongs to; None if no evaluator has it."""
+    return next((e.metrics[name] for e in map(EVALUATORS.get, EVALUATORS.names()) if name in e.metrics), None)
+
+
+# What evaluators share
 
 
 def kept(ratios: Mapping[str, Ratio], features: str) -> Kept:
@@ -108,95 +223,58 @@ def kept(ratios: Mapping[str, Ratio], features: str) -> Kept:
     return {f"{features}/{name}": np.stack([ratio.top, ratio.bottom]) for name, ratio in ratios.items()}
 
 
-def ratios_of(arrays: Arrays, features: str) -> dict[str, Ratio]:
-    """The stored ratios of one feature set."""
-    found = {}
-    for key, value in arrays.items():
-        owner, _, name = key.rpartition("/")
-        if owner == features and name in CATALOGUE:
-            top, bottom = np.asarray(value, dtype=np.float64)
-            found[name] = Ratio(top, bottom, complement=CATALOGUE[name].complement)
-    return found
-
-
-def ratio_scores(arrays: Arrays, features: str) -> dict[str, Any]:
-    """Fields of the record of a family whose scores are ratios without a chance level."""
-    return {"metrics": metrics_of(ratios_of(arrays, features))}
-
-
-def ratio_headline(name: str) -> Callable[[Arrays, str], NDArray[np.float64]]:
-    """The bootstrap distribution of one of the stored ratios."""
-    return lambda arrays, features: resampled(ratios_of(arrays, features)[name])
-
-
-def metrics_of(ratios: Mapping[str, Ratio], chance: Mapping[str, float] | None = None) -> dict[str, Metric]:
-    """Values and 95 % intervals for the record; what is not defined is null."""
+def metrics_of(ratios: Mapping[str, Ratio], floors: Mapping[str, float] | None = None) -> dict[str, Metric]:
+    """Values and 95 % intervals for the record; what is not defined is absent."""
     by_count: dict[int, dict[str, Ratio]] = {}
     for name, ratio in ratios.items():
         by_count.setdefault(len(ratio.top), {})[name] = ratio
     draws = {name: values for group in by_count.values() for name, values in resampled_each(group).items()}
-    return {name: _metric(ratio, draws[name], (chance or {}).get(name)) for name, ratio in ratios.items()}
+    return {name: metric_of(ratio.value, draws[name], (floors or {}).get(name)) for name, ratio in ratios.items()}
 
 
-def _metric(ratio: Ratio, draws: NDArray[np.float64], chance: float | None) -> Metric:
-    if np.isnan(ratio.value):
-        return Metric(value=None, low=None, high=None, chance=chance)
+def metric_of(value: float, draws: NDArray[np.float64], floor: float | None = None) -> Metric:
+    """A number with its 95 % interval from its bootstrap distribution; without them where it is not defined."""
+    if np.isnan(value):
+        return Metric(floor=floor)
     low, high = np.nanquantile(draws, [0.025, 0.975])
-    return Metric(value=ratio.value, low=float(low), high=float(high), chance=chance)
+    return Metric(value=value, low=float(low), high=float(high), floor=floor)
 
 
-FIT_PAIRS = 20_000
-"""Training pairs that a closed-form action is fitted on at most."""
+@dataclass(frozen=True)
+class Triple:
+    """Features of the pairs of one split: f(x) (N, D), f(g x) (N, D), and g's raw θ (N, P)."""
+
+    first: Any
+    second: Any
+    theta: NDArray[np.float64]
 
 
-def pairs_of(task: Task, setting: Setting) -> Pairs:
+def pairs_of(task: Task, context: Context) -> Pairs:
     """The pairs of the regression task of the same transformation, which are encoded anyway; else the task's own."""
     for name in regression_tasks():
         if TASKS.get(name).transformation == task.transformation:
-            return setting.pairs(TASKS.get(name))
-    return setting.pairs(task)
+            return context.pairs(TASKS.get(name))
+    return context.pairs(task)
 
 
-def encoded(subject: Subject, task: Task, setting: Setting) -> dict[str, dict[str, Triple]]:
-    """f(x), f(gx) and θ by feature set and split."""
-    pairs = pairs_of(task, setting)
-    first = setting.encode(subject, setting.views.first(pairs))
-    second = setting.encode(subject, setting.views.second(pairs))
+def encoded(row: Row, task: Task, context: Context) -> dict[str, dict[str, Triple]]:
+    """f(x), f(gx) and θ of a transformation's regression pairs, by feature set and split."""
+    pairs = pairs_of(task, context)
+    first = context.encode(row, context.views.first(pairs))
+    second = context.encode(row, context.views.second(pairs))
     splits = {s: pairs.rows(s) for s in SPLITS}
     splits["train"] = slice(0, min(splits["train"].stop, FIT_PAIRS))
     return {
         name: {s: Triple(_read(first[n], r, c), _read(second[n], r, c), pairs.theta[r]) for s, r in splits.items()}
-        for name, (n, c) in subject.feature_sets().items()
+        for name, (n, c) in row.feature_sets().items()
     }
 
 
-def channels(subject: Subject, features: dict[str, Features], name: str) -> np.ndarray:
-    """One feature set of a subject's encoded views (N, D)."""
-    layer, columns = subject.feature_sets()[name]
+def channels(row: Row, features: dict[str, Features], name: str) -> NDArray[Any]:
+    """One feature set of a row's encoded views (N, D)."""
+    layer, columns = row.feature_sets()[name]
     return np.asarray(features[layer])[:, columns]
 
 
-def _read(features: Features, rows: slice, columns: slice) -> np.ndarray:
+def _read(features: Features, rows: slice, columns: slice) -> NDArray[Any]:
     return np.asarray(features[rows])[:, columns]
-
-
-FAMILIES: dict[str, Family] = {
-    f.name: f
-    for f in [
-        REGRESSION, CLASSIFICATION, SEGMENTATION, ACTION, RETRIEVAL, OBJECT_RETRIEVAL, INVARIANCE, WAHBA, LIE,
-    ]
-}  # fmt: skip
-
-
-def family_of(task: Task) -> Family:
-    """The family that a task belongs to.
-
-    Raises:
-        UserError: there is no such family.
-    """
-    if task.family not in FAMILIES:
-        raise UserError(
-            f"the task {task.name!r} is of the unknown family {task.family!r}{closest(task.family, FAMILIES)}",
-            f"one of {', '.join(FAMILIES)}",
-        )
-    return FAMILIES[task.family]

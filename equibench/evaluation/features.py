@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from equibench.errors import UserError
 from equibench.pairs.views import Images, Views
 from equibench.utils.arrays import Gathered
-from equibench.utils.digests import code_sha256
+from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of, write_together
 
 DEFAULT = ("default",)
-FEATURE_CODE = ("encoders/adapter.py", "encoders/layers.py", "encoders/vit.py", "features.py")
+ENCODER = "equibench.encoders.adapter:ImageEncoder"
+"""What turns images into features, besides a network's own code, which is part of its identity. Named and not imported:
+whether features are stored can be told without the libraries that encoders need."""
 SMALLEST = 1e-4
 """Features that are all smaller would lose their digits in float16."""
 
@@ -47,12 +49,17 @@ class FeatureStore:
     report: Callable[[int], None] | None = None
 
     def encode(
-        self, encoder: nn.Module, identity: Mapping[str, object], views: Views, layers: Sequence[str] = DEFAULT
+        self,
+        open: Callable[[], nn.Module],
+        identity: Mapping[str, object],
+        views: Views,
+        layers: Sequence[str] = DEFAULT,
     ) -> dict[str, NDArray[np.float16] | Gathered]:
         """Representations (N, D) of each layer, memory-mapped; one forward pass for all that are not there yet.
 
         Args:
-            encoder: has a method `represent`, and `outputs` where layers other than the default are asked for.
+            open: gives the encoder, which has `represent`, and `outputs` where other layers than the default are
+                asked for.
             identity: what tells this encoder from all others: digest of its weights, architecture, preprocessing.
             views: what is encoded.
             layers: "default" is what `represent` returns.
@@ -63,7 +70,7 @@ class FeatureStore:
         paths = {layer: self._path(identity, views.digest, layer) for layer in layers}
         missing = [layer for layer, path in paths.items() if not path.exists()]
         if missing:
-            self._write(encoder, views.images, {layer: paths[layer] for layer in missing})
+            self._write(open(), views.images, {layer: paths[layer] for layer in missing})
         arrays = {layer: np.load(path, mmap_mode="r") for layer, path in paths.items()}
         if views.row is None:
             return arrays  # type: ignore[return-value]
@@ -71,7 +78,7 @@ class FeatureStore:
 
     def _path(self, identity: Mapping[str, object], views_digest: str, layer: str) -> Path:
         key = [layer, dict(identity), views_digest, self.bf16, self.device.type, self.batch]
-        return self.folder / f"{digest_of([*key, code_sha256(*FEATURE_CODE)])[:32]}.npy"
+        return self.folder / f"{digest_of([*key, code_digest(FeatureStore, ENCODER)])[:32]}.npy"
 
     def _write(self, encoder: nn.Module, images: Images, paths: dict[str, Path]) -> None:
         layers = list(paths)

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from equibench.data.dataset import image_source
-from equibench.evaluation.action import Triple
-from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluator import (
-    Family,
     Kept,
     Measurement,
+    MetricInfo,
+    RatioEvaluator,
+    Triple,
     encoded,
     kept,
     pairs_of,
-    ratio_headline,
-    ratio_scores,
+    register_evaluator,
 )
 from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, mean_of, squared_norms
 from equibench.pairs.manifest import Pairs
@@ -69,37 +66,50 @@ FIT_IMAGES = 5000
 """Training images that the classifier is fitted on at most."""
 
 
-def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
-    """Distances on the regression test pairs; consistency where the data have classes."""
-    pairs = pairs_of(task, setting)
-    arrays: Kept = {}
-    for name, triples in encoded(subject, task, setting).items():
-        test = triples["test"]
-        ratios = invariance_ratios(test.first, test.second)
-        if len(setting.dataset.class_names) > 1:
-            ratios |= consistency_ratios(*_classified(triples["train"], test, pairs, setting))
-        arrays |= kept(ratios, name)
-    return Measurement(arrays)
+@register_evaluator
+class InvarianceEvaluator(RatioEvaluator):
+    """How far does g move the features, and does it change what a linear classifier says?"""
+
+    name, title, main_metric = "invariance", "Invariance, and consistency of predictions", "invariance_ratio"
+    metrics = {
+        "invariance_ratio": MetricInfo(
+            "invariance ratio", "neither", "E|f(x)-f(gx)|² over E|f(x)-f(x')|²: 0 invariant, 1 like another image"
+        ),
+        "cosine": MetricInfo("cosine", "neither", "E cos(f(x), f(gx))"),
+        "cosine_centred": MetricInfo("centred cosine", "neither", "the same without the features' common part"),
+        "consistency": MetricInfo("consistency", "higher", "how often a linear classifier says the same of x and gx"),
+        "accuracy_first": MetricInfo("accuracy x", "higher", "of that classifier on x"),
+        "accuracy_second": MetricInfo("accuracy gx", "higher", "of that classifier on gx"),
+    }
+    transformations = ("rotation", "color", "blur", "translation", "crop", "flip")
+    note = "how far g moves features against the distance of two images, and whether predictions stay"
+
+    def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
+        return (pairs_of(task, context),)
+
+    def measure(self, row: Row, task: Task, context: Context) -> Measurement:
+        """Distances on the regression test pairs; consistency where the data have classes."""
+        pairs = pairs_of(task, context)
+        arrays: Kept = {}
+        for name, triples in encoded(row, task, context).items():
+            test = triples["test"]
+            ratios = invariance_ratios(test.first, test.second)
+            if len(context.dataset.class_names) > 1:
+                ratios |= consistency_ratios(*_classified(triples["train"], test, pairs, context))
+            arrays |= kept(ratios, name)
+        return Measurement(arrays)
 
 
-def _classified(train: Triple, test: Triple, pairs: Pairs, setting: Setting) -> tuple[np.ndarray, ...]:
+def _classified(train: Triple, test: Triple, pairs: Pairs, context: Context) -> tuple[np.ndarray, ...]:
     """What logistic regression, fitted on untransformed training images, says of x and of gx; and the truth."""
-    labels = {s: image_source(setting.dataset, s).labels[pairs.image[pairs.rows(s)]] for s in ("train", "test")}
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    labels = {s: image_source(context.dataset, s).labels[pairs.image[pairs.rows(s)]] for s in ("train", "test")}
     _, rows = np.unique(pairs.image[pairs.rows("train")], return_index=True)
     rows = np.sort(rows)[:FIT_IMAGES]
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
     classifier.fit(np.asarray(train.first[rows], dtype=np.float32), labels["train"][rows])
     one, other = (classifier.predict(np.asarray(f, dtype=np.float32)) for f in (test.first, test.second))
     return one, other, labels["test"]
-
-
-INVARIANCE = Family(
-    name="invariance",
-    title="Invariance, and consistency of predictions",
-    headline="invariance_ratio",
-    code=("families/invariance.py", "families/regression_pairs.py", "metrics/invariance.py"),
-    pairs=lambda task, setting: (pairs_of(task, setting),),
-    measure=measure,
-    scores=ratio_scores,
-    resampled=ratio_headline("invariance_ratio"),
-)

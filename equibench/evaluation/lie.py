@@ -13,15 +13,15 @@ from math import sqrt
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from equibench.data.dataset import image_source
 from equibench.errors import UserError
-from equibench.evaluation.context import Setting, Subject
-from equibench.evaluation.evaluator import Family, Kept, Measurement, kept, ratio_headline, ratio_scores
+from equibench.evaluation.context import Context, Row
+from equibench.evaluation.evaluator import Kept, Measurement, MetricInfo, RatioEvaluator, kept, register_evaluator
 from equibench.evaluation.features import outputs_of
 from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, squared_norms
-from equibench.pairs.manifest import image_pairs
+from equibench.pairs.manifest import Pairs, image_pairs
 from equibench.task import Task
 from equibench.transforms.geometry import Fill, warp
 from equibench.transforms.transformation import TRANSFORMATIONS, Transformation, transform, visible_disc
@@ -29,6 +29,7 @@ from equibench.transforms.transformation import TRANSFORMATIONS, Transformation,
 RADIUS = 0.7
 
 Maps = Tensor | NDArray[np.floating]
+
 Undo = Callable[[Tensor], Tensor]
 
 
@@ -126,77 +127,90 @@ STEP = 0.01
 """Of the coded parameter: 0.45 degrees, 0.04 px at 32 px, 0.8 % of brightness."""
 
 
-def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
-    """The derivative along each parameter, in units of the coded target (the whole range is about 2)."""
-    transformation = TRANSFORMATIONS[task.transformation]
-    encoder = subject.encoder
-    assert encoder is not None
-    pairs = image_pairs(setting.dataset, task, setting.metric_sizes.lie_images)
-    images = torch.from_numpy(image_source(setting.dataset, "test").images[pairs.image]).float() / 255
-    still = _encoded(encoder, images, subject, setting)
-    pooled: dict[str, list[Array]] = {name: [] for name in subject.feature_sets()}
-    tokens: list[Array] = []
-    for plus, minus, matrices in _steps(transformation, images, setting):
-        one, other = _encoded(encoder, plus, subject, setting), _encoded(encoder, minus, subject, setting)
-        for name, values in pooled.items():
-            values.append(pooled_derivative(one[name], other[name], STEP))
-        if "tokens" in still:
-            back = [undo(matrix, setting.size) if matrix is not None else _as_it_is for matrix in matrices]
-            tokens.append(token_derivative(one["tokens"], other["tokens"], back[0], back[1], STEP))
-    arrays: Kept = {}
-    for name, squares in pooled.items():
-        arrays |= kept(lie_ratios(np.stack(squares), pooled_spread(still[name])), name)
-    if tokens:
-        arrays |= kept(lie_ratios(np.stack(tokens), token_spread(still["tokens"]), "tokens"), "full")
-    return Measurement(arrays)
+def _as_it_is(maps: Tensor) -> Tensor:
+    return maps
+
+
+@register_evaluator
+class LieEvaluator(RatioEvaluator):
+    """Lie derivatives (LEE) at the identity: of the pooled features an error of invariance, of the token map, moved
+    back as the image was moved, an error of equivariance.
+
+    Central differences need nothing of an encoder but two forward passes. They are taken in float32, since the rounding
+    of bfloat16 is larger than the differences.
+    """
+
+    name, title, main_metric = "lie", "Lie derivative at the identity (LEE)", "lee_pooled_relative"
+    metrics = {
+        "lee_pooled": MetricInfo("LEE pooled", "neither", "squared derivative of the pooled features, per dimension"),
+        "lee_pooled_relative": MetricInfo(
+            "relative", "neither", "the same over the features' variance: 0 is invariant"
+        ),
+        "lee_tokens": MetricInfo(
+            "LEE tokens", "lower", "squared derivative of the token map, moved back, per dimension"
+        ),
+        "lee_tokens_relative": MetricInfo("relative (tokens)", "lower", "the same over the tokens' variance"),
+    }
+    # a derivative needs a neighbourhood of the identity within the range, which flip, blur and crop lack
+    transformations = ("rotation", "color", "translation")
+    note = "derivative along each parameter at the identity, of pooled features and of the token map"
+
+    def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
+        return (image_pairs(context.dataset, task, context.metric_sizes.lie_images),)
+
+    def measure(self, row: Row, task: Task, context: Context) -> Measurement:
+        """The derivative along each parameter, in units of the coded target (the whole range is about 2)."""
+        pairs = image_pairs(context.dataset, task, context.metric_sizes.lie_images)
+        images = torch.from_numpy(image_source(context.dataset, "test").images[pairs.image]).float() / 255
+        still = _encoded(images, row, context)
+        pooled: dict[str, list[Array]] = {name: [] for name in row.feature_sets()}
+        tokens: list[Array] = []
+        for plus, minus, matrices in _steps(TRANSFORMATIONS[task.transformation], images, context):
+            one, other = _encoded(plus, row, context), _encoded(minus, row, context)
+            for name, values in pooled.items():
+                values.append(pooled_derivative(one[name], other[name], STEP))
+            if "tokens" in still:
+                back = [undo(matrix, context.size) if matrix is not None else _as_it_is for matrix in matrices]
+                tokens.append(token_derivative(one["tokens"], other["tokens"], back[0], back[1], STEP))
+        arrays: Kept = {}
+        for name, squares in pooled.items():
+            arrays |= kept(lie_ratios(np.stack(squares), pooled_spread(still[name])), name)
+        if tokens:
+            arrays |= kept(lie_ratios(np.stack(tokens), token_spread(still["tokens"]), "tokens"), "full")
+        return Measurement(arrays)
 
 
 def _steps(
-    transformation: Transformation, images: Tensor, setting: Setting
+    transformation: Transformation, images: Tensor, context: Context
 ) -> Iterator[tuple[Tensor, Tensor, list[Tensor | None]]]:
     """For each parameter, the images moved by a step and by its opposite, and the maps by which they were moved."""
-    identity = transformation.encode(np.array([transformation.identity]), setting.size)
+    identity = transformation.encode(np.array([transformation.identity]), context.size)
     for number in range(len(transformation.parameters)):
         moved, matrices = [], []
         for sign in (1, -1):
             coded = identity.copy()
             coded[0, number] += sign * STEP
-            theta = torch.from_numpy(transformation.decode(coded, setting.size)).float()
+            theta = torch.from_numpy(transformation.decode(coded, context.size)).float()
             steps = {transformation.name: theta.expand(len(images), -1)}
-            moved.append(transform(images, steps, setting.spec.fill))
-            matrices.append(transformation.matrix(theta, setting.size) if transformation.matrix else None)
+            moved.append(transform(images, steps, context.spec.fill))
+            matrices.append(transformation.matrix(theta, context.size) if transformation.matrix else None)
         yield moved[0], moved[1], matrices
 
 
 @torch.inference_mode()
-def _encoded(encoder: nn.Module, images: Tensor, subject: Subject, setting: Setting) -> dict[str, np.ndarray]:
+def _encoded(images: Tensor, row: Row, context: Context) -> dict[str, np.ndarray]:
     """float32 features by feature set, and the token map as "tokens" where the encoder has one."""
-    encoder.eval().to(setting.device)
-    batch = subject.batch or setting.profile.encode_batch
+    encoder = row.encoder
+    encoder.eval().to(context.device)
+    batch = row.batch or context.profile.encode_batch
     parts: dict[str, list[np.ndarray]] = {}
     for chunk in images.split(batch):
-        outputs = outputs_of(encoder, chunk.to(setting.device), subject.layers)
-        for name, (layer, columns) in subject.feature_sets().items():
+        outputs = outputs_of(encoder, chunk.to(context.device), row.layers)
+        for name, (layer, columns) in row.feature_sets().items():
             parts.setdefault(name, []).append(outputs[layer][:, columns].float().cpu().numpy())
         try:
-            tokens = encoder.token_map(chunk.to(setting.device))  # type: ignore[operator]
+            tokens = encoder.token_map(chunk.to(context.device))  # type: ignore[operator]
         except (UserError, AttributeError):  # it has none: a callable, or a network that pools early
             continue
         parts.setdefault("tokens", []).append(tokens.float().cpu().numpy())
     return {name: np.concatenate(values) for name, values in parts.items()}
-
-
-def _as_it_is(maps: Tensor) -> Tensor:
-    return maps
-
-
-LIE = Family(
-    name="lie",
-    title="Lie derivative at the identity (LEE)",
-    headline="lee_pooled_relative",
-    code=("families/lie.py", "metrics/lie.py"),
-    pairs=lambda task, setting: (image_pairs(setting.dataset, task, setting.metric_sizes.lie_images),),
-    measure=measure,
-    scores=ratio_scores,
-    resampled=ratio_headline("lee_pooled_relative"),
-)

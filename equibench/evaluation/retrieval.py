@@ -1,8 +1,12 @@
-"""Retrieval of the true transform among many transforms of the same image (SIE's MRR and H@k, PROTOCOL 1.4)."""
+"""Retrieval of the true transform among many transforms of the same image (SIE's MRR and H@k, PROTOCOL 1.4).
+
+SIE asks this of the embeddings that its own predictor was trained on; here W is fitted in closed form on frozen
+features (see `action`), so that it can be asked of every encoder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,26 +15,27 @@ from numpy.typing import NDArray
 from scipy.special import digamma
 
 from equibench.evaluation.action import fitted_actions
-from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluator import (
     Arrays,
-    Family,
     Kept,
     Measurement,
+    MetricInfo,
+    RatioEvaluator,
     channels,
     kept,
-    metrics_of,
     pairs_of,
-    ratio_headline,
-    ratios_of,
+    register_evaluator,
 )
 from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, mean_of
-from equibench.pairs.manifest import Pairs, bank_pairs
+from equibench.metrics.regression import RANDOM_RETRIEVAL_ERROR, absolute_quaternion, pose_retrieval_error
+from equibench.pairs.manifest import Pairs, bank_pairs, between_views, split_objects
 from equibench.task import Task
 
 Counts = NDArray[np.int64]
 
 HITS = (1, 5)
+
 TIE = 1e-9
 
 
@@ -116,39 +121,103 @@ def _unit(vectors: Array) -> Array:
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
-def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
-    """Rank every transform of an image's bank by its distance to the prediction, in the action's components."""
-    bank = setting.metric_sizes.bank
-    pairs = bank_pairs(setting.dataset, task, setting.metric_sizes.retrieval_images, bank)
-    first = setting.encode(subject, setting.views.first(pairs))
-    second = setting.encode(subject, setting.views.second(pairs))
-    arrays: Kept = {"bank": np.array(bank)}
-    for name, (action, _) in fitted_actions(subject, task, setting).items():
-        start = action.project(channels(subject, first, name))
-        end = action.project(channels(subject, second, name))
-        predicted = action.predict(pairs.theta, start)
-        shape = (-1, bank, end.shape[1])
-        arrays |= kept(retrieval_ratios(ranks(predicted.reshape(shape), end.reshape(shape))), name)
-    return Measurement(arrays)
+@register_evaluator
+class RetrievalEvaluator(RatioEvaluator):
+    """Is the transform that W(θ) f(x) predicts the nearest one among many transforms of the same image?"""
+
+    name, title, main_metric = "retrieval", "Retrieval among transforms of the same image", "mrr"
+    metrics = {
+        "mrr": MetricInfo("MRR", "higher", "mean reciprocal rank of the true transform among those of the same image"),
+        "hit_at_1": MetricInfo("H@1", "higher", "how often the true transform is the nearest"),
+        "hit_at_5": MetricInfo("H@5", "higher", "how often it is among the five nearest"),
+    }
+    transformations = ("rotation", "color", "blur", "translation", "crop")  # of a flip there are two transforms only
+    note = "rank of the predicted transform among the transforms of the same image: MRR, H@1, H@5"
+
+    def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
+        sizes = context.metric_sizes
+        return pairs_of(task, context), bank_pairs(context.dataset, task, sizes.retrieval_images, sizes.bank)
+
+    def measure(self, row: Row, task: Task, context: Context) -> Measurement:
+        """Rank every transform of an image's bank by its distance to the prediction, in the action's components."""
+        bank = context.metric_sizes.bank
+        pairs = bank_pairs(context.dataset, task, context.metric_sizes.retrieval_images, bank)
+        first = context.encode(row, context.views.first(pairs))
+        second = context.encode(row, context.views.second(pairs))
+        arrays: Kept = {"bank": np.array(bank)}
+        for name, (action, _) in fitted_actions(row, task, context).items():
+            start = action.project(channels(row, first, name))
+            end = action.project(channels(row, second, name))
+            predicted = action.predict(pairs.theta, start)
+            shape = (-1, bank, end.shape[1])
+            arrays |= kept(retrieval_ratios(ranks(predicted.reshape(shape), end.reshape(shape))), name)
+        return Measurement(arrays)
+
+    def floors(self, arrays: Arrays) -> Mapping[str, float]:
+        return random_baseline(int(arrays["bank"]))
 
 
-def scores(arrays: Arrays, features: str) -> dict[str, Any]:
-    """Each metric with what guessing scores."""
-    return {"metrics": metrics_of(ratios_of(arrays, features), random_baseline(int(arrays["bank"])))}
+OBJECT_HITS = (1, 2, 5, 10)
 
 
-def _pairs(task: Task, setting: Setting) -> tuple[Pairs, ...]:
-    sizes = setting.metric_sizes
-    return pairs_of(task, setting), bank_pairs(setting.dataset, task, sizes.retrieval_images, sizes.bank)
+@register_evaluator
+class ObjectRetrievalEvaluator(RatioEvaluator):
+    """Is the view of an object that W(q) f(x) predicts the nearest one? SIE's MRR, H@k and PRE (PROTOCOL 1.4)."""
+
+    name, title, main_metric = "object_retrieval", "Retrieval among the views of an object", "mrr"
+    metrics = {
+        **RetrievalEvaluator.metrics,
+        "pose_retrieval_error": MetricInfo("PRE", "lower", "1 - <q, q'>² of the pose asked for and the pose found"),
+        "hit_at_2": MetricInfo("H@2", "higher", "how often the true view is among the two nearest"),
+        "hit_at_10": MetricInfo("H@10", "higher", "how often it is among the ten nearest"),
+    }
+
+    def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
+        return pairs_of(task, context), object_bank(task, context)[0]
+
+    def measure(self, row: Row, task: Task, context: Context) -> Measurement:
+        """Rank each object's views by their distance to the prediction, and find the nearest view of all objects."""
+        pairs, views = object_bank(task, context)
+        latents = context.dataset.test.latents
+        assert pairs.other is not None
+        assert latents is not None
+        poses = absolute_quaternion(np.asarray(latents)[pairs.other])
+        first = context.encode(row, context.views.first(pairs))
+        second = context.encode(row, context.views.second(pairs))
+        arrays: Kept = {"bank": np.array(views)}
+        for name, (action, _) in fitted_actions(row, task, context).items():
+            end = action.project(channels(row, second, name))
+            predicted = action.predict(pairs.theta, action.project(channels(row, first, name)))
+            shape = (-1, views, end.shape[1])
+            ratios = retrieval_ratios(ranks(predicted.reshape(shape), end.reshape(shape)), OBJECT_HITS)
+            error = pose_retrieval_error(poses, poses[_nearest(end, predicted)])
+            ratios["pose_retrieval_error"] = mean_of(error.reshape(-1, views).mean(axis=1))
+            arrays |= kept(ratios, name)
+        return Measurement(arrays)
+
+    def floors(self, arrays: Arrays) -> Mapping[str, float]:
+        return {**random_baseline(int(arrays["bank"]), OBJECT_HITS), "pose_retrieval_error": RANDOM_RETRIEVAL_ERROR}
 
 
-RETRIEVAL = Family(
-    name="retrieval",
-    title="Retrieval among transforms of the same image",
-    headline="mrr",
-    code=("families/retrieval.py", "families/regression_pairs.py", "metrics/action.py", "metrics/retrieval.py"),
-    pairs=_pairs,
-    measure=measure,
-    scores=scores,
-    resampled=ratio_headline("mrr"),
-)
+def object_bank(task: Task, context: Context) -> tuple[Pairs, int]:
+    """From the first view of each test object to each of its views, the first included; and how many views that is.
+
+    As many views of each object as the one with fewest has.
+    """
+    objects = split_objects(context.dataset, "test")[: context.metric_sizes.retrieval_images]
+    views = min(len(rows) for rows in objects)
+    first = np.concatenate([np.repeat(rows[:1], views) for rows in objects])
+    second = np.concatenate([rows[:views] for rows in objects])
+    sizes = (0, 0, len(first))
+    name = f"{task.name} bank"
+    pairs = between_views(
+        context.dataset, task.transformation, first, second, sizes, task=name, version=task.version, cluster=views
+    )
+    return pairs, views
+
+
+def _nearest(bank: NDArray[np.float64], predicted: NDArray[np.float64]) -> NDArray[np.int64]:
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(bank)
+    return np.asarray(search.kneighbors(predicted, return_distance=False)[:, 0])

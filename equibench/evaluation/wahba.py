@@ -11,13 +11,22 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.linalg import eigh, svd
 
-from equibench.evaluation.context import Setting, Subject
-from equibench.evaluation.evaluator import Family, Kept, Measurement, channels, kept, ratio_headline, ratio_scores
+from equibench.evaluation.context import Context, Row
+from equibench.evaluation.evaluator import (
+    Kept,
+    Measurement,
+    MetricInfo,
+    RatioEvaluator,
+    channels,
+    kept,
+    register_evaluator,
+)
 from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, gain, mean_of, squared_norms
 from equibench.pairs.manifest import Pairs, fixed_pairs
 from equibench.task import Task
 
 COMPONENTS = 64
+
 IMAGES_PER_COMPONENT = 4
 
 
@@ -123,32 +132,36 @@ def _next(rows: Array) -> Array:
     return np.roll(rows, -1, axis=0)
 
 
-def measure(subject: Subject, task: Task, setting: Setting) -> Measurement:
-    """A few fixed transformations, each of all images; the rotation is fitted on half of the images."""
-    sizes = setting.metric_sizes
-    pairs, count = fixed_pairs(setting.dataset, task, sizes.fixed_images, sizes.fixed)
-    first = setting.encode(subject, setting.views.first(pairs))
-    second = setting.encode(subject, setting.views.second(pairs))
-    arrays: Kept = {}
-    for name in subject.feature_sets():
-        moved = channels(subject, second, name).reshape(count, len(pairs.image) // count, -1)
-        still = channels(subject, first, name)[: moved.shape[1]]
-        arrays |= kept(wahba_ratios(still, moved), name) | kept(gamma_ratios(still, moved), name)
-    return Measurement(arrays)
+@register_evaluator
+class WahbaEvaluator(RatioEvaluator):
+    """Does a fixed transformation turn all features by one rotation (W_f of CARE), and keep their distances (γ_f)?"""
 
+    name, title, main_metric = "wahba", "Rotation of features (Wahba) and γ_f", "wahba"
+    metrics = {
+        "wahba": MetricInfo(
+            "Wahba", "lower", "residual of the best rotation R_g f(x) = f(gx) on other images, squared"
+        ),
+        "wahba_identity": MetricInfo("Wahba, R = I", "neither", "the same without a rotation"),
+        "wahba_gain": MetricInfo("Wahba gain", "higher", "share of the residual that the rotation takes away", True),
+        "gamma_f": MetricInfo("γ_f", "lower", "do distances between images stay, relative to how far g moves them?"),
+        "gamma_f_pooled": MetricInfo("γ_f, pooled", "lower", "the same as a quotient of sums"),
+    }
+    transformations = ("rotation", "color", "blur", "translation", "crop", "flip")
+    note = "residual of the best rotation of features for fixed g (W_f), and whether distances stay (γ_f)"
 
-def _pairs(task: Task, setting: Setting) -> tuple[Pairs, ...]:
-    sizes = setting.metric_sizes
-    return (fixed_pairs(setting.dataset, task, sizes.fixed_images, sizes.fixed)[0],)
+    def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
+        sizes = context.metric_sizes
+        return (fixed_pairs(context.dataset, task, sizes.fixed_images, sizes.fixed)[0],)
 
-
-WAHBA = Family(
-    name="wahba",
-    title="Rotation of features (Wahba) and γ_f",
-    headline="wahba",
-    code=("families/wahba.py", "families/regression_pairs.py", "metrics/wahba.py"),
-    pairs=_pairs,
-    measure=measure,
-    scores=ratio_scores,
-    resampled=ratio_headline("wahba"),
-)
+    def measure(self, row: Row, task: Task, context: Context) -> Measurement:
+        """A few fixed transformations, each of all images; the rotation is fitted on half of the images."""
+        sizes = context.metric_sizes
+        pairs, count = fixed_pairs(context.dataset, task, sizes.fixed_images, sizes.fixed)
+        first = context.encode(row, context.views.first(pairs))
+        second = context.encode(row, context.views.second(pairs))
+        arrays: Kept = {}
+        for name in row.feature_sets():
+            moved = channels(row, second, name).reshape(count, len(pairs.image) // count, -1)
+            still = channels(row, first, name)[: moved.shape[1]]
+            arrays |= kept(wahba_ratios(still, moved), name) | kept(gamma_ratios(still, moved), name)
+        return Measurement(arrays)

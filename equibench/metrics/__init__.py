@@ -1,3 +1,1 @@
 """Scores, computed in float64 from stored predictions."""
-
-from __future__ import annotations

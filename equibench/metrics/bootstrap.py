@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+RESAMPLES = 2000
+
 Array = NDArray[np.float64]
 Features = NDArray[np.floating[Any]]
 """Features as they are stored, float16 to float64; every metric computes in float64."""
 
-RESAMPLES = 2000
-LEVEL = 0.95
-CHUNK_BYTES = 2**26
-FLOOR = 1e-4
+_CHUNK_BYTES = 2**26
+_FLOOR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def mean_of(values: ArrayLike) -> Ratio:
 def gain(residual: Array, baseline: Array, scale: Array) -> Ratio:
     """1 - Σ residual / Σ baseline, where residuals far below the scale count as nothing: 0 = no gain, 1 = all of it.
 
-    Both sums get FLOOR = 1e-4 of the scale's on top. Where the baseline is already exact up to rounding and
+    Both sums get 1e-4 of the scale's on top. Where the baseline is already exact up to rounding and
     regularisation, 0/0, the gain is then 0, and not whatever the quotient of two rounding errors happens to be.
 
     Args:
@@ -77,7 +77,7 @@ def gain(residual: Array, baseline: Array, scale: Array) -> Ratio:
         baseline: (N,) those of the predictor that it is compared with.
         scale: (N,) squares of what is predicted.
     """
-    return Ratio(residual + FLOOR * scale, baseline + FLOOR * scale, complement=True)
+    return Ratio(residual + _FLOOR * scale, baseline + _FLOOR * scale, complement=True)
 
 
 def resampled(ratio: Ratio, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1) -> Array:
@@ -97,16 +97,6 @@ def resampled_each(
     return {name: ratio.of_sums(sums[:, 2 * i], sums[:, 2 * i + 1]) for i, (name, ratio) in enumerate(ratios.items())}
 
 
-def interval(ratio: Ratio, level: float = LEVEL, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval under resampling of the test images; (nan, nan) where the ratio is undefined."""
-    values = resampled(ratio, resamples=resamples, seed=seed)
-    defined = values[~np.isnan(values)]
-    if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def resampled_sums(columns: Array, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1) -> Array:
     """Sums of columns (N, C) over each resample of the N images -> (resamples, C)."""
     each = columns.reshape(-1, cluster, columns.shape[1]).sum(axis=1) if cluster > 1 else columns
@@ -119,7 +109,7 @@ def draw_counts(count: int, resamples: int, seed: int) -> Iterator[Array]:
     Chunks, of 64 MiB at most (or one row), bound the memory for a million images. For fewer images the draws are kept
     for the next metric on them, as bytes: no image is ever drawn 256 times out of N draws of chance 1/N.
     """
-    few = count * resamples <= CHUNK_BYTES
+    few = count * resamples <= _CHUNK_BYTES
     for counts in _kept_draws(count, resamples, seed) if few else _draws(count, resamples, seed):
         yield counts.astype(np.float64)
 
@@ -127,7 +117,7 @@ def draw_counts(count: int, resamples: int, seed: int) -> Iterator[Array]:
 def _draws(count: int, resamples: int, seed: int) -> Iterator[NDArray[np.uint8]]:
     rng = np.random.default_rng(seed)
     chances = np.full(count, 1 / count)
-    rows = max(1, CHUNK_BYTES // (8 * count))
+    rows = max(1, _CHUNK_BYTES // (8 * count))
     for start in range(0, resamples, rows):
         yield rng.multinomial(count, chances, size=min(rows, resamples - start)).astype(np.uint8)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,16 +17,9 @@ from equibench.data.dataset import SPLITS, Dataset, image_source, split_indices
 from equibench.errors import UserError
 from equibench.task import Task
 from equibench.transforms.transformation import BETWEEN, TRANSFORMATIONS
-from equibench.utils.files import write_atomically
+from equibench.utils.random import uniforms
 
 DECIMALS = 6  # θ is rounded so that a last-bit difference between maths libraries cannot change a hash
-
-
-def uniforms(shape: tuple[int, int], *key: object) -> NDArray[np.float64]:
-    """Numbers in [0, 1) that depend only on the key and on the row, not on the number of rows."""
-    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
-    philox = np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64))
-    return np.random.Generator(philox).random(shape)
 
 
 def draw_theta(name: str, count: int, size: int, *key: object) -> NDArray[np.float64]:
@@ -137,19 +129,6 @@ def pretraining_epoch(
     order = np.argsort(uniforms((len(indices), 1), "order", *key)[:, 0], kind="stable")
     theta = {name: draw_theta(name, len(indices), size, *key) for name in transformations}
     return indices[order], theta
-
-
-def store_pairs(pairs: Pairs, name: str, folder: Path) -> Path:
-    """Write a manifest once, under its name and the start of its digest; returns the file.
-
-    The file holds `image` (N,) indices into each split's images, `theta` (N, P), `sizes` of train, val and test,
-    and `sha256`.
-    """
-    path = folder / f"{name}-{pairs.sha256[:16]}.npz"
-    if not path.exists():
-        arrays = {"image": pairs.image, "theta": pairs.theta, "sizes": np.array(pairs.sizes)}
-        write_atomically(path, lambda temporary: np.savez(temporary, sha256=np.array(pairs.sha256), **arrays))  # type: ignore[arg-type]
-    return path
 
 
 CANDIDATES = 64

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from equibench.data.dataset import SPLITS, Dataset, image_source
 from equibench.pairs.manifest import Pairs
 from equibench.transforms.transformation import ViewSpec, transform_sequence
-from equibench.utils.digests import code_sha256
+from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of, write_atomically
 
 RENDER_BATCH_PIXELS = 1000 * 32 * 32
@@ -109,7 +109,7 @@ class ViewStore:
         if pairs.other is not None:
             digest = digest_of([pairs.images_sha256, pairs.other.tolist()])
             return self.first(replace(pairs, image=pairs.other, images_sha256=digest))
-        digest = digest_of(["second", pairs.sha256, self.spec.fill, code_sha256("transforms")])
+        digest = digest_of(["second", pairs.sha256, self.spec.fill, code_digest(transform_sequence)])
 
         def render(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
             steps = [{pairs.transformation: torch.from_numpy(pairs.theta[rows]).float()}]

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from equibench.data.dataset import Dataset, known_indices, split_indices
 from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
-from equibench.pairs.manifest import pretraining_epoch, pretraining_views, split_objects, uniforms
+from equibench.pairs.manifest import pretraining_epoch, pretraining_views, split_objects
 from equibench.pretrain.method import Baseline, Theta, Views
 from equibench.transforms.transformation import BETWEEN, TRANSFORMATIONS, ViewSpec, transform
+from equibench.utils.random import uniforms
 
 
 def open_stream(
-    dataset: Dataset, split: str, method: Baseline, views: ViewSpec, seed: int, known: float = 1.0
+    dataset: Dataset, split: str, method: Baseline, views: ViewSpec, seed: int, known_fraction: float = 1.0
 ) -> PairStream | ObjectStream:
     """The pairs of a run: transformed images, or the data's own views where several show one object.
 
@@ -33,7 +34,7 @@ def open_stream(
             "run it on data in 3DIEBench's layout, as table1 does",
         )
     kind: type[PairStream | ObjectStream] = ObjectStream if dataset.has_objects else PairStream
-    return kind(dataset, split, method, views, seed, known)
+    return kind(dataset, split, method, views, seed, known_fraction)
 
 
 class PairStream:
@@ -45,16 +46,16 @@ class PairStream:
         method: says which transformations stand between the views and whether one at a time.
         views: fill and mask.
         seed: the pretraining seed.
-        known: of which share of the training images θ is known.
+        known_fraction: of the training images, whose θ is known.
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, method: Baseline, views: ViewSpec, seed: int, known: float = 1.0
+        self, dataset: Dataset, split: str, method: Baseline, views: ViewSpec, seed: int, known_fraction: float = 1.0
     ) -> None:
         self.images, self.labels = dataset.train.images, dataset.train.labels
         self.indices = split_indices(dataset)[split]
         self.known = np.zeros(len(self.images), dtype=bool)
-        self.known[known_indices(dataset, known) if split == "train" else self.indices] = True
+        self.known[known_indices(dataset, known_fraction) if split == "train" else self.indices] = True
         if method.use_of_theta == "required":
             self.indices = self.indices[self.known[self.indices]]
         self.names, self.one_at_a_time = tuple(method.transformations), method.one_at_a_time
@@ -105,7 +106,7 @@ class ObjectStream:
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, method: Baseline, views: ViewSpec, seed: int, known: float = 1.0
+        self, dataset: Dataset, split: str, method: Baseline, views: ViewSpec, seed: int, known_fraction: float = 1.0
     ) -> None:
         data = dataset.train
         assert data.latents is not None
@@ -113,7 +114,7 @@ class ObjectStream:
         self.seed, self.size = seed, self.images.shape[-1]
         self.known = np.zeros(len(self.images), dtype=bool)
         objects = split_objects(dataset, split)
-        self.known[known_indices(dataset, known) if split == "train" else np.concatenate(objects)] = True
+        self.known[known_indices(dataset, known_fraction) if split == "train" else np.concatenate(objects)] = True
         if method.use_of_theta == "required":
             objects = [rows for rows in objects if self.known[rows[0]]]
         self._epoch = lru_cache(maxsize=2)(lambda epoch: pretraining_views(objects, seed, epoch))

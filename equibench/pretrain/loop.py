@@ -14,23 +14,25 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from equibench.data.dataset import Dataset
-from equibench.encoders.vit import Tokens, ViTEncoder, weights_sha256
+from equibench.encoders.vit import Tokens, ViTEncoder, state_sha256, weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.batches import ObjectStream, PairStream, open_stream
 from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, Views
 from equibench.profiles import Profile
 from equibench.transforms.transformation import view_spec
-from equibench.utils.digests import code_sha256
+from equibench.utils.digests import code_digest
 from equibench.utils.files import append_line, digest_of, read_lines, writable_folder, write_atomically, write_text
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 COLLAPSE_STD = 0.02
 """Below this mean standard deviation per dimension, relative to the features' root mean square, a run has collapsed."""
@@ -85,10 +87,9 @@ def build_encoder(profile: Profile, variant: str, seed: int) -> ViTEncoder:
 
 
 def recipe(
-    entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: str, seed: int, known: float = 1.0
+    entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: str, seed: int, known_fraction: float = 1.0
 ) -> dict[str, Any]:
     """Everything that a run's result depends on, but for the machine's rounding."""
-    pairs = ("data/pairs.py", "data/object_pairs.py") if dataset.has_objects else ("data/pairs.py",)
     return {
         "baseline": entry.name,
         "source": entry.source_sha256,
@@ -100,8 +101,8 @@ def recipe(
         "data_sha256": dataset.sha256,
         "variant": variant,
         "seed": seed,
-        "known": 1.0 if entry.use_of_theta == "unused" else known,
-        "code": code_sha256("encoders/vit.py", "pretrain", "transforms", *pairs),
+        "known_fraction": 1.0 if entry.use_of_theta == "unused" else known_fraction,
+        "code": code_digest(_Trainer, build, open_stream, learning_rate),
     }
 
 
@@ -120,6 +121,8 @@ def start_fabric(device: str = "auto", devices: int | str = 1) -> Fabric:
     Raises:
         UserError: the device is not there.
     """
+    from lightning_fabric import Fabric
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces its precision otherwise
     accelerator = {"auto": "cuda" if torch.cuda.is_available() else "cpu"}.get(device, device)
     if accelerator == "cuda" and not torch.cuda.is_available():
@@ -137,7 +140,7 @@ def pretrain(
     *,
     variant: str = "headline",
     seed: int = 0,
-    known: float = 1.0,
+    known_fraction: float = 1.0,
     fabric: Fabric | None = None,
     report: Report | None = None,
 ) -> Run:
@@ -148,14 +151,14 @@ def pretrain(
         dataset: images; the validation tenth of its training set is only looked at for diagnostics.
         folder: where the run is kept. What lies there from another recipe is replaced.
         variant: "headline" or "paper_like" views; "rendered" for data that bring their views along.
-        known: of which share of the training images θ is known (P1 Table 3).
+        known_fraction: of the training images, whose θ is known (P1 Table 3).
         report: called at every log line with (steps done, steps in all, scalars).
 
     Raises:
         UserError: the folder cannot be written, or the loss is not finite.
     """
     fabric = fabric or start_fabric()
-    digest = digest_of(recipe(entry, profile, dataset, variant, seed, known))
+    digest = digest_of(recipe(entry, profile, dataset, variant, seed, known_fraction))
     finished = finished_run(profile, folder, variant, seed, digest)
     if finished:
         return finished
@@ -164,7 +167,9 @@ def pretrain(
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
     streams = {
-        split: open_stream(dataset, split, step_module.method, view_spec(variant, profile.image_size), seed, known)
+        split: open_stream(
+            dataset, split, step_module.method, view_spec(variant, profile.image_size), seed, known_fraction
+        )
         for split in ("train", "val")
     }
     trainer = _Trainer(fabric, step_module, profile, streams, folder, digest, report)
@@ -278,13 +283,23 @@ def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
 
 
-def finished_run(profile: Profile, folder: Path, variant: str, seed: int, digest: str) -> Run | None:
-    """The finished run of this recipe in a folder, or None; weights that are not the recorded ones count as absent."""
+def read_run(folder: Path, digest: str) -> dict[str, Any] | None:
+    """What a finished run of this recipe wrote beside its encoder; None if it is absent, unfinished or of another."""
     record = folder / "run.json"
-    if not record.exists():
+    if not record.exists() or not (folder / "encoder.safetensors").exists():
         return None
-    facts = json.loads(record.read_text())
-    if facts["recipe_sha256"] != digest:
+    facts: dict[str, Any] = json.loads(record.read_text())
+    return facts if facts["recipe_sha256"] == digest else None
+
+
+def finished_run(profile: Profile, folder: Path, variant: str, seed: int, digest: str) -> Run | None:
+    """The finished run of this recipe in a folder, with its encoder; None if there is none.
+
+    Raises:
+        UserError: the weights are not those that the run wrote.
+    """
+    facts = read_run(folder, digest)
+    if facts is None:
         return None
     encoder = build_encoder(profile, variant, seed)
     encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
@@ -346,13 +361,13 @@ def keep_snapshot(folder: Path, profile: Profile, step: int) -> None:
     if state["step"] in due:
         prefix = "encoder."
         weights = {k.removeprefix(prefix): v.contiguous() for k, v in state["module"].items() if k.startswith(prefix)}
-        facts = {"recipe_sha256": state["digest"]}
+        facts = {"recipe_sha256": state["digest"], "encoder_sha256": state_sha256(weights)}
         path = snapshot_path(folder, state["step"])
         write_atomically(path, lambda file: save_file(weights, file, metadata=facts))
 
 
-def read_snapshot(folder: Path, profile: Profile, variant: str, seed: int, step: int, recipe_sha256: str) -> ViTEncoder:
-    """The encoder of a run after so many steps.
+def snapshot_sha256(folder: Path, profile: Profile, step: int, recipe_sha256: str) -> str:
+    """Digest of the encoder that a run kept after so many steps.
 
     Raises:
         UserError: the profile keeps none of that step, the run kept none, or it is one of another recipe.
@@ -366,8 +381,13 @@ def read_snapshot(folder: Path, profile: Profile, variant: str, seed: int, step:
         raise UserError(f"the run in {folder} kept no encoder of step {step}, so it has no learning curve", again)
     with safe_open(path, framework="pt") as file:
         facts = file.metadata() or {}
-    if facts.get("recipe_sha256") != recipe_sha256:
+    if facts.get("recipe_sha256") != recipe_sha256 or "encoder_sha256" not in facts:
         raise UserError(f"{path} is of another recipe than the run beside it", again)
+    return str(facts["encoder_sha256"])
+
+
+def read_snapshot(folder: Path, profile: Profile, variant: str, seed: int, step: int) -> ViTEncoder:
+    """The encoder of a run after so many steps."""
     encoder = build_encoder(profile, variant, seed)
-    encoder.load_state_dict(load_file(path))
+    encoder.load_state_dict(load_file(snapshot_path(folder, step)))
     return encoder.eval()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -16,8 +13,10 @@ from torch import Tensor, nn
 from equibench.encoders.vit import Tokens, ViTEncoder
 from equibench.errors import UserError
 from equibench.profiles import Profile
-from equibench.registry import BASELINES
+from equibench.registry import Registry
 from equibench.transforms.transformation import BUILT_IN
+from equibench.utils.digests import code_digest
+from equibench.utils.files import digest_of
 
 ALL = BUILT_IN
 UseOfTheta = Literal["required", "optional", "unused"]
@@ -105,7 +104,8 @@ class BaselineEntry:
     Attributes:
         build: (profile, encoder, number of classes) -> the method.
         splits_features, transformations, use_of_theta, uses_labels: see `Baseline`.
-        source_sha256: digest of the source file and the settings, so that a changed method is trained again.
+        method: the class.
+        settings: what the class is given for this row.
     """
 
     name: str
@@ -116,7 +116,16 @@ class BaselineEntry:
     use_of_theta: UseOfTheta
     uses_labels: bool
     description: str
-    source_sha256: str
+    method: type[Baseline]
+    settings: Mapping[str, object]
+
+    @property
+    def source_sha256(self) -> str:
+        """Digest of the class, of what it uses and of the settings, so that a changed method is trained again."""
+        return digest_of([code_digest(self.method), repr(sorted(self.settings.items()))])
+
+
+BASELINES: Registry[BaselineEntry] = Registry("baseline", "equibench.baselines")
 
 
 B = TypeVar("B", bound=type[Baseline])
@@ -156,17 +165,13 @@ def register_baseline(name: str, title: str | None = None, **settings: object) -
                 use_of_theta=method.use_of_theta,
                 uses_labels=method.uses_labels,
                 description=description,
-                source_sha256=_source_sha256(method, settings),
+                method=method,
+                settings=settings,
             ),
         )
         return method
 
     return keep
-
-
-def _source_sha256(method: type, settings: dict[str, object]) -> str:
-    source = Path(inspect.getfile(method)).read_bytes()
-    return hashlib.sha256(source + repr(sorted(settings.items())).encode()).hexdigest()
 
 
 class _Gather(torch.autograd.Function):

@@ -1,3 +1,1 @@
 """What is trained on frozen features."""
-
-from __future__ import annotations

@@ -1,4 +1,9 @@
-"""The objective of multinomial logistic regression with an l2 penalty, in coordinates in which it is quick to minimise.
+"""The linear probe for classes: multinomial logistic regression, its l2 penalty chosen on the validation split.
+
+The protocol is that of Kornblith et al. and SimCLR (docs/protocol.md 7.3): one fit on train for each penalty w, the
+best on val fitted again on train and val together; features are not standardised. Weights W (K, D) and free biases
+b (K,) minimise the sum over images of the cross-entropy of softmax(W x + b), plus w/2 ||W||². This is scikit-learn's
+objective with C = 1/w, or for two classes C = 2/w.
 
 L-BFGS needs thousands of steps on raw features, whose variances span many powers of ten. It is therefore run in other
 coordinates, in which the optimum is the same: features are centred (the bias takes up the mean) and turned into their
@@ -15,66 +20,187 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from equibench.errors import UserError
-from equibench.evaluation.classification import mean_per_class, top1
 from equibench.utils.arrays import Gathered
 
-Features = NDArray[np.floating[Any]] | Gathered
-Labels = NDArray[np.int64]
-Labelled = tuple[Features, Labels]
+GRID = np.logspace(-6, 5, 45)
+"""The penalties, per sum over images (docs/protocol.md 7.3)."""
 
-ROUNDING = 1e-15
-"""A rest of the way, in loss per image, that a search by float64 losses cannot see."""
+# a fit ends where the estimated rest of the way down is this share of the loss and of what the features gained; that
+# of the fit whose predictions are kept is smaller, so that they are those of the optimum but for ties
+_TOLERANCE, _FINAL_TOLERANCE = 1e-6, 1e-9
+_ROUNDING = 1e-15  # a rest of the way, in loss per image, that a search by float64 losses cannot see
+_RESOLUTION = 2.0**-23  # components that vary less than this share of the features' size hold float32's rounding alone
+_READ_ROWS = 4096
+# images of a block: on a CPU a block stays in the cache for both of its products, on a GPU few calls are better
+_CPU_ROWS, _GPU_ROWS = 1024, 65536
 
-RESOLUTION = 2.0**-23
-"""Components that vary less than this share of the features' size hold nothing but float32's rounding."""
-READ_ROWS = 4096
-CPU_ROWS, GPU_ROWS = 1024, 65536
-"""Images of a block: on a CPU a block stays in the cache for both of its products, on a GPU few calls are better."""
+_Array = NDArray[np.float64]
+_Features = NDArray[np.floating[Any]] | Gathered
+_Labels = NDArray[np.int64]
+_Labelled = tuple[_Features, _Labels]
 
 
-class Data:
-    """Centred features as principal components, with a column of ones, in blocks of images with their labels.
+@dataclass(frozen=True)
+class LinearClassifier:
+    """A fitted classifier.
 
     Attributes:
-        labels: (K,) the classes that occur; shares: (K,) how often.
-        variances: (R,) of the components that are kept.
+        labels: (K,) the classes that occurred in training; no other is ever predicted.
+        weights: (K, D) for features as they are.
+        bias: (K,).
+        iterations: steps of L-BFGS.
+        converged: whether the tolerance was reached.
     """
 
-    def __init__(self, parts: Sequence[Labelled], classes: int, device: torch.device, dtype: torch.dtype) -> None:
+    labels: _Labels
+    weights: _Array
+    bias: _Array
+    iterations: int
+    converged: bool
+
+    def predict(self, features: _Features) -> _Labels:
+        """Labels (N,) of features (N, D).
+
+        Raises:
+            UserError: a feature is not finite, or there are not D.
+        """
+        _check_width(features, self.weights.shape[1])
+        blocks = _read(features, "the features to predict from")
+        scores = [block @ self.weights.T + self.bias for block in blocks]
+        return self.labels[np.concatenate(scores).argmax(axis=1)]
+
+
+@dataclass(frozen=True)
+class LogisticResult:
+    """What the linear probe predicts for the test split, and how it came about.
+
+    Attributes:
+        predictions: (N_test,) labels.
+        penalty: the one chosen.
+        validation_scores: one for each value of the grid, in its order.
+        iterations: steps of L-BFGS in all fits together.
+        converged: whether every fit reached the tolerance.
+    """
+
+    predictions: _Labels
+    penalty: float
+    validation_scores: _Array
+    iterations: int
+    converged: bool
+
+
+def fit_logistic(
+    train: _Labelled,
+    val: _Labelled,
+    test: _Features,
+    *,
+    classes: int,
+    select: Callable[[_Labels, _Labels], float],
+    grid: _Array = GRID,
+    device: torch.device | str = "cpu",
+) -> LogisticResult:
+    """Choose the penalty on val, fit again on train and val, predict test.
+
+    Args:
+        train: features (N, D), in memory or mapped from a file, computed with in float32; labels (N,) in [0, classes).
+        val: likewise; read to choose the penalty only, and to be fitted in the end.
+        test: features (N, D).
+        classes: number of classes. One that does not occur in what is fitted is not predicted.
+        select: the score of labels (N,) and predictions (N,) to choose by; higher is better. Of penalties that score
+            alike the strongest is chosen.
+        grid: positive penalties.
+
+    Raises:
+        UserError: features that are not finite, labels out of range, sizes that do not match.
+    """
+    _check_labels(*val, classes)
+    _check_width(test, val[0].shape[-1])
+    order = np.argsort(-grid, kind="stable")
+    scores, fits = np.empty(len(grid)), []
+    for number, model in zip(order, fit_path([train], grid[order], classes=classes, device=device), strict=True):
+        scores[number] = select(val[1], model.predict(val[0]))
+        fits.append(model)
+    penalty = float(grid[order[scores[order].argmax()]])
+    final = next(fit_path([train, val], [penalty], classes=classes, device=device, tolerance=_FINAL_TOLERANCE))
+    fits.append(final)
+    iterations, converged = sum(fit.iterations for fit in fits), all(fit.converged for fit in fits)
+    return LogisticResult(final.predict(test), penalty, scores, iterations, converged)
+
+
+def fit_path(
+    parts: Sequence[_Labelled],
+    penalties: Sequence[float] | _Array,
+    *,
+    classes: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = _TOLERANCE,
+    max_iterations: int = 1000,
+) -> Iterator[LinearClassifier]:
+    """Classifiers of penalties one after the other, each of which starts from where the last two point to.
+
+    Args:
+        parts: features (N, D) and labels (N,), which are fitted together.
+        penalties: positive; from strong to weak to be quick.
+        classes: labels are in [0, classes).
+        dtype: of the matrix products, where it suffices to reach the tolerance, else float64; sums over blocks of
+            images are in float64 always.
+
+    Raises:
+        UserError: as `fit_logistic`.
+    """
+    if not len(penalties) or not (np.isfinite(penalties) & (np.asarray(penalties) > 0)).all():
+        raise UserError(
+            "the grid of penalties has a value that is not a positive number, or none at all",
+            "give positive numbers, such as 1e-3",
+        )
+    data = _Data(parts, classes, torch.device(device), dtype)
+    last: Tensor | None = None
+    weights, curvature = data.start()
+    descent = data.evaluate(weights, torch.float64)[1]
+    for penalty in penalties:
+        guess = weights if last is None else 2 * weights - last
+        problem = _Problem(data, penalty / data.count, curvature, descent, tolerance)
+        last, (weights, steps) = weights, problem.solve(guess, max_iterations)
+        curvature = problem.curvature
+        yield LinearClassifier(data.labels, *data.classifier(weights), steps, problem.converged)
+
+
+class _Data:
+    """Centred features as principal components, with a column of ones, in blocks of images with their labels.
+
+    `labels` (K,) are the classes that occur, `shares` (K,) how often, `variances` (R,) those of the components kept.
+    """
+
+    def __init__(self, parts: Sequence[_Labelled], classes: int, device: torch.device, dtype: torch.dtype) -> None:
         for features, labels in parts:
-            check_labels(features, labels, classes)
-            check_width(features, parts[0][0].shape[-1])
+            _check_labels(features, labels, classes)
+            _check_width(features, parts[0][0].shape[-1])
         self.labels, index, counts = np.unique(
             np.concatenate([labels for _, labels in parts]), return_inverse=True, return_counts=True
         )
         self.dtype, self.count, self.shares = dtype, len(index), torch.from_numpy(counts / len(index))
         width = parts[0][0].shape[1]
         self.mean, covariance = np.zeros(width), torch.zeros(width, width, dtype=torch.float64, device=device)
-        for block in self._read(parts):
+        for block in _read_parts(parts):
             self.mean += block.sum(axis=0) / self.count
-        for block in self._read(parts):
+        for block in _read_parts(parts):
             centred = torch.from_numpy(block - self.mean).to(device)
             covariance += centred.T @ centred
         variances, basis = torch.linalg.eigh(covariance / self.count)
-        kept = variances > RESOLUTION**2 * (variances[-1] + float(self.mean @ self.mean))
+        kept = variances > _RESOLUTION**2 * (variances[-1] + float(self.mean @ self.mean))
         self.variances, self.basis = variances[kept].cpu(), basis[:, kept]
         inputs = torch.ones(self.count, len(self.variances) + 1, dtype=dtype, device=device)
         row = 0
-        for block in self._read(parts):
+        for block in _read_parts(parts):
             turned = torch.from_numpy(block - self.mean).to(device) @ self.basis
             inputs[row : row + len(block), :-1] = turned
             row += len(block)
-        rows = CPU_ROWS if device.type == "cpu" else GPU_ROWS
+        rows = _CPU_ROWS if device.type == "cpu" else _GPU_ROWS
         self.blocks = list(zip(inputs.split(rows), torch.from_numpy(index).to(device).split(rows), strict=True))
-
-    @staticmethod
-    def _read(parts: Sequence[Labelled]) -> Iterator[NDArray[np.float64]]:
-        for number, (features, _) in enumerate(parts):
-            yield from read_features(features, "the training features" if number == 0 else "the validation features")
 
     def start(self) -> tuple[Tensor, float]:
         """No weights and the classes' shares as biases, which is the best constant answer; the curvature there."""
@@ -82,7 +208,7 @@ class Data:
         weights[:, -1] = self.shares.log()
         return weights, float((self.shares * (1 - self.shares)).mean())
 
-    def classifier(self, weights: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def classifier(self, weights: Tensor) -> tuple[_Array, _Array]:
         """Weights (K, R + 1) as weights (K, D) and biases (K,) for features as they are."""
         raw = (weights[:, :-1].to(self.basis.device) @ self.basis.T).cpu().numpy()
         return raw, weights[:, -1].numpy() - raw @ self.mean
@@ -113,16 +239,14 @@ class Data:
         return float(loss) / count, gradient.cpu() / count, float(curvature) / (count * len(weights))
 
 
-class Problem:
+class _Problem:
     """The objective per image for one penalty, in coordinates in which its curvature is about one everywhere.
 
-    Args:
-        penalty: per image.
-        curvature: mean p (1 - p) near the solution; with the variances it estimates the Hessian's diagonal.
-        descent: gradient (K, R + 1) at the best constant answer.
+    `curvature` is the mean p (1 - p) near the solution: with the variances it estimates the Hessian's diagonal.
+    `descent` is the gradient (K, R + 1) at the best constant answer.
     """
 
-    def __init__(self, data: Data, penalty: float, curvature: float, descent: Tensor, tolerance: float) -> None:
+    def __init__(self, data: _Data, penalty: float, curvature: float, descent: Tensor, tolerance: float) -> None:
         self.data, self.tolerance, self.curvature = data, tolerance, max(curvature, 1e-8)
         self.penalty = torch.cat([torch.full_like(data.variances, penalty), torch.zeros(1, dtype=torch.float64)])
         spread = torch.cat([data.variances, torch.ones(1, dtype=torch.float64)])
@@ -132,6 +256,8 @@ class Problem:
 
     def solve(self, start: Tensor, max_iterations: int) -> tuple[Tensor, int]:
         """Weights (K, R + 1) and the number of steps; what rounding stops short is ended in float64."""
+        from scipy.optimize import minimize
+
         point, steps = (start / self.scale).flatten().numpy(), 0
         for dtype in dict.fromkeys((self.data.dtype, torch.float64)):
             self.dtype = dtype
@@ -144,13 +270,13 @@ class Problem:
                 break
         return torch.from_numpy(point).view(start.shape) * self.scale, steps
 
-    def evaluate(self, point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def evaluate(self, point: _Array) -> tuple[float, _Array]:
         """The objective and its gradient at a point (K * (R + 1),) in the scaled coordinates."""
         weights = torch.from_numpy(point).view(-1, len(self.scale)) * self.scale
         loss, gradient, self.curvature = self.data.evaluate(weights, self.dtype)
         loss += 0.5 * float((self.penalty * weights.square()).sum())
         gradient = (gradient + self.penalty * weights) * self.scale
-        self.converged = _decrement(gradient) <= self.tolerance * min(loss, self.gain) + ROUNDING
+        self.converged = _decrement(gradient) <= self.tolerance * min(loss, self.gain) + _ROUNDING
         return loss, gradient.flatten().numpy()
 
     def stop(self, intermediate_result: Any) -> None:
@@ -164,15 +290,16 @@ def _decrement(gradient: Tensor) -> float:
     return 0.5 * float(gradient.square().sum())
 
 
-def read_features(features: Features, name: str) -> Iterator[NDArray[np.float64]]:
-    """Features (N, D) rounded to float32, in blocks of float64.
+def _read_parts(parts: Sequence[_Labelled]) -> Iterator[_Array]:
+    for number, (features, _) in enumerate(parts):
+        yield from _read(features, "the training features" if number == 0 else "the validation features")
 
-    Raises:
-        UserError: one is not finite; ``name`` says which features these are.
-    """
-    for start in range(0, len(features), READ_ROWS):
+
+def _read(features: _Features, name: str) -> Iterator[_Array]:
+    """Features (N, D) rounded to float32, in blocks of float64; `name` says which they are if one is not finite."""
+    for start in range(0, len(features), _READ_ROWS):
         with np.errstate(over="ignore"):
-            block = np.asarray(features[start : start + READ_ROWS], dtype=np.float32)
+            block = np.asarray(features[start : start + _READ_ROWS], dtype=np.float32)
         if not np.isfinite(block).all():
             row, column = np.argwhere(~np.isfinite(block))[0]
             raise UserError(
@@ -182,179 +309,16 @@ def read_features(features: Features, name: str) -> Iterator[NDArray[np.float64]
         yield block.astype(np.float64)
 
 
-def check_labels(features: Features, labels: Labels, classes: int) -> None:
-    """Raises a UserError unless there is a label in [0, classes) for each row of features, and at least one."""
+def _check_labels(features: _Features, labels: _Labels, classes: int) -> None:
+    """Raise unless there is a label in [0, classes) for each row of features, and at least one."""
     if len(features) != len(labels) or not len(labels):
-        raise UserError(f"{len(features)} rows of features for {len(labels)} labels", "one label for each row")
+        raise UserError(f"{len(features)} rows of features for {len(labels)} labels", "give one label for each row")
     if labels.min() < 0 or labels.max() >= classes:
-        raise UserError(f"labels from {labels.min()} to {labels.max()} for {classes} classes", "0 is the first class")
+        raise UserError(f"labels from {labels.min()} to {labels.max()} for {classes} classes", "count classes from 0")
 
 
-def check_width(features: Features, width: int) -> None:
-    """Raises a UserError unless the features are (N, width)."""
+def _check_width(features: _Features, width: int) -> None:
     if len(features.shape) != 2 or features.shape[1] != width:
-        raise UserError(f"features of shape {features.shape} beside features of {width} columns", "(images, features)")
-
-
-Select = Callable[[Labels, Labels], float]
-
-GRID = np.logspace(-6, 5, 45)
-"""The penalties of PROTOCOL 5, per sum over images."""
-
-SELECT: dict[str, Select] = {"top1": top1, "mean_per_class": mean_per_class}
-
-TOLERANCE = 1e-6
-"""A fit ends where the estimated rest of the way down is this share of the loss and of what the features gained."""
-FINAL_TOLERANCE = 1e-9
-"""That of the fit whose predictions are kept, so that they are those of the optimum but for ties."""
-MAX_ITERATIONS = 1000
-
-
-@dataclass(frozen=True)
-class LinearClassifier:
-    """A fitted classifier.
-
-    Attributes:
-        labels: (K,) the classes that occurred in training; no other is ever predicted.
-        weights: (K, D) for features as they are.
-        bias: (K,).
-        iterations: steps of L-BFGS.
-        converged: whether the tolerance was reached.
-    """
-
-    labels: Labels
-    weights: NDArray[np.float64]
-    bias: NDArray[np.float64]
-    iterations: int
-    converged: bool
-
-    def predict(self, features: Features) -> Labels:
-        """Labels (N,) of features (N, D).
-
-        Raises:
-            UserError: a feature is not finite, or there are not D.
-        """
-        check_width(features, self.weights.shape[1])
-        scores = [
-            block @ self.weights.T + self.bias for block in read_features(features, "the features to predict from")
-        ]
-        return self.labels[np.concatenate(scores).argmax(axis=1)]
-
-
-@dataclass(frozen=True)
-class LogisticResult:
-    """What the linear probe predicts for the test split, and how it came about.
-
-    Attributes:
-        predictions: (N_test,) labels.
-        penalty: the one chosen.
-        validation_scores: one for each value of the grid, in its order.
-        grid: the penalties.
-        iterations: steps of L-BFGS in all fits together.
-        converged: whether every fit reached the tolerance.
-    """
-
-    predictions: Labels
-    penalty: float
-    validation_scores: NDArray[np.float64]
-    grid: NDArray[np.float64]
-    iterations: int
-    converged: bool
-
-
-def fit_logistic(
-    train: Labelled,
-    val: Labelled,
-    test: Features,
-    *,
-    classes: int,
-    select: Select | str,
-    grid: NDArray[np.float64] = GRID,
-    device: torch.device | str = "cpu",
-) -> LogisticResult:
-    """Choose the penalty on val, fit again on train and val, predict test.
-
-    Args:
-        train: features (N, D), in memory or mapped from a file, computed with in float32; labels (N,) in [0, classes).
-        val: likewise; read to choose the penalty only, and to be fitted in the end.
-        test: features (N, D).
-        classes: number of classes. One that does not occur in what is fitted is not predicted.
-        select: "top1", "mean_per_class", or a function of labels (N,) and predictions (N,); higher is better. Of
-            penalties that score alike the strongest is chosen.
-        grid: positive penalties.
-
-    Raises:
-        UserError: features that are not finite, labels out of range, sizes that do not match.
-    """
-    score, order = _select(select), np.argsort(-_check_grid(grid), kind="stable")
-    check_labels(val[0], val[1], classes)
-    check_width(test, val[0].shape[-1])
-    scores, fits = np.empty(len(grid)), []
-    for number, model in zip(order, fit_path([train], grid[order], classes=classes, device=device), strict=True):
-        scores[number] = score(val[1], model.predict(val[0]))
-        fits.append(model)
-    penalty = float(grid[order[scores[order].argmax()]])
-    final = fit_one(train, val, penalty=penalty, classes=classes, device=device, tolerance=FINAL_TOLERANCE)
-    fits.append(final)
-    return LogisticResult(
-        predictions=final.predict(test),
-        penalty=penalty,
-        validation_scores=scores,
-        grid=np.asarray(grid),
-        iterations=sum(fit.iterations for fit in fits),
-        converged=all(fit.converged for fit in fits),
-    )
-
-
-def fit_one(*parts: Labelled, penalty: float, classes: int, **options: Any) -> LinearClassifier:
-    """The classifier of one penalty on all parts together; options as for `fit_path`."""
-    return next(fit_path(parts, [penalty], classes=classes, **options))
-
-
-def fit_path(
-    parts: Sequence[Labelled],
-    penalties: Sequence[float] | NDArray[np.float64],
-    *,
-    classes: int,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    tolerance: float = TOLERANCE,
-    max_iterations: int = MAX_ITERATIONS,
-) -> Iterator[LinearClassifier]:
-    """Classifiers of penalties one after the other, each of which starts from where the last two point to.
-
-    Args:
-        parts: features (N, D) and labels (N,), which are fitted together.
-        penalties: from strong to weak to be quick.
-        classes: labels are in [0, classes).
-        dtype: of the matrix products, where it suffices to reach the tolerance, else float64; sums over blocks of
-            images are in float64 always.
-
-    Raises:
-        UserError: as `fit_logistic`.
-    """
-    _check_grid(np.asarray(penalties, dtype=np.float64))
-    data = Data(parts, classes, torch.device(device), dtype)
-    last: Tensor | None = None
-    weights, curvature = data.start()
-    descent = data.evaluate(weights, torch.float64)[1]
-    for penalty in penalties:
-        guess = weights if last is None else 2 * weights - last
-        problem = Problem(data, penalty / data.count, curvature, descent, tolerance)
-        last, (weights, steps) = weights, problem.solve(guess, max_iterations)
-        curvature = problem.curvature
-        yield LinearClassifier(data.labels, *data.classifier(weights), steps, problem.converged)
-
-
-def _select(select: Select | str) -> Select:
-    if callable(select):
-        return select
-    if select not in SELECT:
-        raise UserError(f"no score to select by is called '{select}'", f"one of: {', '.join(SELECT)}")
-    return SELECT[select]
-
-
-def _check_grid(grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    if not len(grid) or not (np.isfinite(grid) & (grid > 0)).all():
-        raise UserError("the grid of penalties has a value that is not a positive number, or none at all", "e.g. 1e-3")
-    return np.asarray(grid)
+        raise UserError(
+            f"features of shape {features.shape} beside features of {width} columns", "give (images, features)"
+        )

@@ -1,8 +1,8 @@
-"""The 3-layer MLP probe, for all probe seeds and feature sets at once.
+"""Probes that regress transformations: the 3-layer MLP, for all seeds and feature sets at once, and ridge regression.
 
-SIE's probe (PROTOCOL 1.2): two hidden layers with ReLU on the concatenated representations of both views, Adam with
-a constant learning rate, mean squared error. Seeds and feature sets are independent probes whose matrix products are
-batched; each one keeps the epoch that is best on the validation split.
+The MLP is SIE's (docs/protocol.md 7.1): two hidden layers with ReLU on the concatenated representations of both views,
+Adam with a constant learning rate, mean squared error. Seeds and feature sets are independent probes whose matrix
+products are batched; each one keeps the epoch that is best on the validation split.
 """
 
 from __future__ import annotations
@@ -15,31 +15,35 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from equibench.profiles import Probing
 from equibench.utils.arrays import Gathered
 
-BLOCK_FLOATS = 2**26
-"""Numbers of a block of pairs that is read into memory at once: 256 MiB in float32, 65,536 pairs of 512 features."""
-
 STD_FLOOR = 1e-4
 """A feature that varies less than this share of the features' typical size is left as small as it is."""
+
+PENALTIES = tuple(10.0**power for power in range(-2, 6))
+"""Of ridge regression; the one that is best on the validation split is taken."""
+
+_BLOCK_FLOATS = 2**26
+"""Numbers of a block of pairs that is read into memory at once: 256 MiB in float32, 65,536 pairs of 512 features."""
+
+_Array = NDArray[np.float64]
+_Features = NDArray[np.floating] | Gathered
 
 
 @dataclass(frozen=True)
 class Split:
     """Representations of both views (N, D) each, in memory or on disk, and coded targets (N, K)."""
 
-    first: NDArray[np.floating] | Gathered
-    second: NDArray[np.floating] | Gathered
-    targets: NDArray[np.float64]
+    first: _Features
+    second: _Features
+    targets: _Array
 
     def blocks(self) -> list[slice]:
         """Ranges of pairs of which each fits in memory."""
-        rows = max(1, BLOCK_FLOATS // (2 * self.first.shape[1]))
+        rows = max(1, _BLOCK_FLOATS // (2 * self.first.shape[1]))
         return [slice(start, min(start + rows, len(self.targets))) for start in range(0, len(self.targets), rows)]
 
     def read(self, rows: slice) -> NDArray[np.float32]:
@@ -47,16 +51,9 @@ class Split:
         block = np.empty((rows.stop - rows.start, 2, self.first.shape[1]), dtype=np.float32)
         block[:, 0], block[:, 1] = self.first[rows], self.second[rows]
         if len(self.blocks()) > 1:
-            _forget(self.first)
-            _forget(self.second)
+            for array in (self.first, self.second):
+                _forget(array)
         return block
-
-
-def _forget(array: NDArray[np.floating] | Gathered) -> None:
-    """Give the pages of a mapped file back, which otherwise count as this process's memory until it ends."""
-    mapped = getattr(array.array if isinstance(array, Gathered) else array, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)  # they are read-only, and stay in the system's cache
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,85 @@ class ProbeResult:
         validation_mse: per seed, of standardised targets, at that epoch.
     """
 
-    predictions: NDArray[np.float64]
+    predictions: _Array
     best_epoch: list[int]
     validation_mse: list[float]
+
+
+def fit_probes(
+    splits: Mapping[str, Split],
+    columns: Mapping[str, slice],
+    settings: Probing,
+    *,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    bf16: bool = False,
+) -> dict[str, ProbeResult]:
+    """Train probes on the train split, choose their epochs on val, predict test.
+
+    Args:
+        splits: "train", "val" and "test". The test targets are never read.
+        columns: which columns of a representation each feature set holds.
+        settings: width, epochs, batch and learning rate.
+        seeds: one probe each.
+        bf16: multiply matrices in bfloat16.
+
+    Returns:
+        For each feature set, its probes' predictions.
+    """
+    mean, std = splits["train"].targets.mean(axis=0), splits["train"].targets.std(axis=0)
+    std = np.where(std > 0, std, 1.0)
+    targets = {
+        name: torch.from_numpy((splits[name].targets - mean) / std).float().to(device) for name in ("train", "val")
+    }
+    standard = _standardisation(splits["train"])
+    inputs = {name: _Inputs(split, *standard, device) for name, split in splits.items()}
+    features = splits["train"].first.shape[1]
+    probes = FusedProbes(columns, features, targets["train"].shape[1], settings.width, seeds).to(device)
+    optimizer = torch.optim.Adam(probes.parameters(), lr=settings.lr, fused=True)
+    best = _Best(probes)
+    generator = torch.Generator().manual_seed(0)
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
+        for epoch in range(1, settings.epochs + 1):
+            for x, y in _batches(inputs["train"], targets["train"], settings.batch, generator):
+                error = (probes(x) - y).square()
+                # a sum over probes: each one's gradient is that of its own mean squared error
+                error.mean(dim=(1, 2)).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            with torch.no_grad():
+                best.update(epoch, (_predict(probes, inputs["val"]) - targets["val"]).square().mean(dim=(1, 2)))
+        best.restore()
+        with torch.no_grad():
+            predicted = _predict(probes, inputs["test"]).double().cpu().numpy()
+    predicted = predicted * std + mean
+    found = {}
+    for number, name in enumerate(columns):
+        mine = slice(number * len(seeds), (number + 1) * len(seeds))
+        found[name] = ProbeResult(predicted[mine], best.epoch[mine].tolist(), best.error[mine].tolist())
+    return found
+
+
+def fit_linear(splits: Mapping[str, Split], columns: slice) -> _Array:
+    """Test predictions (N, K), in the targets' coding, of ridge regression on standardised representations.
+
+    Args:
+        splits: "train", "val" and "test". The test targets are never read.
+        columns: which columns of a view's representation the probe sees.
+    """
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    inputs = {}
+    for name, split in splits.items():
+        both = split.read(slice(0, len(split.targets)))[:, :, columns]
+        inputs[name] = both.reshape(len(both), -1).astype(np.float64)
+    scaler = StandardScaler().fit(inputs["train"])
+    inputs = {name: scaler.transform(both) for name, both in inputs.items()}
+    fits = [Ridge(alpha=penalty).fit(inputs["train"], splits["train"].targets) for penalty in PENALTIES]
+    errors = [np.square(fit.predict(inputs["val"]) - splits["val"].targets).mean() for fit in fits]
+    best = fits[int(np.argmin(errors))]
+    return np.asarray(best.predict(inputs["test"]), dtype=np.float64).reshape(len(inputs["test"]), -1)
 
 
 class FusedProbes(nn.Module):
@@ -121,63 +194,6 @@ class FusedProbes(nn.Module):
             mine = slice(number * len(self.seeds), (number + 1) * len(self.seeds))
             axes |= {f"first.{number}.0": (1, mine), f"first.{number}.1": (0, mine)}
         return axes
-
-
-def fit_probes(
-    splits: Mapping[str, Split],
-    columns: Mapping[str, slice],
-    settings: Probing,
-    *,
-    seeds: Sequence[int],
-    device: torch.device | str = "cpu",
-    bf16: bool = False,
-) -> dict[str, ProbeResult]:
-    """Train probes on the train split, choose their epochs on val, predict test.
-
-    Args:
-        splits: "train", "val" and "test". The test targets are never read.
-        columns: which columns of a representation each feature set holds.
-        settings: width, epochs, batch and learning rate.
-        seeds: one probe each.
-        bf16: multiply matrices in bfloat16.
-
-    Returns:
-        For each feature set, its probes' predictions.
-    """
-    moments = _moments(splits["train"].targets)
-    targets = {
-        name: torch.from_numpy((splits[name].targets - moments[0]) / moments[1]).float().to(device)
-        for name in ("train", "val")
-    }
-    standard = _standardisation(splits["train"])
-    inputs = {name: _Inputs(split, *standard, device) for name, split in splits.items()}
-    features = splits["train"].first.shape[1]
-    probes = FusedProbes(columns, features, targets["train"].shape[1], settings.width, seeds).to(device)
-    optimizer = torch.optim.Adam(probes.parameters(), lr=settings.lr, fused=True)
-    best = _Best(probes)
-    generator = torch.Generator().manual_seed(0)
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False):
-        for epoch in range(1, settings.epochs + 1):
-            for x, y in _batches(inputs["train"], targets["train"], settings.batch, generator):
-                error = (probes(x) - y).square()
-                # a sum over probes: each one's gradient is that of its own mean squared error
-                error.mean(dim=(1, 2)).sum().backward()
-                optimizer.step()
-                optimizer.zero_grad()
-            with torch.no_grad():
-                best.update(epoch, (_predict(probes, inputs["val"]) - targets["val"]).square().mean(dim=(1, 2)))
-        best.restore()
-        with torch.no_grad():
-            predicted = _predict(probes, inputs["test"]).double().cpu().numpy()
-    predicted = predicted * moments[1] + moments[0]
-    return {
-        name: ProbeResult(
-            predicted[n * len(seeds) : (n + 1) * len(seeds)],
-            best.epoch[n * len(seeds) : (n + 1) * len(seeds)].tolist(),
-            best.error[n * len(seeds) : (n + 1) * len(seeds)].tolist(),
-        )
-        for n, name in enumerate(columns)
-    }
 
 
 class _Best:
@@ -271,38 +287,12 @@ def _standardisation(train: Split) -> tuple[NDArray[np.float32], NDArray[np.floa
     return mean.astype(np.float32), np.maximum(std, STD_FLOOR * size + 1e-12).astype(np.float32)
 
 
-def _moments(targets: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    std = targets.std(axis=0)
-    return targets.mean(axis=0), np.where(std > 0, std, 1.0)
-
-
 def _predict(probes: FusedProbes, inputs: _Inputs) -> Tensor:
     return torch.cat([probes(part) for _, block in inputs.passes() for part in block.split(4096)], dim=1)
 
 
-PENALTIES = tuple(10.0**power for power in range(-2, 6))
-
-
-def fit_linear(splits: Mapping[str, Split], columns: slice) -> NDArray[np.float64]:
-    """Test predictions (N, K) in the targets' coding.
-
-    Args:
-        splits: "train", "val" and "test". The test targets are never read.
-        columns: which columns of a view's representation the probe sees.
-    """
-    scaler = StandardScaler().fit(_inputs(splits["train"], columns))
-    inputs = {name: scaler.transform(_inputs(split, columns)) for name, split in splits.items()}
-    best, lowest = None, np.inf
-    for penalty in PENALTIES:
-        model = Ridge(alpha=penalty).fit(inputs["train"], splits["train"].targets)
-        error = float(np.square(model.predict(inputs["val"]) - splits["val"].targets).mean())
-        if error < lowest:
-            best, lowest = model, error
-    assert best is not None
-    return np.asarray(best.predict(inputs["test"]), dtype=np.float64).reshape(len(inputs["test"]), -1)
-
-
-def _inputs(split: Split, columns: slice) -> NDArray[np.float64]:
-    """Both views side by side, (N, 2 D)."""
-    both = split.read(slice(0, len(split.targets)))[:, :, columns]
-    return both.reshape(len(both), -1).astype(np.float64)
+def _forget(array: _Features) -> None:
+    """Give the pages of a mapped file back, which otherwise count as this process's memory until it ends."""
+    mapped = getattr(array.array if isinstance(array, Gathered) else array, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)  # they are read-only, and stay in the system's cache

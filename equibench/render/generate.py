@@ -134,7 +134,7 @@ def estimate(
     return replace(found, seconds=found.seconds / processes)
 
 
-def ensure_stand_in(
+def ensure_rendered_objects(
     root: Path | str, *, objects: int, views: int, size: int, seed: int = 0, jobs: int | None = None
 ) -> Path:
     """The folder below ``root`` that holds the generated solids with these settings, rendered as far as it is missing.

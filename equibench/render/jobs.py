@@ -25,12 +25,12 @@ from threadpoolctl import threadpool_limits
 
 from equibench.data.solids import CLASS_NAMES
 from equibench.errors import UserError
-from equibench.pairs.manifest import uniforms
 from equibench.render.meshes import OBJECT_DRAWS, Array, Mesh, import_trimesh, list_meshes, read_mesh, solid_object
 from equibench.render.scene import LATENTS, draw_latents, render_view
 from equibench.utils.arrays import read_json
 from equibench.utils.digests import __version__
 from equibench.utils.files import digest_of, write_text
+from equibench.utils.random import uniforms
 
 VERSION = 1  # raised whenever the same settings would give other pictures or lists
 PLAN = "render.json"

@@ -1,7 +1,7 @@
 """A table: its definition (a published CSV), its cells (records), and the files that come out of them.
 
 A definition may begin with lines `# key: text`. Keys: title; data (what its rows are pretrained on, the profile's data
-unless told); known (the share of training images whose θ is known); scale (100 where numbers are percentages); claim
+unless told); known_fraction (of training images whose θ is known); scale (100 where numbers are percentages); claim
 and limit (what it can and cannot show; may be repeated). A column is a task's id, or TASK:METRIC for one of its
 metrics.
 """
@@ -20,17 +20,14 @@ import numpy as np
 import pandas as pd
 
 from equibench.errors import UserError, closest
-from equibench.evaluation.catalogue import CATALOGUE
 from equibench.evaluation.controls import CONTROLS, RIVALS, row_title
-from equibench.evaluation.evaluator import family_of
-from equibench.records import Record
-from equibench.registry import BASELINES, TASKS
-from equibench.task import Task
-
-Interval = tuple[float, float, float]
+from equibench.evaluation.evaluator import MetricInfo, evaluator_of, metric_info
+from equibench.pretrain.method import BASELINES
+from equibench.records import Interval, Record
+from equibench.task import TASKS, Task
 
 PUBLISHED = files("equibench.published")
-KEYS = ("title", "data", "known", "scale", "claim", "limit")
+KEYS = ("title", "data", "known_fraction", "scale", "claim", "limit")
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class TableDefinition:
     Attributes:
         title: the table in a few words.
         data: the data that rows are pretrained on; None for the profile's.
-        known: the share of training images whose θ is known.
+        known_fraction: of the training images, whose θ is known.
         scale: by what scores are multiplied, as the published numbers are: 100 for percentages.
         claims, limits: what the table can and cannot show.
     """
@@ -51,7 +48,7 @@ class TableDefinition:
     published: pd.DataFrame
     title: str = ""
     data: str | None = None
-    known: float = 1.0
+    known_fraction: float = 1.0
     scale: float = 1.0
     claims: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
@@ -59,20 +56,25 @@ class TableDefinition:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: a task's headline metric, or another of its metrics."""
+    """A column: a task's main metric, or another of its metrics, which `further` says."""
 
     name: str
     task: Task
-    metric: str | None
+    metric: str
+    further: bool
+
+    @property
+    def info(self) -> MetricInfo:
+        return evaluator_of(self.task).metrics[self.metric]
 
     @property
     def title(self) -> str:
-        return f"{self.task.title}: {CATALOGUE[self.metric].title}" if self.metric else self.task.title
+        return f"{self.task.title}: {self.info.title}" if self.further else self.task.title
 
     @property
     def score_key(self) -> str:
         """What the score is called in the table's CSV: <task>_<metric>."""
-        return f"{self.task.name}_{self.metric or self.task.headline or family_of(self.task).headline}"
+        return f"{self.task.name}_{self.metric}"
 
 
 def columns_of(names: Sequence[str]) -> list[Column]:
@@ -83,19 +85,21 @@ def columns_of(names: Sequence[str]) -> list[Column]:
     """
     found = []
     for name in names:
-        task, _, metric = name.partition(":")
-        if metric and metric not in CATALOGUE:
+        task_name, _, metric = name.partition(":")
+        task = TASKS.get(task_name)
+        evaluator = evaluator_of(task)
+        if metric and metric not in evaluator.metrics:
             raise UserError(
-                f"the column {name!r} names an unknown metric{closest(metric, CATALOGUE)}",
+                f"the column {name!r} names an unknown metric{closest(metric, evaluator.metrics)}",
                 "`equibench list metrics` shows the known ones",
             )
-        found.append(Column(name, TASKS.get(task), metric or None))
+        found.append(Column(name, task, metric or task.main_metric or evaluator.main_metric, bool(metric)))
     return found
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One score of a table: the task's headline metric, R² in regression, as the mean over pretraining seeds.
+    """One score of a table: the task's main metric, R² in regression, as the mean over pretraining seeds.
 
     Attributes:
         low, high: the bootstrap intervals' ends, averaged over pretraining seeds. The seeds share their test
@@ -116,6 +120,10 @@ class Cell:
     signatures: tuple[str, ...]
     data: str
     beats_controls: bool | None = None
+
+
+Cells = dict[tuple[str, str], Cell]
+"""By row and column."""
 
 
 def table_names() -> list[str]:
@@ -172,7 +180,7 @@ def _front_matter(where: str, text: str) -> dict[str, Any]:
         if len(values) > 1:
             raise UserError(f"{where} gives {key} {len(values)} times", "say it once")
         if values:
-            facts[key] = _number(where, key, values[0]) if key in ("known", "scale") else values[0]
+            facts[key] = _number(where, key, values[0]) if key in ("known_fraction", "scale") else values[0]
     return facts
 
 
@@ -181,8 +189,8 @@ def _number(where: str, key: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 < value <= (1 if key == "known" else float("inf")):
-        raise UserError(f"{where}: {key} is {text!r}", "a positive number, for `known` of at most 1")
+    if not 0 < value <= (1 if key == "known_fraction" else float("inf")):
+        raise UserError(f"{where}: {key} is {text!r}", "a positive number, for `known_fraction` of at most 1")
     return value
 
 
@@ -207,7 +215,7 @@ def cells_of(records: Sequence[Record], features: str = "full", scale: float = 1
     for record in records:
         if record.features != features:
             continue
-        found: dict[str, Interval | None] = {record.task: record.headline_value()}
+        found: dict[str, Interval | None] = {record.task: record.interval()}
         found |= {f"{record.task}:{name}": metric.interval() for name, metric in record.metrics.items()}
         for column, value in found.items():
             if value is not None:
@@ -220,7 +228,7 @@ def _cell(group: Sequence[tuple[Record, Interval]], scale: float) -> Cell:
     found = np.array([value for _, value in group]) * scale
     value, low, high = found.mean(axis=0).tolist()
     records = [record for record, _ in group]
-    pooled = [r.r2_pooled for r in records if r.r2_pooled is not None]
+    pooled = [m.value for r in records if (m := r.metrics.get("r2_pooled")) and m.value is not None]
     return Cell(
         value=value,
         low=low,
@@ -235,9 +243,9 @@ def _cell(group: Sequence[tuple[Record, Interval]], scale: float) -> Cell:
 
 def _judged(key: tuple[str, str], record: Record, cell: Cell, cells: dict[tuple[str, str], Cell]) -> Cell:
     row, column = key
-    metric = column.partition(":")[2] or record.headline
-    better = CATALOGUE[metric].better if metric in CATALOGUE else "higher"
-    needed = [c for c in RIVALS if CONTROLS[c].has_encoder or record.family in CONTROLS[c].families]
+    info = metric_info(column.partition(":")[2] or record.main_metric)
+    better = info.better if info else "higher"
+    needed = [c for c in RIVALS if CONTROLS[c].has_encoder or record.evaluator in CONTROLS[c].evaluators]
     rivals = [cells.get((control, column)) for control in needed]
     if row in CONTROLS or None in rivals or better == "neither":
         return cell
@@ -277,7 +285,7 @@ def table_frame(
                 "" if not cell or cell.beats_controls is None else str(cell.beats_controls).lower()
             )
             line[f"{name}_data"] = cell.data if cell else ""
-            if column.task.family == "regression" and column.metric is None:
+            if column.task.evaluator == "regression" and not column.further:
                 line[f"{name}_pooled"] = _digits(cell.pooled) if cell and cell.pooled is not None else ""
                 for half, cells in halves.items():
                     other = cells.get((row, column.name))

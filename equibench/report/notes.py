@@ -4,50 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from equibench.evaluation.context import Setting
+from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS, row_title
+from equibench.pretrain.method import BASELINES
 from equibench.records import Record
-from equibench.registry import BASELINES
-from equibench.report.definition import Cell
-from equibench.report.table import Cells
+from equibench.report.definition import Cells
 from equibench.task import Task
 from equibench.transforms.transformation import BLUR_RANGE, COLOR_RANGE, CROP_SCALE, MAX_ANGLE, max_shift
 
 
-def header(setting: Setting, tasks: Sequence[Task], seeds: Sequence[int], records: Sequence[Record]) -> list[str]:
+def header(context: Context, tasks: Sequence[Task], seeds: Sequence[int], records: Sequence[Record]) -> list[str]:
     """Lines that say on what, how and with which ranges the table was made."""
-    profile = setting.profile
+    profile = context.profile
     pretraining, encoder = profile.pretraining, profile.encoder
     lines = [
         f"Profile {profile.name}: {profile.title}.",
-        f"Data: {setting.dataset.description}.",
+        f"Data: {context.dataset.description}.",
         f"Encoder: ViT of width {encoder.width}, {encoder.depth} blocks, patch {encoder.patch}, "
         f"{encoder.features} features a token; {pretraining.pairs:,} pretraining pairs a row in batches of "
         f"{pretraining.batch}; decoder of width {profile.decoder.width}, {profile.decoder.depth} blocks; "
         f"λ_recon {pretraining.lambda_recon:g}; pretraining seeds {', '.join(map(str, seeds))}.",
     ]
-    shares = sorted({record.known for record in records if record.known < 1})
+    shares = sorted({record.known_fraction for record in records if record.known_fraction < 1})
     if shares:
         lines.append(
             f"θ is known of {shares[0]:.0%} of the training images; rows that need it are trained on these alone."
         )
-    families = {task.family for task in tasks}
-    if "regression" in families:
-        lines += _regression(setting, [task for task in tasks if task.family == "regression"], records)
-    if "classification" in families:
+    evaluators = {task.evaluator for task in tasks}
+    if "regression" in evaluators:
+        lines += _regression(context, [task for task in tasks if task.evaluator == "regression"], records)
+    if "classification" in evaluators:
         lines.append(
             "Classes: multinomial logistic regression (L-BFGS) on frozen features, the penalty chosen among 45 values "
             "on validation images, fitted again on training and validation images, tested once; ± half the 95 % "
             "bootstrap interval over test images."
-            + (" Images are seen through the disc of pretraining." if setting.spec.radius else "")
+            + (" Images are seen through the disc of pretraining." if context.spec.radius else "")
         )
-    if "segmentation" in families:
+    if "segmentation" in evaluators:
         size = profile.segmentation
         lines.append(
             f"Segmentation: frozen encoder, taps at four depths, {size.iterations:,} iterations of {size.batch} crops "
             f"of {size.crop} px; ± half the 95 % bootstrap interval over validation images."
         )
-    sizes = {f"{r.data}: {' / '.join(f'{n:,}' for n in r.pairs)}" for r in records if r.family not in ("regression",)}
+    sizes = {f"{r.data}: {' / '.join(f'{n:,}' for n in r.pairs)}" for r in records if r.evaluator != "regression"}
     if sizes:
         lines.append(f"Images or pairs for training / validation / test: {'; '.join(sorted(sizes))}.")
     bad = {r.data: r.left_out for r in records if r.left_out}
@@ -55,20 +54,20 @@ def header(setting: Setting, tasks: Sequence[Task], seeds: Sequence[int], record
     return lines
 
 
-def _regression(setting: Setting, tasks: Sequence[Task], records: Sequence[Record]) -> list[str]:
-    profile, probing, radius = setting.profile, setting.probing, setting.spec.radius
-    pairs = next((r.pairs for r in records if r.family == "regression"), list(probing.pairs))
+def _regression(context: Context, tasks: Sequence[Task], records: Sequence[Record]) -> list[str]:
+    profile, probing, radius = context.profile, context.probing, context.spec.radius
+    pairs = next((r.pairs for r in records if r.evaluator == "regression"), list(probing.pairs))
     train, val, test = pairs
     views = f"mirrored fill, disc of radius {radius:g} px" if radius else "black fill, no mask (paper_like)"
     views += f"; ranges: {ranges(tasks, profile.image_size)}"
-    if setting.dataset.has_objects:
+    if context.dataset.has_objects:
         views = "as the data have them, angles in ±90°"
     return [
         f"Probe: 3-layer MLP of width {probing.width}, at most {probing.epochs} epochs, {probing.seeds} seeds; "
         f"{train:,} training, {val:,} validation and {test:,} test pairs.",
         f"Views: {profile.image_size} px, {views}.",
         "R² per dimension on standardised targets, ± half the 95 % bootstrap interval over test "
-        + ("objects." if setting.dataset.has_objects else "images."),
+        + ("objects." if context.dataset.has_objects else "images."),
     ]
 
 
@@ -84,9 +83,6 @@ def ranges(tasks: Sequence[Task], size: int) -> str:
         "flip": "flip or not",
     }
     return ", ".join(dict.fromkeys(text[t.transformation] for t in tasks if t.transformation in text))
-
-
-Cells = dict[tuple[str, str], Cell]
 
 
 def own_column_findings(rows: Sequence[str], tasks: Sequence[Task], cells: Cells) -> list[str]:

@@ -8,14 +8,19 @@ from pathlib import Path
 import pandas as pd
 
 from equibench.errors import UserError
-from equibench.evaluation.catalogue import CATALOGUE
 from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.profiles import get_profile
-from equibench.records import Record, read_records
-from equibench.report.definition import Column, TableDefinition, cells_of, columns_of, load_definition, table_names
-from equibench.report.table import MARK, UNBEATEN, Cells, further_grid, headline_grid, is_generated
-
-RECORDS = "records.jsonl"
+from equibench.records import RECORDS, Record, read_records
+from equibench.report.definition import (
+    Cells,
+    Column,
+    TableDefinition,
+    cells_of,
+    columns_of,
+    load_definition,
+    table_names,
+)
+from equibench.report.table import MARK, UNBEATEN, further_grid, headline_grid, is_rendered
 
 
 def overview(folder: Path, profile: str) -> str:
@@ -33,9 +38,9 @@ def overview(folder: Path, profile: str) -> str:
     lines = [f"# The tables in the profile {profile}", "", f"{_sentence(get_profile(profile).title)}", ""]
     lines += [
         "Published | ours ± half the 95 % bootstrap interval over test images; rows in italics are controls. "
-        f"{MARK} does not beat its controls: {UNBEATEN}. Columns marked *generated* were measured on small pictures "
-        "that equibench renders in the layout of the published data: they show that everything works from the files to "
-        "the table, and their numbers must not be compared with the published ones.",
+        f"{MARK} does not beat its controls: {UNBEATEN}. Columns marked *rendered* were measured on small pictures "
+        "that equibench renders itself: their numbers must not be compared with the published ones. A dash: not "
+        "measured, since the data were not there.",
         "",
     ]
     for name in found:
@@ -46,8 +51,7 @@ def overview(folder: Path, profile: str) -> str:
 def _section(folder: Path, name: str) -> list[str]:
     definition, records = load_definition(name), read_records(folder / name / RECORDS)
     frame = pd.read_csv(folder / name / f"{name}.csv", dtype=str, keep_default_na=False)
-    tasks = {record.task for record in records}
-    columns = [c for c in columns_of(definition.columns) if c.task.name in tasks]
+    columns = columns_of(definition.columns)
     rows = [str(row) for row in frame["baseline"]]
     cells = cells_of(records, scale=definition.scale)
     lines = [f"## [{definition.title or name}]({name}/{name}.md)", ""]
@@ -63,11 +67,11 @@ def _limits(
 ) -> list[str]:
     profile = get_profile(records[0].profile)
     limits = [_sentence(limit) for limit in definition.limits]
-    generated = sorted({cell.data for cell in cells.values() if is_generated(cell.data)})
-    if generated:
-        everything = all(is_generated(cell.data) for cell in cells.values())
+    rendered = sorted({cell.data for cell in cells.values() if is_rendered(cell.data)})
+    if rendered:
+        everything = all(is_rendered(cell.data) for cell in cells.values())
         which = "Every number is" if everything else "Some numbers are"
-        limits.append(f"{which} of generated data ({', '.join(generated)}); the published data were not there.")
+        limits.append(f"{which} of {', '.join(rendered)}, data of our own; the published data were not there.")
     seeds = {record.seeds.pretraining for record in records if record.recipe_sha256}
     pairs = profile.pretraining.pairs
     limits.append(
@@ -85,8 +89,7 @@ def _verdicts(rows: Sequence[str], columns: Sequence[Column], cells: Cells) -> l
         there = {row: cells[row, column.name] for row in methods if (row, column.name) in cells}
         if not there:
             continue
-        lower = column.metric in CATALOGUE and CATALOGUE[column.metric].better == "lower"
-        best = (min if lower else max)(there, key=lambda row: there[row].value)
+        best = (min if column.info.better == "lower" else max)(there, key=lambda row: there[row].value)
         top = there[best]
         tied = [row_title(r) for r, c in there.items() if r != best and c.high >= top.low and c.low <= top.high]
         ahead = [row_title(r) for r, c in there.items() if c.beats_controls]

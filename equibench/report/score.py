@@ -9,50 +9,38 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from equibench.evaluation.catalogue import CATALOGUE
-from equibench.evaluation.context import Setting
+from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS, RIVALS
-from equibench.evaluation.evaluator import FAMILIES
+from equibench.evaluation.evaluator import EVALUATORS
 from equibench.records import Record
-from equibench.registry import TASKS
 from equibench.report.definition import load_certificates
 from equibench.report.table import MARK, plain
+from equibench.task import TASKS
 
 COMPARED = {"random_init": "random init", "pixels": "pixels", "image_statistics": "image stats"}
 SHOWN = 6
-"""Metrics of a family that a table has room for; the records hold all."""
+"""Metrics of an evaluator that a table has room for; the records hold all."""
 
 
 def score_frame(name: str, records: Sequence[Record]) -> pd.DataFrame:
-    """One row per subject, task, feature set and metric.
+    """One line per row, task, feature set and metric.
 
-    Columns: subject, task, family, features, metric, value, low, high, floor (of the constant predictor, or of
+    Columns: row, task, evaluator, features, metric, value, low, high, floor (of the constant predictor, or of
     guessing), fraction (of the way from the floor to the oracle, for r2), signature.
     """
-    oracle = {r.task: r.r2 for r in records if r.baseline == "oracle" and r.features == "full"}
-    lines = []
+    oracle = {r.task: r.metrics["r2"].value for r in records if r.baseline == "oracle" and r.features == "full"}
+    lines: list[list[str | float | None]] = []
     for record in records:
-        for metric, value, low, high, floor in _numbers(record):
-            fraction = fraction_of_the_way(value, floor, oracle.get(record.task)) if metric == "r2" else None
-            lines.append(
-                {
-                    "subject": record.baseline,
-                    "task": record.task,
-                    "family": record.family,
-                    "features": record.features,
-                    "metric": metric,
-                    "value": value,
-                    "low": low,
-                    "high": high,
-                    "floor": floor,
-                    "fraction": fraction,
-                    "signature": record.signature,
-                }
-            )
+        for name, metric in record.metrics.items():
+            if metric.value is None:
+                continue
+            way = fraction_of_the_way(metric.value, metric.floor, oracle.get(record.task)) if name == "r2" else None
+            head = [record.baseline, record.task, record.evaluator, record.features, name]
+            lines.append([*head, metric.value, metric.low, metric.high, metric.floor, way, record.signature])
     columns = [
-        "subject",
+        "row",
         "task",
-        "family",
+        "evaluator",
         "features",
         "metric",
         "value",
@@ -63,16 +51,6 @@ def score_frame(name: str, records: Sequence[Record]) -> pd.DataFrame:
         "signature",
     ]
     return pd.DataFrame(lines, columns=columns).round(6)
-
-
-def _numbers(record: Record) -> list[tuple[str, float, float | None, float | None, float | None]]:
-    found: list[tuple[str, float, float | None, float | None, float | None]] = []
-    if record.r2 is not None:
-        found.append(("r2", record.r2, record.r2_low, record.r2_high, record.r2_floor))
-    if record.r2_pooled is not None:
-        found.append(("r2_pooled", record.r2_pooled, None, None, record.r2_pooled_floor))
-    found += [(n, m.value, m.low, m.high, m.chance) for n, m in record.metrics.items() if m.value is not None]
-    return found
 
 
 def fraction_of_the_way(value: float, floor: float | None, ceiling: float | None) -> float | None:
@@ -87,42 +65,43 @@ Grid = tuple[str, list[str], list[list[str]]]
 
 
 def score_tables(name: str, records: Sequence[Record]) -> list[Grid]:
-    """The tables of a score: regression, layers, and one for each further family."""
+    """The tables of a score: regression, layers, and one for each further evaluator."""
     grids = [_regression(name, records), _as_published(name, records)]
     grids += [*_halves(name, records), *_layers(name, records)]
-    for family in FAMILIES.values():
-        mine = [r for r in records if r.family == family.name and r.features == "full"]
-        if family.name != "regression" and mine:
-            grids.append(_family(family.name, name, mine))
+    for kind in EVALUATORS.names():
+        mine = [r for r in records if r.evaluator == kind and r.features == "full"]
+        if kind != "regression" and mine:
+            grids.append(_further(kind, name, mine))
     return [grid for grid in grids if grid[2]]
 
 
 def _regression(name: str, records: Sequence[Record]) -> Grid:
-    by_row = {(r.baseline, r.task): r for r in records if r.family == "regression" and r.features == "full"}
+    by_row = {(r.baseline, r.task): r for r in records if r.evaluator == "regression" and r.features == "full"}
     controls = {c: title for c, title in COMPARED.items() if any(row == c for row, _ in by_row)}
     rows = []
     for (row, task), record in by_row.items():
-        if row != name or record.r2 is None:
+        found = record.interval()
+        if row != name or found is None:
             continue
-        oracle = by_row.get(("oracle", task))
-        way = fraction_of_the_way(record.r2, record.r2_floor, oracle.r2 if oracle else None)
-        rivals = [by_row[c, task] for c in RIVALS if (c, task) in by_row]
-        behind = bool(rivals) and (record.r2_low or 0) <= max(r.r2_high or 0 for r in rivals)
+        floor, rivals = record.metrics["r2"].floor, [by_row[c, task] for c in RIVALS if (c, task) in by_row]
+        way = fraction_of_the_way(found[0], floor, _r2(by_row.get(("oracle", task))))
+        behind = bool(rivals) and found[1] <= max(r.metrics["r2"].high or 0 for r in rivals)
         cells = [_title(task), _interval(record) + (MARK if behind else ""), "–" if way is None else f"{way:.0%}"]
-        cells += [plain(by_row[c, task].r2 or 0) if (c, task) in by_row else "–" for c in controls]
-        rows.append([*cells, plain(record.r2_floor or 0)])
-    return (
-        "R² of a probe that regresses the transformation",
-        ["", "R²", "to oracle", *controls.values(), "floor"],
-        rows,
-    )
+        cells += [plain(_r2(by_row[c, task]) or 0) if (c, task) in by_row else "–" for c in controls]
+        rows.append([*cells, plain(floor or 0)])
+    head = ["", "R²", "to oracle", *controls.values(), "floor"]
+    return "R² of a probe that regresses the transformation", head, rows
+
+
+def _r2(record: Record | None) -> float | None:
+    return record.metrics["r2"].value if record else None
 
 
 def _as_published(name: str, records: Sequence[Record]) -> Grid:
     rows = [
-        [_title(r.task), plain(r.r2_pooled), plain(r.r2_pooled_floor or 0), _units(r), *_certified(r)]
+        [_title(r.task), plain(pooled.value or 0), plain(pooled.floor or 0), _units(r), *_certified(r)]
         for r in records
-        if r.baseline == name and r.features == "full" and r.r2_pooled is not None
+        if r.baseline == name and r.features == "full" and (pooled := r.metrics.get("r2_pooled"))
     ]
     head = ["", "pooled R²", "its floor", "errors", "CNN, view 2 alone", "CNN, both views"]
     return ("As published, in units, and what a small CNN reads from pixels", head, rows)
@@ -139,11 +118,11 @@ def _certified(record: Record) -> list[str]:
 
 
 def _halves(name: str, records: Sequence[Record]) -> list[Grid]:
-    found = {(r.features, r.task): r for r in records if r.baseline == name and r.family == "regression"}
+    found = {(r.features, r.task): r for r in records if r.baseline == name and r.evaluator == "regression"}
     rows = [
         [_title(task), _interval(found["invariant", task]), _interval(found["equivariant", task])]
         for (features, task), record in found.items()
-        if features == "invariant" and record.r2 is not None
+        if features == "invariant"
     ]
     return [("The halves alone, R²", ["", "invariant", "equivariant"], rows)]
 
@@ -151,8 +130,8 @@ def _halves(name: str, records: Sequence[Record]) -> list[Grid]:
 def _layers(name: str, records: Sequence[Record]) -> list[Grid]:
     """R² over depth."""
     grids = []
-    for subject in (name, "random_init"):
-        mine = [r for r in records if r.baseline == subject and r.family == "regression" and r.r2 is not None]
+    for row in (name, "random_init"):
+        mine = [r for r in records if r.baseline == row and r.evaluator == "regression"]
         layers = list(dict.fromkeys(r.features for r in mine if r.features.startswith("layer:")))
         tasks = list(dict.fromkeys(r.task for r in mine))
         found = {(r.features, r.task): r for r in mine}
@@ -160,63 +139,61 @@ def _layers(name: str, records: Sequence[Record]) -> list[Grid]:
             [layer.removeprefix("layer:"), *(_interval(found[layer, t]) if (layer, t) in found else "–" for t in tasks)]
             for layer in layers
         ]
-        grids.append((f"R² by layer: {subject}", ["layer", *map(_title, tasks)], rows))
+        grids.append((f"R² by layer: {row}", ["layer", *map(_title, tasks)], rows))
     return grids
 
 
-def _family(family: str, name: str, records: Sequence[Record]) -> Grid:
-    shown = [m for m in CATALOGUE if any(m in r.metrics for r in records)][:SHOWN]
+def _further(kind: str, name: str, records: Sequence[Record]) -> Grid:
+    evaluator = EVALUATORS.get(kind)
+    shown = [m for m in evaluator.metrics if any(m in r.metrics for r in records)][:SHOWN]
     arrows = {"higher": " ↑", "lower": " ↓", "neither": ""}
-    head = ["", *(f"{CATALOGUE[m].title}{arrows[CATALOGUE[m].better]}" for m in shown)]
+    head = ["", *(f"{evaluator.metrics[m].title}{arrows[evaluator.metrics[m].better]}" for m in shown)]
     rows = []
     for task in dict.fromkeys(r.task for r in records):
-        for record in (r for r in records if r.task == task):
-            cells = [_cell(record, metric) for metric in shown]
+        mine = [r for r in records if r.task == task]
+        for record in mine:
             title = _title(task) if record.baseline == name else f"  {CONTROLS[record.baseline].title}"
-            rows.append([title, *cells])
-        chances = next((r.metrics for r in records if r.task == task), {})
-        if any(m.chance is not None for m in chances.values()):
-            guesses = [
-                plain(chances[m].chance or 0) if m in chances and chances[m].chance is not None else "–" for m in shown
-            ]
-            rows.append(["  guessing", *guesses])
-    return (FAMILIES[family].title, head, rows)
+            rows.append([title, *(_cell(record, metric) for metric in shown)])
+        floors = {m: metric.floor for m, metric in mine[0].metrics.items() if metric.floor is not None}
+        if floors:
+            rows.append(["  guessing", *(plain(floors[m]) if m in floors else "–" for m in shown)])
+    return evaluator.title, head, rows
 
 
-def score_markdown(name: str, records: Sequence[Record], setting: Setting, notes: Sequence[str]) -> str:
+def score_markdown(name: str, records: Sequence[Record], context: Context, notes: Sequence[str]) -> str:
     """The whole report of a score."""
-    lines = [f"# {name}", "", *(f"- {line}" for line in header(name, records, setting, notes)), ""]
+    lines = [f"# {name}", "", *(f"- {line}" for line in header(name, records, context, notes)), ""]
     for title, head, rows in score_tables(name, records):
         lines += [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
     if any(MARK in cell for _, _, rows in score_tables(name, records) for row in rows for cell in row):
         lines += [f"{MARK} does not beat random init, pixels and image statistics.", ""]
     lines += ["## Signatures", "", "`equibench explain` turns one into the recipe and the command.", ""]
-    lines += [f"- `{r.signature}`" for r in records if r.baseline == name and r.headline_value()]
+    lines += [f"- `{r.signature}`" for r in records if r.baseline == name and r.interval()]
     return "\n".join(lines) + "\n"
 
 
-def header(name: str, records: Sequence[Record], setting: Setting, notes: Sequence[str]) -> list[str]:
+def header(name: str, records: Sequence[Record], context: Context, notes: Sequence[str]) -> list[str]:
     """What a reader must know before the numbers."""
-    probing, radius = setting.probing, setting.spec.radius
+    probing, radius = context.probing, context.spec.radius
     described = next((r.encoder for r in records if r.baseline == name and r.encoder), "")
     views = f"mirrored fill, disc of radius {radius:g} px" if radius else "black fill, no mask (paper_like)"
     train, val, test = probing.pairs
-    again = f" (an image is used up to {setting.repeats} times)" if setting.repeats > 1 else ""
+    again = f" (an image is used up to {context.repeats} times)" if context.repeats > 1 else ""
     return [
         f"Encoder: {described}.",
         *notes,
-        f"Data: {setting.dataset.description}.",
-        f"Views: {setting.size} px, {views}.",
+        f"Data: {context.dataset.description}.",
+        f"Views: {context.size} px, {views}.",
         f"Probe: 3-layer MLP of width {probing.width}, at most {probing.epochs} epochs, {probing.seeds} seeds; "
         f"{train:,} training and {val:,} validation{again} and {test:,} test pairs.",
         "± is half the 95 % bootstrap interval over test images.",
     ]
 
 
-def print_score(name: str, records: Sequence[Record], setting: Setting, notes: Sequence[str], console: Console) -> None:
+def print_score(name: str, records: Sequence[Record], context: Context, notes: Sequence[str], console: Console) -> None:
     """Print a score to the terminal."""
-    for line in header(name, records, setting, notes):
+    for line in header(name, records, context, notes):
         console.print(line, style="dim", highlight=False)
     for title, head, rows in score_tables(name, records):
         table = Table(
@@ -233,11 +210,11 @@ def print_score(name: str, records: Sequence[Record], setting: Setting, notes: S
 
 
 def _cell(record: Record, metric: str) -> str:
-    """A metric's value; the headline with its interval, the others' are in the records."""
+    """A metric's value; the main one with its interval, the others' are in the records."""
     found = record.metrics.get(metric)
     if found is None or found.value is None:
         return "–"
-    return _plus_minus(found.value, found.low, found.high) if metric == record.headline else plain(found.value)
+    return _plus_minus(found.value, found.low, found.high) if metric == record.main_metric else plain(found.value)
 
 
 def _title(task: str) -> str:
@@ -245,7 +222,7 @@ def _title(task: str) -> str:
 
 
 def _interval(record: Record) -> str:
-    found = record.headline_value()
+    found = record.interval()
     return "–" if found is None else _plus_minus(*found)
 
 
@@ -255,12 +232,12 @@ def _plus_minus(value: float, low: float | None, high: float | None) -> str:
 
 
 def _units(record: Record) -> str:
-    texts = []
+    infos, texts = EVALUATORS.get("regression").metrics, []
     for name, metric in record.metrics.items():
-        if metric.value is None:
+        if metric.value is None or name in ("r2", "r2_pooled"):
             continue
         if name.startswith("degrees"):
             texts.append(f"{name.removeprefix('degrees_')} {metric.value:.1f}°")
         else:
-            texts.append(f"{CATALOGUE[name].title if name in CATALOGUE else name} {metric.value:.3f}")
+            texts.append(f"{infos[name].title if name in infos else name} {metric.value:.3f}")
     return ", ".join(texts) or "–"

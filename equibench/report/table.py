@@ -7,14 +7,12 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from equibench.evaluation.context import Setting
+from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.records import Record
-from equibench.report.definition import Cell, Column, TableDefinition, cells_of, published
+from equibench.report.definition import Cell, Cells, Column, TableDefinition, cells_of, published
 from equibench.report.notes import geometry_findings, header, own_column_findings
 from equibench.task import CLEAN_LEAK, Task
-
-Cells = dict[tuple[str, str], Cell]
 
 MARK = "†"
 UNBEATEN = (
@@ -35,22 +33,24 @@ def markdown_table(
     rows: Sequence[str],
     columns: Sequence[Column],
     records: Sequence[Record],
-    setting: Setting,
+    context: Context,
     seeds: Sequence[int],
     certificates: dict[str, dict[str, object]],
+    notes: Sequence[str] = (),
 ) -> str:
     """The whole report of a table."""
     full = cells_of(records, scale=definition.scale)
-    regression = [c for c in columns if c.task.family == "regression" and c.metric is None]
+    regression = [c for c in columns if c.task.evaluator == "regression" and not c.further]
     tasks = list(dict.fromkeys(c.task for c in columns))
     several = any(cell.std_seeds is not None for cell in full.values())
     lines = [f"# {definition.title or definition.name}", ""]
-    lines += [f"- {line}" for line in header(setting, tasks, seeds, records)]
+    lines += [f"- {line}" for line in header(context, tasks, seeds, records)]
     lines += ["", "## Published | ours", ""]
     lines += headline_grid(definition, rows, columns, full)
     lines += further_grid(definition, rows, columns, full)
+    lines += ["", *(f"Not measured, since the data are not there: {note}" for note in notes)] if notes else []
     lines += ["", f"{MARK} does not beat its controls: {UNBEATEN}.", ""]
-    if regression and not setting.dataset.has_objects:
+    if regression and not context.dataset.has_objects:
         lines += _certificate_lines([c.task for c in regression], certificates)
     if several:
         lines += ["", "## Standard deviation over pretraining seeds", ""]
@@ -69,7 +69,7 @@ def markdown_table(
 def headline_grid(
     definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells
 ) -> list[str]:
-    """Published | ours, row by row, of the columns that are published; one on generated data says so in its head."""
+    """Published | ours, row by row, of the columns that are published; one on rendered data says so in its head."""
 
     def text(row: str, column: Column) -> str:
         said = published(definition, row, column.name) or "–"
@@ -100,14 +100,14 @@ def split_columns(definition: TableDefinition, columns: Sequence[Column]) -> tup
 
 
 def column_title(column: Column, cells: Cells) -> str:
-    """The column's name in print, which says where its data are generated."""
-    generated = any(name == column.name and is_generated(cell.data) for (_, name), cell in cells.items())
-    return f"{column.title} (generated)" if generated else column.title
+    """The column's name in print, which says where its data are rendered by equibench."""
+    rendered = any(name == column.name and is_rendered(cell.data) for (_, name), cell in cells.items())
+    return f"{column.title} (rendered)" if rendered else column.title
 
 
-def is_generated(data: str) -> bool:
-    """Whether the name is that of data which take the place of published ones."""
-    return data.endswith("-generated")
+def is_rendered(data: str) -> bool:
+    """Whether the name is that of data which equibench renders itself, in the layout of published ones."""
+    return data.startswith("rendered-")
 
 
 def _findings(rows: Sequence[str], tasks: Sequence[Task], full: Cells) -> list[str]:
@@ -184,7 +184,8 @@ def _grid(
 
 
 def _floors(columns: Sequence[Column], records: Sequence[Record]) -> str:
-    floors = {r.task: r.r2_pooled_floor for r in records if r.r2_pooled_floor is not None}
+    pooled = {r.task: r.metrics.get("r2_pooled") for r in records}
+    floors = {task: metric.floor for task, metric in pooled.items() if metric and metric.floor is not None}
     named = [f"{c.title} {plain(floors[c.task.name])}" for c in columns if c.task.name in floors]
     return "One scalar mean over all dimensions (SIE's formula); a constant predictor scores: " + ", ".join(named) + "."
 
@@ -218,15 +219,15 @@ def print_table(
     rows: Sequence[str],
     columns: Sequence[Column],
     records: Sequence[Record],
-    setting: Setting,
+    context: Context,
     seeds: Sequence[int],
     console: Console,
 ) -> None:
     """Print a table; on a narrow terminal each cell takes two lines or three."""
     cells = cells_of(records, scale=definition.scale)
-    for line in header(setting, [column.task for column in columns], seeds, records):
+    for line in header(context, [column.task for column in columns], seeds, records):
         console.print(line, style="dim", highlight=False)
-    title = f"{definition.title or definition.name}, profile {setting.profile.name}"
+    title = f"{definition.title or definition.name}, profile {context.profile.name}"
     printed, further = split_columns(definition, columns)
     console.print(_table(f"{title}: published | ours", definition, rows, printed, cells, console))
     if further:

@@ -6,21 +6,24 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
+from equibench.config import RunConfig
 from equibench.data.dataset import split_indices
 from equibench.errors import UserError
+from equibench.evaluation.context import Context
 from equibench.evaluation.controls import row_title
-from equibench.evaluation.evaluate import evaluation_digest
-from equibench.records import Record, read_records, write_records
-from equibench.registry import BASELINES, TASKS, load_baseline_file
-from equibench.runner.open import Workplace, open_workplace
-from equibench.runner.plan import Unit, find_subject, plan
-from equibench.runner.table import RESULTS, RUNS, make_order, show_on
-from equibench.runner.workers import carry_out_all
-from equibench.task import Task
+from equibench.pretrain.method import BASELINES
+from equibench.records import RECORDS, Record, write_records
+from equibench.registry import load_file
+from equibench.runner.open import open_context
+from equibench.runner.plan import Place, TableRows, collect, places_of, plan
+from equibench.runner.table import RESULTS
+from equibench.runner.workers import run_jobs
+from equibench.task import TASKS, Task
 from equibench.utils.files import writable_folder, write_atomically, write_text
 
 ROWS = ("vicreg", "sie_all", "sie_rot", "reconstruction")
@@ -38,19 +41,7 @@ class CurveResult:
 
 
 def curve(
-    *,
-    rows: Sequence[str] = ROWS,
-    columns: Sequence[str] = COLUMNS,
-    profile: str = "demo",
-    seeds: Sequence[int] = (0,),
-    baseline_files: Sequence[str | Path] = (),
-    data_root: str | Path | None = None,
-    device: str = "auto",
-    jobs: int | None = 1,
-    runs: str | Path = RUNS,
-    out: str | Path | None = None,
-    plot: bool = True,
-    console: Console | None = None,
+    *, out: str | Path | None = None, plot: bool = True, console: Console | None = None, **options: Any
 ) -> CurveResult:
     """Score rows at the steps that the profile keeps, pretraining those that are missing; write a CSV and a plot.
 
@@ -58,93 +49,65 @@ def curve(
     to zero over the whole run, so a point in between is not what a shorter run would have reached.
 
     Args:
-        rows: baselines.
-        columns: regression tasks.
         out: folder for the results; by default results/<profile>/curve.
         plot: draw curve.png, for which matplotlib must be there.
-        others: those of `api.table`.
+        options: fields of `equibench.config.RunConfig`: rows (baselines), columns (regression tasks), profile, seeds,
+            baseline_files, data_root, device, jobs, runs.
 
     Raises:
         UserError: a name, folder or device is wrong; the profile keeps no encoders, or a run has kept none.
     """
     if plot and importlib.util.find_spec("matplotlib") is None:
         raise UserError("matplotlib is needed to draw", 'pip install "equibench[plot]", or go without: --no-plot')
-    folder = writable_folder(Path(out) if out else RESULTS / profile / "curve")
-    order = make_order(profile, "headline", data_root, device, 1, runs, baseline_files)
-    for file in order.baseline_files:
-        load_baseline_file(file)
-    if not order.profile.snapshots:
-        raise UserError(f"the profile {profile} keeps no encoders on the way", "choose another profile")
-    tasks = [TASKS.get(name) for name in columns]
+    config = RunConfig.of(**{"table": "", **options})
+    profile, rows = config.sizes, config.rows or ROWS
+    folder = writable_folder(Path(out) if out else RESULTS / profile.name / "curve")
+    for file in config.baseline_files:
+        load_file(file, "baseline")
+    if not profile.snapshots:
+        raise UserError(f"the profile {profile.name} keeps no encoders on the way", "choose another profile")
+    tasks = [TASKS.get(name) for name in config.columns or COLUMNS]
     for name in rows:
         BASELINES.get(name)
     for task in tasks:
-        if task.family != "regression":
+        if task.evaluator != "regression":
             raise UserError(f"{task.name} is no regression, so it has no R²", "choose regression tasks")
-    place = open_workplace(order)
-    carry_out_all(plan(rows, (), seeds, place), place, jobs, show_on(place, console))
-    carry_out_all(_units(rows, tasks, seeds, place), place, jobs, show_on(place, console))
-    records = _records(rows, tasks, seeds, place)
-    frame = _frame(records, place)
-    files = [folder / "curve.csv", folder / "records.jsonl"]
+    context = open_context(config)
+    found = TableRows(config, context)
+    run_jobs(plan(places_of(rows, config.seeds), (), found, context), found, config, context, console)
+    points = places_of([UNTRAINED], config.seeds)
+    points += [Place(r, s, step) for r in rows for s in config.seeds for step in (*profile.snapshots, None)]
+    run_jobs(plan(points, tasks, found, context), found, config, context, console)
+    whole = [(place, record) for place, record in collect(points, tasks, found, context) if record.features == "full"]
+    frame, records = _frame(whole, context), [record for _, record in whole]
+    files = [folder / "curve.csv", folder / RECORDS]
     write_text(files[0], frame.to_csv(index=False))
-    write_records(files[1], [record for _, record in records])
+    write_records(files[1], records)
     if plot:
         files.append(folder / "curve.png")
         write_atomically(files[-1], lambda path: _draw(frame, tasks, path))
-    return CurveResult(frame, [record for _, record in records], files)
+    return CurveResult(frame, records, files)
 
 
-def _points(rows: Sequence[str], seeds: Sequence[int], place: Workplace) -> list[tuple[str, int, int | None]]:
-    """(row, seed, step) of all points; the untrained encoder and the finished ones have no step."""
-    steps = (*place.order.profile.snapshots, None)
-    return [(UNTRAINED, seed, None) for seed in seeds] + [(r, s, step) for r in rows for s in seeds for step in steps]
-
-
-def _units(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace) -> list[Unit]:
-    done = {(r.baseline, r.task, r.evaluation_sha256) for r in read_records(place.journal)}
-    units = []
-    for row, seed, step in _points(rows, seeds, place):
-        subject = find_subject(row, seed, place, step)
-        assert subject is not None
-        digests = {task: evaluation_digest(subject, task, place.setting) for task in tasks}
-        missing = tuple(t for t, digest in digests.items() if (subject.name, t.name, digest) not in done)
-        units.append(Unit(row, seed, False, missing, step))
-    return units
-
-
-def _records(
-    rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace
-) -> list[tuple[int, Record]]:
-    """The points' records of the whole representation, with the step of each."""
-    stored = {(r.baseline, r.evaluation_sha256): r for r in read_records(place.journal) if r.features == "full"}
-    found = []
-    for row, seed, step in _points(rows, seeds, place):
-        subject = find_subject(row, seed, place, step)
-        assert subject is not None
-        after = step if step is not None else 0 if row == UNTRAINED else place.order.profile.pretraining.steps
-        for task in tasks:
-            found.append((after, stored[subject.name, evaluation_digest(subject, task, place.setting)]))
-    return found
-
-
-def _frame(records: Sequence[tuple[int, Record]], place: Workplace) -> pd.DataFrame:
-    batch, images = place.order.profile.pretraining.batch, len(split_indices(place.setting.dataset)["train"])
+def _frame(records: Sequence[tuple[Place, Record]], context: Context) -> pd.DataFrame:
+    pretraining, images = context.profile.pretraining, len(split_indices(context.dataset)["train"])
     lines = []
-    for step, record in records:
-        row = record.baseline.partition("@")[0]
+    for place, record in records:
+        step = place.step if place.step is not None else 0 if place.row == UNTRAINED else pretraining.steps
+        r2 = record.metrics["r2"]
         lines.append(
             {
-                "baseline": row,
-                "title": row_title(row),
+                "baseline": place.row,
+                "title": row_title(place.row),
                 "seed": record.seeds.pretraining,
                 "step": step,
-                "pairs": step * batch,
-                "epochs": round(step * batch / images, 3),
+                "pairs": step * pretraining.batch,
+                "epochs": round(step * pretraining.batch / images, 3),
                 "task": record.task,
-                "r2": round(record.r2, 4) if record.r2 is not None else None,
-                "low": round(record.r2_low, 4) if record.r2_low is not None else None,
-                "high": round(record.r2_high, 4) if record.r2_high is not None else None,
+                **{
+                    key: None if value is None else round(value, 4)
+                    for key, value in (("r2", r2.value), ("low", r2.low), ("high", r2.high))
+                },
                 "signature": record.identifier,
             }
         )

@@ -1,8 +1,8 @@
-"""Bring the cells of a table up to date: pretrain what is missing, score what is missing, leave the rest alone.
+"""Rows x tasks -> jobs -> records: what is missing, how long it takes, doing it, and collecting what there is.
 
-The journal of a profile is `runs/<profile>/<data>-<variant>/records.jsonl`, append-only: a unit whose records are
-there under the same digest is done. Whatever kills a run, the next one goes on from the journal and the last
-checkpoint.
+Tables, scores, learning curves and ablations all go through here. The journal `records.jsonl` of the context's folder
+is append-only: a row's score on a task is done if it holds a record with the same digest. Whatever kills a run, the
+next one goes on from the journal and the last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,362 +11,419 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
-from equibench.encoders.vit import ViTEncoder, weights_sha256
-from equibench.evaluation.context import Setting, Subject, vit_identity
+from equibench.config import RunConfig
+from equibench.evaluation.context import Context, Row, vit_identity
 from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.evaluation.evaluate import evaluate, evaluation_digest
-from equibench.evaluation.evaluator import family_of
-from equibench.pairs.manifest import store_pairs
-from equibench.pretrain.batches import open_stream
-from equibench.pretrain.loop import (
-    COLLAPSE_STD,
-    Run,
-    build,
-    build_encoder,
-    encode_pair,
-    finished_run,
-    keep_snapshot,
-    pretrain,
-    read_snapshot,
-    recipe,
-)
-from equibench.probes.mlp import FusedProbes
-from equibench.records import HALVES, Record, append_records, read_records
-from equibench.registry import BASELINES
-from equibench.runner.open import Workplace
+from equibench.evaluation.evaluator import evaluator_of
+from equibench.evaluation.features import outputs_of
+from equibench.pretrain import loop
+from equibench.pretrain.method import BASELINES
+from equibench.records import Record, append_records, read_records
 from equibench.task import Task
-from equibench.transforms.transformation import view_spec
+from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of, read_lines
-from equibench.utils.progress import Progress
+from equibench.utils.progress import Advance, Progress
+
+PIXEL_CONTROL_SECONDS = 5 / 8000
+"""For each pair of a task, where there is no encoder to measure."""
+CLASSIFICATION = (60_000, 3e-4)
+"""Images that a classification is taken to have, and the seconds that 45 fits of ten classes take for each."""
+SEGMENTATION_TIMES = 12
+"""How many forward passes of the bare encoder a training step of the segmentation head takes."""
+PROBE_SECONDS = 1e-4
+"""Of training a pair's probes for one epoch."""
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One piece of work: a row at one pretraining seed, on some tasks.
-
-    Attributes:
-        row: a baseline's or control's id.
-        seed: pretraining seed; None for controls without an encoder.
-        pretrain: whether an encoder has to be trained first.
-        tasks: columns that are not in the journal yet; empty if the unit is done.
-        step: after which the run's encoder is scored; None for a finished run's.
+class Place:
+    """Which encoder: a row's id, its pretraining seed (None for controls without an encoder), and the step of its run
+    after which it is taken (None for the finished one).
     """
 
     row: str
     seed: int | None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work: pretrain a row if need be, and score it on some tasks; done if there is nothing of both."""
+
+    place: Place
     pretrain: bool
     tasks: tuple[Task, ...]
-    step: int | None = None
 
     @property
     def done(self) -> bool:
         return not self.pretrain and not self.tasks
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The units of a table, and seconds for those still to be done."""
+class Rows(Protocol):
+    """Where the rows come from."""
 
-    units: list[Unit]
-    estimates: dict[tuple[str, str], float]
-    total: float
+    def find(self, place: Place) -> Row | None:
+        """The row, or None if it has to be pretrained first."""
 
 
-def plan(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace) -> list[Unit]:
-    """The units that make up rows x tasks x pretraining seeds, done ones included, in the table's order."""
-    journal = {(r.baseline, r.task, r.evaluation_sha256) for r in read_records(place.journal)}
-    units = []
-    for row in rows:
-        has_encoder = row not in CONTROLS or CONTROLS[row].has_encoder
-        for seed in seeds if has_encoder else [None]:
-            subject = find_subject(row, seed, place)
-            missing = tuple(tasks)
-            if subject:
-                suited = [t for t in tasks if subject.suits(t)]
-                missing = tuple(t for t in suited if (row, t.name, _digest(subject, t, place)) not in journal)
-            units.append(Unit(row, seed, subject is None, missing))
-    return units
+class GivenRows:
+    """Rows that are there already, as those of a score."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = {row.name: row for row in rows}
+
+    def find(self, place: Place) -> Row:
+        return self.rows[place.row]
 
 
-def find_subject(row: str, seed: int | None, place: Workplace, step: int | None = None) -> Subject | None:
-    """The row's encoder or control, or None if it has to be pretrained first.
+class TableRows:
+    """Rows of tables: encoders that the suite pretrains, their untrained twin, and controls; none is opened here."""
 
-    Args:
-        step: after which the encoder is taken from the finished run, which is then called ROW@STEP.
+    def __init__(self, config: RunConfig, context: Context) -> None:
+        self.config, self.context = config, context
+        self._found: dict[Place, Row] = {}
 
-    Raises:
-        UserError: the run kept no encoder of that step.
-    """
-    setting = place.setting
-    command = _command(row, seed, place)
-    if row in CONTROLS and not CONTROLS[row].has_encoder:
-        return Subject(row, command=command)
-    assert seed is not None
-    if row in CONTROLS:
-        encoder = build_encoder(setting.profile, setting.variant, seed).eval()
-        return encoder_subject(row, encoder, weights_sha256(encoder), setting, seed=seed, command=command)
-    entry, known = BASELINES.get(row), place.known(row)
-    digest = digest_of(recipe(entry, setting.profile, setting.dataset, setting.variant, seed, known))
-    run = finished_run(setting.profile, place.run_folder(row, seed), setting.variant, seed, digest)
-    if run is None:
-        return None
-    if step is not None:
-        encoder = read_snapshot(run.folder, setting.profile, setting.variant, seed, step, digest)
-        run, row = replace(run, encoder=encoder, encoder_sha256=weights_sha256(encoder)), f"{row}@{step}"
-        command = command.replace(f"table {place.order.table}", "curve")
-    subject = encoder_subject(row, run.encoder, run.encoder_sha256, setting, seed=seed, command=command)
-    half = run.encoder.invariant if entry.splits_features else None
-    return replace(subject, half=half, recipe_sha256=digest, seconds=run.seconds, collapsed=run.collapsed, known=known)
+    def find(self, place: Place) -> Row | None:
+        if place not in self._found:
+            row = self._find(place)
+            if row is None:
+                return None
+            self._found[place] = row
+        return self._found[place]
 
+    def folder(self, place: Place) -> Path:
+        """Where the row's pretraining run is kept."""
+        share = self.known_fraction(place.row)
+        name = place.row if share == 1 else f"{place.row}-known{share:g}"
+        return self.context.work / "pretraining" / name / f"seed{place.seed}"
 
-def encoder_subject(
-    name: str, encoder: ViTEncoder, weights: str, setting: Setting, *, seed: int | None, command: str
-) -> Subject:
-    """An encoder that the suite pretrains, or its untrained twin."""
-    size = setting.profile.encoder
-    return Subject(
-        name,
-        encoder,
-        vit_identity(encoder, weights, setting.profile, setting.spec),
-        weights,
-        seed=seed,
-        description=f"ViT of width {size.width}, {size.depth} blocks, patch {size.patch}, mean of patch tokens",
-        command=command,
-    )
+    def known_fraction(self, row: str) -> float:
+        """Of the training images, whose θ a row can see; all, where it makes no use of θ."""
+        return 1.0 if BASELINES.get(row).use_of_theta == "unused" else self.context.known_fraction
 
+    def recipe_digest(self, place: Place) -> str:
+        context, known = self.context, self.known_fraction(place.row)
+        entry, seed = BASELINES.get(place.row), place.seed or 0
+        return digest_of(loop.recipe(entry, context.profile, context.dataset, context.variant, seed, known))
 
-def _command(row: str, seed: int | None, place: Workplace) -> str:
-    order = place.order
-    parts = [f"equibench table {order.table} --profile {order.profile.name} --rows {row} --columns {{task}}"]
-    parts += [f"--seeds {seed}"] if seed is not None else []
-    parts += [f"--variant {order.variant}"] if order.variant != "headline" else []
-    parts += [f"--baseline {file}" for file in order.baseline_files]
-    return " ".join(parts)
+    def _find(self, place: Place) -> Row | None:
+        row, seed, context, command = place.row, place.seed, self.context, self._command(place)
+        profile, variant = context.profile, context.variant
+        if row in CONTROLS and not CONTROLS[row].has_encoder:
+            return Row(row, command=command)
+        assert seed is not None
+        if row in CONTROLS:
+            weights = context.remembered(
+                ["untrained", str(profile.encoder), profile.image_size, variant, seed, torch.__version__,
+                 code_digest(loop.build_encoder)],
+                lambda: loop.weights_sha256(loop.build_encoder(profile, variant, seed)),
+            )  # fmt: skip
+            return self._row(row, lambda: loop.build_encoder(profile, variant, seed).eval(), weights, seed, command)
+        folder, digest = self.folder(place), self.recipe_digest(place)
+        facts = loop.read_run(folder, digest)
+        if facts is None:
+            return None
+        entry, step = BASELINES.get(row), place.step
+        if step is None:
+            weights, name = facts["encoder_sha256"], row
+        else:
+            weights, name = loop.snapshot_sha256(folder, profile, step, digest), f"{row}@{step}"
 
+        def opened() -> torch.nn.Module:
+            if step is not None:
+                return loop.read_snapshot(folder, profile, variant, seed, step)
+            run = loop.finished_run(profile, folder, variant, seed, digest)
+            assert run is not None
+            return run.encoder
 
-def carry_out(units: Iterable[Unit], place: Workplace, progress: Progress) -> None:
-    """Do the units that are not done one after the other, appending their records to the journal as they come."""
-    for unit in units:
-        if not unit.done:
-            do_unit(unit, place, progress, lambda records: append_records(place.journal, records))
-
-
-def do_unit(unit: Unit, place: Workplace, progress: Progress, keep: Callable[[list[Record]], None]) -> None:
-    """Pretrain the unit's row if need be, and score it.
-
-    Args:
-        keep: what becomes of the records of each task, as soon as they are there.
-    """
-    if unit.pretrain:
-        pretrain_row(unit.row, unit.seed or 0, place, progress)
-    subject = find_subject(unit.row, unit.seed, place, unit.step)
-    assert subject is not None
-    if unit.tasks and place.fabric.is_global_zero:
-        after = "" if unit.step is None else f" after {unit.step:,} steps"
-        with progress.unit(f"score {row_title(unit.row)}{after}", ("score", unit.row)) as advance:
-            for number, task in enumerate(unit.tasks):
-                advance(number / len(unit.tasks), task.title)
-
-                def report(fraction: float, note: str, number: int = number) -> None:
-                    advance((number + fraction) / len(unit.tasks), note)
-
-                if task.transformation:
-                    store_pairs(place.setting.pairs(task), task.name, place.setting.work / "pairs")
-                keep(evaluate(subject, task, replace(place.setting, on_progress=report)))
-    place.fabric.barrier()
-
-
-def pretrain_row(row: str, seed: int, place: Workplace, progress: Progress) -> Run:
-    """Pretrain one row at one seed, with progress and a warning as soon as its features collapse."""
-    setting, entry, folder = place.setting, BASELINES.get(row), place.run_folder(row, seed)
-    warned = False
-    with progress.unit(f"pretrain {entry.title}, seed {seed}", ("pretrain", row)) as advance:
-
-        def report(step: int, steps: int, scalars: dict[str, float]) -> None:
-            nonlocal warned
-            advance(step / steps, f"loss {scalars['loss']:.3f}")
-            keep_snapshot(folder, setting.profile, step)
-            if scalars["feature_std"] < COLLAPSE_STD and not warned:
-                warned = True
-                progress.warn(
-                    f"{entry.title}, seed {seed}: the features hardly vary over images at step {step} of {steps} "
-                    f"(collapse); see {folder / 'log.jsonl'}"
-                )
-
-        return pretrain(
-            entry,
-            setting.profile,
-            setting.dataset,
-            folder,
-            variant=setting.variant,
-            seed=seed,
-            known=place.known(row),
-            fabric=place.fabric,
-            report=report,
+        return replace(
+            self._row(name, opened, weights, seed, command),
+            half=profile.encoder.half if entry.splits_features else None,
+            recipe_sha256=digest,
+            seconds=facts["seconds"],
+            collapsed=facts["collapsed"],
+            known_fraction=self.known_fraction(row),
         )
 
+    def _row(self, name: str, open: Callable[[], torch.nn.Module], weights: str, seed: int, command: str) -> Row:
+        profile, size = self.context.profile, self.context.profile.encoder
+        return Row(
+            name,
+            open,
+            vit_identity(weights, profile, self.context.spec),
+            weights,
+            seed=seed,
+            description=f"ViT of width {size.width}, {size.depth} blocks, patch {size.patch}, mean of patch tokens",
+            command=command,
+        )
 
-def current_records(rows: Sequence[str], tasks: Sequence[Task], seeds: Sequence[int], place: Workplace) -> list[Record]:
-    """The journal's records of these cells, as the code and the settings stand now, in the table's order."""
-    stored: dict[tuple[str, str, str, str], Record] = {}
-    for record in read_records(place.journal):
-        stored.setdefault((record.evaluation_sha256, record.task, record.features, record.baseline), record)
+    def _command(self, place: Place) -> str:
+        config = self.config
+        command = "curve" if place.step is not None else f"table {config.table}"
+        parts = [f"equibench {command} --profile {config.sizes.name} --rows {place.row} --columns {{task}}"]
+        parts += [f"--seeds {place.seed}"] if place.seed is not None else []
+        return " ".join([*parts, *config.flags(["variant", "baseline_files"])])
+
+
+def places_of(rows: Sequence[str], seeds: Sequence[int]) -> list[Place]:
+    """Every row at every pretraining seed; controls without an encoder once."""
+    pairs = [(row, seed) for row in rows for seed in (seeds if _has_encoder(row) else [None])]
+    return [Place(row, seed) for row, seed in pairs]
+
+
+def _has_encoder(row: str) -> bool:
+    return row not in CONTROLS or CONTROLS[row].has_encoder
+
+
+# What is missing, and what is there
+
+
+def plan(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Context) -> list[Job]:
+    """The jobs that make up places x tasks, done ones included, in the places' order."""
+    done = {(line["baseline"], line["task"], line["evaluation_sha256"]) for line in read_lines(context.journal)}
+    begun = {key[:2] for key in done}
+    jobs = []
+    for place in places:
+        row = rows.find(place)
+        missing = list(tasks)
+        if row is not None:
+            missing = [task for task in tasks if row.suits(task)]
+            there = [task for task in missing if (row.name, task.name) in begun]  # of no other is a digest needed
+            ready = [task for task in there if (row.name, task.name, _digest(row, task, context)) in done]
+            missing = [task for task in missing if task not in ready]
+        jobs.append(Job(place, row is None, tuple(missing)))
+    return jobs
+
+
+def by_task(jobs: Sequence[Job], tasks: Sequence[Task]) -> list[Job]:
+    """The same work, one task after the other, so that a task's views can go as soon as it is done."""
+    return [replace(job, tasks=(task,)) for task in tasks for job in jobs if task in job.tasks]
+
+
+def collect(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Context) -> list[tuple[Place, Record]]:
+    """The journal's records of these places and tasks, as the code and the settings stand now, in their order."""
+    stored: dict[tuple[str, str, str], dict[str, Record]] = {}
+    for record in read_records(context.journal):
+        key = (record.baseline, record.task, record.evaluation_sha256)
+        stored.setdefault(key, {}).setdefault(record.features, record)
     found = []
-    for row in rows:
-        has_encoder = row not in CONTROLS or CONTROLS[row].has_encoder
-        for seed in seeds if has_encoder else [None]:
-            subject = find_subject(row, seed, place)
-            if subject is None:
-                continue
-            for task in filter(subject.suits, tasks):
-                digest = _digest(subject, task, place)
-                for features in HALVES:
-                    if (key := (digest, task.name, features, row)) in stored:
-                        found.append(stored[key])
+    for place in places:
+        row = rows.find(place)
+        for task in tasks if row is not None else ():
+            if row is not None and row.suits(task):
+                key = (row.name, task.name, _digest(row, task, context) if stored else "")
+                found += [(place, record) for record in stored.get(key, {}).values()]
     return found
 
 
-def final_log_lines(rows: Sequence[str], seeds: Sequence[int], place: Workplace) -> list[dict[str, Any]]:
-    """The last line of each finished run's log: its losses and held-out diagnostics when training ended."""
-    lines = []
-    for row in rows:
-        for seed in seeds if row not in CONTROLS else ():
-            if find_subject(row, seed, place):
-                last = read_lines(place.run_folder(row, seed) / "log.jsonl")[-1]
-                last.pop("pairs_per_second")  # the one value that another run would not repeat
-                lines.append({"baseline": row, "seed": seed, **last})
-    return lines
+def _digest(row: Row, task: Task, context: Context) -> str:
+    shared, key = context._shared, ("digest", row.name, row.seed, row.encoder_sha256, row.layers, task)
+    if row.identity is not None and "call" in row.identity:
+        return evaluation_digest(row, task, context)
+    if key not in shared:
+        shared[key] = evaluation_digest(row, task, context)
+    return str(shared[key])
 
 
-def _digest(subject: Subject, task: Task, place: Workplace) -> str:
-    return evaluation_digest(subject, task, place.setting)
+# How long it takes
 
 
-PIXEL_CONTROL_SECONDS = 5 / 8000
-"""For each pair of a task, where there is no encoder to measure."""
-CLASSIFIER_SECONDS = 3e-4
-"""For each image of a classification: 45 fits of ten classes on 512 features."""
-SEGMENTATION_TIMES = 12
-"""How many forward passes of the bare encoder a training step of the segmentation head takes."""
-
-
-def estimate_seconds(
-    units: Sequence[Unit], records: Sequence[Record], setting: Setting
-) -> dict[tuple[str, str], float]:
-    """Seconds of each kind of unit still to be done, by ("pretrain" or "score", row)."""
-    past = {r.baseline: r.pretraining_seconds for r in records if r.pretraining_seconds}
+def estimate(jobs: Sequence[Job], rows: Rows, context: Context) -> list[float]:
+    """Seconds of each job: what the same took before, else from a short measurement of this machine."""
+    past: dict[str, float] = {}
     scored: dict[str, list[float]] = {}
-    for record in records:
-        if record.encoder_sha256 and record.features == "full":
-            scored.setdefault(record.task, []).append(record.seconds)
-    speed = _Speed(setting)
-    estimates: dict[tuple[str, str], float] = {}
-    for unit in units:
-        if unit.pretrain and ("pretrain", unit.row) not in estimates:
-            estimates["pretrain", unit.row] = past.get(unit.row) or _time_pretraining(unit.row, setting)
-        if unit.tasks:
-            seconds = 0.0
-            for task in unit.tasks:
-                if unit.row in CONTROLS and not CONTROLS[unit.row].has_encoder:
-                    seconds += PIXEL_CONTROL_SECONDS * sum(setting.profile.probing.pairs)
-                elif task.name in scored:
-                    seconds += statistics.median(scored[task.name])
-                else:
-                    seconds += speed.seconds(task)
-            estimates["score", unit.row] = seconds
-    return estimates
+    for line in read_lines(context.journal):
+        if line.get("pretraining_seconds"):
+            past[line["baseline"]] = line["pretraining_seconds"]
+        if line.get("encoder_sha256") and line["features"] == "full":
+            scored.setdefault(line["task"], []).append(line["seconds"])
+    methods: dict[type, float] = {}
+    image: list[float] = []
+
+    def image_seconds(row: Row | None) -> float:
+        if not image:
+            image.append(time_image(row, context))
+        return image[0]
+
+    found = []
+    for job in jobs:
+        seconds = 0.0
+        if job.pretrain:
+            method = BASELINES.get(job.place.row).method
+            if job.place.row not in past and method not in methods:
+                methods[method] = _time_pretraining(job.place.row, context)
+            seconds += past.get(job.place.row) or methods[method]
+        row = None if job.pretrain else rows.find(job.place)
+        for task in job.tasks:
+            if row is not None and not row.has_encoder:
+                seconds += PIXEL_CONTROL_SECONDS * sum(context.probing.pairs)
+            elif task.name in scored:
+                seconds += statistics.median(scored[task.name])
+            else:
+                seconds += _task_seconds(task, context, image_seconds(row))
+        found.append(seconds)
+    return found
 
 
-class _Speed:
-    """Seconds of tasks that were never scored here, from one measured forward pass and probe step."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-
-    @cached_property
-    def image(self) -> float:
-        return _time_image(self.setting)
-
-    @cached_property
-    def regression(self) -> float:
-        # one task encodes its second views, and a share of the first ones
-        return self.image * sum(self.setting.probing.pairs) * 1.2 + _time_probe(self.setting)
-
-    def seconds(self, task: Task) -> float:
-        if task.family == "segmentation":
-            size = self.setting.profile.segmentation
-            images = size.iterations * size.batch * (size.crop / self.setting.size) ** 2
-            return SEGMENTATION_TIMES * images * self.image
-        if task.family == "classification":
-            images = sum(family_of(task).manifests(task, self.setting)[0])
-            return images * (self.image + CLASSIFIER_SECONDS)
-        return self.regression
+def _task_seconds(task: Task, context: Context, image: float) -> float:
+    """Seconds of a task that was never scored here."""
+    if task.evaluator == "segmentation":
+        size = context.profile.segmentation
+        images = size.iterations * size.batch * (size.crop / context.size) ** 2
+        return SEGMENTATION_TIMES * images * image
+    if task.evaluator == "classification":
+        images, seconds = CLASSIFICATION
+        return images * (image + seconds)
+    # one task encodes its second views, and a share of the first ones
+    pairs = context.probing.pairs
+    return image * sum(pairs) * 1.2 + PROBE_SECONDS * context.probing.epochs * pairs[0]
 
 
-def total_seconds(units: Sequence[Unit], estimates: dict[tuple[str, str], float]) -> float:
-    """Sum over the units that are not done."""
-    return sum(
-        (estimates["pretrain", u.row] if u.pretrain else 0.0) + (estimates["score", u.row] if u.tasks else 0.0)
-        for u in units
-    )
+def time_image(row: Row | None, context: Context) -> float:
+    """Seconds of a forward pass per image, after one to warm up."""
+    profile = context.profile
+    encoder = row.encoder if row else loop.build_encoder(profile, context.variant, 0)
+    batch = row.batch if row and row.batch else min(profile.encode_batch, 128)
+    images = torch.rand(batch, 3, context.size, context.size, device=context.device)
+    layers = row.layers if row else ("default",)
+    encoder.to(context.device).eval()
+
+    def forward() -> None:
+        with torch.inference_mode(), torch.autocast(context.device.type, torch.bfloat16, enabled=context.bf16):
+            outputs_of(encoder, images, layers)
+
+    return _seconds(forward) / batch
 
 
-def _time_pretraining(row: str, setting: Setting) -> float:
-    """Time two steps on a small batch and scale by the pairs of a run."""
-    profile = setting.profile
-    batch = min(profile.pretraining.batch, 64)
-    classes = len(setting.dataset.class_names)
-    module = build(BASELINES.get(row), profile, setting.variant, 0, classes).to(setting.device)
-    spec = view_spec(setting.variant, profile.image_size)
-    stream = open_stream(setting.dataset, "train", module.method, spec, 0)
+def _time_pretraining(row: str, context: Context) -> float:
+    """Time a step on a small batch and scale by the pairs of a run."""
+    from equibench.pretrain.batches import open_stream
+
+    profile = context.profile
+    batch = min(profile.pretraining.batch, 32)
+    module = loop.build(BASELINES.get(row), profile, context.variant, 0, len(context.dataset.class_names))
+    module.to(context.device)
+    stream = open_stream(context.dataset, "train", module.method, context.spec, 0)
 
     def step() -> None:
         views = stream.batch(0, batch, module.encoder)
-        with torch.autocast(setting.device.type, dtype=torch.bfloat16, enabled=setting.bf16):
-            loss = module.method.loss(views, encode_pair(module.encoder, views))["loss"]
+        with torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=context.bf16):
+            loss = module.method.loss(views, loop.encode_pair(module.encoder, views))["loss"]
         loss.backward()  # type: ignore[no-untyped-call]
 
     return _seconds(step) / batch * profile.pretraining.pairs
 
 
-def _time_image(setting: Setting) -> float:
-    """Seconds of a forward pass per image."""
-    profile = setting.profile
-    encoder = ViTEncoder(profile.encoder, profile.image_size, setting.spec).eval().to(setting.device)
-    images = torch.rand(min(profile.encode_batch, 128), 3, profile.image_size, profile.image_size)
-
-    def forward() -> None:
-        with torch.no_grad(), torch.autocast(setting.device.type, dtype=torch.bfloat16, enabled=setting.bf16):
-            encoder.represent(images.to(setting.device))
-
-    return _seconds(forward) / len(images)
-
-
-def _time_probe(setting: Setting) -> float:
-    """Seconds of training a task's probes."""
-    encoder, probing = setting.profile.encoder, setting.profile.probing
-    columns = {"full": slice(None), "invariant": slice(0, encoder.half), "equivariant": slice(encoder.half, None)}
-    probes = FusedProbes(columns, encoder.features, 2, probing.width, setting.probe_seeds)
-    inputs = torch.randn(probing.batch, 2, encoder.features)
-
-    def probe_step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.bf16):
-            probes(inputs).square().mean().backward()
-
-    steps = probing.epochs * probing.pairs[0] / probing.batch
-    return _seconds(probe_step) * steps * 1.5
-
-
-def _seconds(work: object) -> float:
+def _seconds(work: Callable[[], None]) -> float:
     """Seconds of one call after a warm-up call."""
-    assert callable(work)
     work()
     started = time.perf_counter()
-    for _ in range(2):
-        work()
-    return (time.perf_counter() - started) / 2
+    work()
+    return time.perf_counter() - started
+
+
+# Doing it
+
+
+def do_job(
+    job: Job, rows: Rows, context: Context, progress: Progress, keep: Callable[[list[Record]], None], number: int = 0
+) -> None:
+    """Pretrain the job's row if need be, and score it.
+
+    Args:
+        keep: what becomes of the records of each task, as soon as they are there.
+        number: of the job, for the progress.
+    """
+    if job.pretrain:
+        assert isinstance(rows, TableRows)
+        pretrain_row(job.place, rows, context, progress, number)
+    row = rows.find(job.place)
+    assert row is not None
+    if job.tasks and context.is_first:
+        title = row_title(job.place.row) + (f" after {job.place.step:,} steps" if job.place.step else "")
+        title += f", {job.tasks[0].name}" if len(job.tasks) == 1 else ""
+        with progress.unit(f"score {title}", number) as advance:
+            for count, task in enumerate(job.tasks):
+                watched = _watched(task, row, context, _part(advance, count, len(job.tasks)))
+                keep(evaluate(row, task, watched))
+    context.barrier()
+
+
+def _part(advance: Advance, number: int, count: int) -> Advance:
+    """Progress of one of so many parts."""
+    return lambda fraction, note: advance((number + fraction) / count, note)
+
+
+def _watched(task: Task, row: Row, context: Context, advance: Callable[[float, str], None]) -> Context:
+    """The context that reports how far a task has come: by the images encoded, or as its evaluator says."""
+    advance(0.0, task.title)
+    if not row.has_encoder:
+        return context
+    views, encoded = max(1, 2 * sum(context.probing.pairs)), 0
+
+    def count(images: int) -> None:
+        nonlocal encoded
+        encoded += images
+        advance(min(0.99, encoded / views), f"{encoded:,} views encoded")
+
+    return replace(context, on_progress=advance, on_images=count)
+
+
+def pretrain_row(place: Place, rows: TableRows, context: Context, progress: Progress, number: int = 0) -> loop.Run:
+    """Pretrain one row at one seed, with progress and a warning as soon as its features collapse."""
+    entry, folder = BASELINES.get(place.row), rows.folder(place)
+    warned = False
+    with progress.unit(f"pretrain {entry.title}, seed {place.seed}", number) as advance:
+
+        def report(step: int, steps: int, scalars: dict[str, float]) -> None:
+            nonlocal warned
+            advance(step / steps, f"loss {scalars['loss']:.3f}")
+            loop.keep_snapshot(folder, context.profile, step)
+            if scalars["feature_std"] < loop.COLLAPSE_STD and not warned:
+                warned = True
+                progress.warn(
+                    f"{entry.title}, seed {place.seed}: the features hardly vary over images at step {step} of "
+                    f"{steps} (collapse); see {folder / 'log.jsonl'}"
+                )
+
+        return loop.pretrain(
+            entry,
+            context.profile,
+            context.dataset,
+            folder,
+            variant=context.variant,
+            seed=place.seed or 0,
+            known_fraction=rows.known_fraction(place.row),
+            fabric=context.fabric,
+            report=report,
+        )
+
+
+def carry_out(jobs: Sequence[Job], rows: Rows, context: Context, progress: Progress) -> None:
+    """Do the jobs one after the other, appending their records to the journal as they come.
+
+    Large views, of which a task has hundreds of megabytes, go when no later job needs them; their features are kept.
+    """
+    for number, job in enumerate(jobs):
+        do_job(job, rows, context, progress, lambda records: append_records(context.journal, records), number)
+        later = {task for other in jobs[number + 1 :] for task in other.tasks}
+        for task in job.tasks if context.size > 64 else ():
+            if task not in later:
+                for pairs in evaluator_of(task).pairs(task, context):
+                    context.views.discard(pairs)
+
+
+def final_log_lines(places: Sequence[Place], rows: TableRows) -> list[dict[str, Any]]:
+    """The last line of each finished run's log: its losses and held-out diagnostics when training ended."""
+    lines = []
+    for place in places:
+        if place.row not in CONTROLS and rows.find(place):
+            last = read_lines(rows.folder(place) / "log.jsonl")[-1]
+            last.pop("pairs_per_second")  # the one value that another run would not repeat
+            lines.append({"baseline": place.row, "seed": place.seed, **last})
+    return lines

@@ -1,22 +1,25 @@
-"""The suite as functions: what the command line does, in Python."""
+"""Tables, and the runs behind them: bring every cell up to date, and write the table."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
-from equibench.data.load import root_of_cifar10
+from equibench.config import RunConfig
 from equibench.errors import UserError, closest
+from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS
+from equibench.evaluation.evaluator import evaluator_of
 from equibench.pretrain.loop import Run
-from equibench.profiles import get_profile
-from equibench.records import Record, read_records, write_records
-from equibench.registry import BASELINES, load_baseline_file
+from equibench.pretrain.method import BASELINES
+from equibench.records import RECORDS, Record, write_records
+from equibench.registry import load_file
 from equibench.report.definition import (
     Column,
     TableDefinition,
@@ -25,27 +28,36 @@ from equibench.report.definition import (
     load_definition,
     table_frame,
 )
-from equibench.report.notes import overview
+from equibench.report.overview import overview
 from equibench.report.table import markdown_table
-from equibench.runner.open import Order, Workplace, one_thread, open_workplace
+from equibench.runner.open import one_thread, open_context
 from equibench.runner.plan import (
-    Plan,
-    Unit,
-    current_records,
-    estimate_seconds,
+    Job,
+    Place,
+    TableRows,
+    collect,
+    estimate,
     final_log_lines,
-    find_subject,
+    places_of,
     plan,
     pretrain_row,
-    total_seconds,
 )
-from equibench.runner.workers import carry_out_all, default_jobs
+from equibench.runner.workers import default_jobs, run_jobs
 from equibench.task import Task
 from equibench.utils.files import writable_folder, write_text
 from equibench.utils.progress import Progress
 
-RUNS = Path("runs")
 RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a table, with seconds for each still to be done, and for all of them side by side."""
+
+    jobs: list[Job]
+    seconds: list[float]
+    total: float
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -53,215 +65,139 @@ class TableResult:
     """A table as far as it has been computed.
 
     Attributes:
-        frame: one row per baseline or control; see `tables.table_frame` for its columns.
+        frame: one row per baseline or control; see `report.definition.table_frame` for its columns.
         records: what stands behind it.
+        notes: columns whose data are not there, and where they were looked for.
         files: what was written.
     """
 
     definition: TableDefinition
     rows: list[str]
     columns: list[Column]
-    seeds: list[int]
-    place: Workplace
+    config: RunConfig
+    context: Context
     frame: pd.DataFrame
     records: list[Record]
+    notes: list[str]
     files: list[Path]
 
 
 @dataclass(frozen=True)
-class _Request:
-    """A table request with its names resolved."""
+class _Asked:
+    """A table with its names resolved."""
 
     definition: TableDefinition
     rows: list[str]
     columns: list[Column]
-    seeds: list[int]
-    place: Workplace
-    complete: bool
+    tasks: list[Task]  # of the columns whose data are there
+    notes: list[str]
+    config: RunConfig
+    context: Context
+    found: TableRows
 
     @property
-    def tasks(self) -> list[Task]:
-        """The columns' tasks, each once."""
-        return list(dict.fromkeys(column.task for column in self.columns))
+    def places(self) -> list[Place]:
+        return places_of(self.rows, self.config.seeds)
+
+    @property
+    def complete(self) -> bool:
+        return self.config.rows is None and self.config.columns is None
 
 
 def table(
-    name: str = "table2",
-    *,
-    profile: str = "demo",
-    rows: Sequence[str] | None = None,
-    columns: Sequence[str] | None = None,
-    seeds: Sequence[int] = (0,),
-    baseline_files: Sequence[str | Path] = (),
-    variant: str = "headline",
-    data_root: str | Path | None = None,
-    device: str = "auto",
-    devices: int = 1,
-    jobs: int | None = 1,
-    runs: str | Path = RUNS,
-    skip_bad: bool = False,
-    out: str | Path | None = None,
-    console: Console | None = None,
+    name: str | Path = "table2", *, out: str | Path | None = None, console: Console | None = None, **options: Any
 ) -> TableResult:
     """Bring a table up to date and write it; what is done already is not done again.
 
+        equibench.table("table2", profile="tiny", rows=["vicreg"], seeds=[0, 1])
+
     Args:
         name: a table's name, or a CSV that defines one.
-        profile: how large; see `list_names("profiles")`.
-        rows, columns: narrow the table to these baselines or controls, and tasks.
-        seeds: pretraining seeds.
-        baseline_files: Python files that register more baselines, each a further row.
-        variant: "headline" or "paper_like" views.
-        data_root: folder that holds the data; else $EQUIBENCH_DATA, the user's cache, a download.
-        device, devices: "auto", "cpu" or "cuda", and how many (under torchrun, per node).
-        jobs: units worked on side by side, one thread each; None for as many as cores, or one on a GPU. More than
-            one starts processes, for which a script needs the usual `if __name__ == "__main__":`.
-        runs: folder for work in progress.
-        skip_bad: leave out images that cannot be read, views without latents, annotations that do not fit; each record
-            counts them.
         out: folder for the results; by default results/<profile>/<name>, with -paper_like for that variant, and below
             it partial where rows or columns are narrowed.
         console: where progress is shown.
+        options: fields of `equibench.config.RunConfig`: profile, rows, columns, seeds, baseline_files, variant,
+            data_root, device, devices, jobs, runs, skip_bad. More than one job starts processes, for which a script
+            needs the usual `if __name__ == "__main__":`.
 
     Raises:
         UserError: a name, file, folder or device is wrong.
     """
-    order = make_order(profile, variant, data_root, device, devices, runs, baseline_files, skip_bad)
-    request = _resolve(name, order, rows, columns, seeds)
-    folder = Path(out) if out else _results_folder(request)
-    writable_folder(folder)
-    place = request.place
-    units = plan(request.rows, request.tasks, request.seeds, place)
-    carry_out_all(units, place, jobs, show_on(place, console))
-    place.fabric.barrier()
-    result = _write(request, folder)
-    if place.fabric.is_global_zero and out is None and request.complete and variant == "headline":
+    asked = _resolve(name, RunConfig.of(**options))
+    folder = writable_folder(Path(out) if out else _results_folder(asked))
+    context = asked.context
+    jobs = plan(asked.places, asked.tasks, asked.found, context)
+    run_jobs(jobs, asked.found, asked.config, context, console)
+    context.barrier()
+    result = _write(asked, folder)
+    if context.is_first and out is None and asked.complete and asked.config.variant == "headline":
         page = folder.parent / "README.md"
-        write_text(page, overview(folder.parent, profile))
+        write_text(page, overview(folder.parent, context.profile.name))
         result.files.append(page)
     return result
 
 
-def _results_folder(request: _Request) -> Path:
-    """Apart from the complete headline table, every kind has a folder of its own, so that none replaces another."""
-    order = request.place.order
-    name = request.definition.name + (f"-{order.variant}" if order.variant != "headline" else "")
-    folder = RESULTS / order.profile.name / name
-    return folder if request.complete else folder / "partial"
+def plan_table(name: str | Path = "table2", **options: Any) -> Plan:
+    """What `table` would do with the same options, with an estimate of the seconds; nothing is run or written."""
+    asked = _resolve(name, RunConfig.of(**options))
+    jobs = plan(asked.places, asked.tasks, asked.found, asked.context)
+    with one_thread(asked.context):
+        seconds = estimate(jobs, asked.found, asked.context)
+    side_by_side = asked.config.jobs or default_jobs(asked.context)
+    return Plan(jobs, seconds, sum(seconds) / side_by_side, asked.notes)
 
 
-def plan_table(
-    name: str = "table2",
-    *,
-    profile: str = "demo",
-    rows: Sequence[str] | None = None,
-    columns: Sequence[str] | None = None,
-    seeds: Sequence[int] = (0,),
-    baseline_files: Sequence[str | Path] = (),
-    variant: str = "headline",
-    data_root: str | Path | None = None,
-    device: str = "auto",
-    jobs: int | None = 1,
-    runs: str | Path = RUNS,
-    skip_bad: bool = False,
-) -> Plan:
-    """What `table` would do with the same arguments, with an estimate of the seconds; nothing is run or written."""
-    order = make_order(profile, variant, data_root, device, 1, runs, baseline_files, skip_bad)
-    request = _resolve(name, order, rows, columns, seeds)
-    units = plan(request.rows, request.tasks, request.seeds, request.place)
-    jobs = jobs or default_jobs(request.place)
-    with one_thread(request.place):
-        estimates = estimate_seconds(units, read_records(request.place.journal), request.place.setting)
-    return Plan(units, estimates, total_seconds(units, estimates) / jobs)
-
-
-def pretrain(
-    baseline: str,
-    *,
-    profile: str = "demo",
-    seed: int = 0,
-    baseline_files: Sequence[str | Path] = (),
-    variant: str = "headline",
-    data_root: str | Path | None = None,
-    device: str = "auto",
-    devices: int = 1,
-    runs: str | Path = RUNS,
-    console: Console | None = None,
-) -> Run:
+def pretrain(baseline: str, *, console: Console | None = None, **options: Any) -> Run:
     """Pretrain one baseline, or go on where it stopped, or return the finished run.
 
-    Args are those of `table`.
+        equibench.pretrain("vicreg", profile="tiny", seed=1).encoder
+
+    Args:
+        options: fields of `equibench.config.RunConfig`: profile, seed, baseline_files, variant, data_root, device,
+            devices, runs.
 
     Raises:
         UserError: a name, file, folder or device is wrong.
     """
-    order = make_order(profile, variant, data_root, device, devices, runs, baseline_files)
-    for file in order.baseline_files:
-        load_baseline_file(file)
+    config = RunConfig.of(**{"table": "", **options})
+    for file in config.baseline_files:
+        load_file(file, "baseline")
     BASELINES.get(baseline)
-    place = open_workplace(order)
-    unit = Unit(baseline, seed, find_subject(baseline, seed, place) is None, ())
-    with one_thread(place):
-        estimates = estimate_seconds([unit], read_records(place.journal), place.setting)
-        with Progress(estimates, total_seconds([unit], estimates), show_on(place, console)) as progress:
-            return pretrain_row(baseline, seed, place, progress)
+    context = open_context(config)
+    rows, place = TableRows(config, context), Place(baseline, config.seed)
+    jobs = plan([place], (), rows, context)
+    console = console or Console(stderr=True, quiet=not context.is_first)
+    with one_thread(context), Progress(estimate(jobs, rows, context), console) as progress:
+        return pretrain_row(place, rows, context, progress)
 
 
-def show_on(place: Workplace, console: Console | None) -> Console:
-    """Where to show progress: standard error, on the first of several processes."""
-    return console or Console(stderr=True, quiet=not place.fabric.is_global_zero)
-
-
-def make_order(
-    profile: str,
-    variant: str,
-    data_root: str | Path | None,
-    device: str,
-    devices: int,
-    runs: str | Path,
-    baseline_files: Sequence[str | Path],
-    skip_bad: bool = False,
-) -> Order:
-    """The arguments of `table` as an order."""
-    return Order(
-        profile=get_profile(profile),
-        variant=variant,
-        data_root=Path(data_root) if data_root else None,
-        device=device,
-        devices=devices,
-        runs=Path(runs),
-        baseline_files=tuple(Path(file) for file in baseline_files),
-        skip_bad=skip_bad,
-    )
-
-
-def _resolve(
-    name: str, order: Order, rows: Sequence[str] | None, columns: Sequence[str] | None, seeds: Sequence[int]
-) -> _Request:
-    added = [row for file in order.baseline_files for row in load_baseline_file(file)]
+def _resolve(name: str | Path, config: RunConfig) -> _Asked:
+    added = [row for file in config.baseline_files for row in load_file(file, "baseline")]
     definition = load_definition(name)
-    chosen_columns = columns_of(_choose("column", columns, definition.columns))
-    families = {column.task.family for column in chosen_columns}
-    controls = [c.name for c in CONTROLS.values() if c.has_encoder or families & set(c.families)]
-    all_rows = [*definition.rows, *(r for r in added if r not in definition.rows), *controls]
-    chosen_rows = _choose("row", rows, all_rows)
-    if rows is not None:  # a narrowed table keeps the controls that its cells are judged by
-        chosen_rows = [r for r in all_rows if r in {*chosen_rows, *added, *controls}]
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UserError(f"seeds must be distinct numbers from 0 on, not {list(seeds)}", "for example --seeds 0,1,2")
-    order = replace(order, table=str(name), data=definition.data, known=definition.known)
-    if definition.data is None and any(column.task.data for column in chosen_columns):
-        order = replace(order, own_root=order.data_root, data_root=root_of_cifar10(order.data_root, others=True))
-    place = open_workplace(order)
-    if place.fabric.world_size > 1 and "segmentation" in families:
+    columns = columns_of(_choose("column", config.columns, definition.columns))
+    evaluators = {column.task.evaluator for column in columns}
+    controls = [c.name for c in CONTROLS.values() if c.has_encoder or evaluators & set(c.evaluators)]
+    rows = [*definition.rows, *(r for r in added if r not in definition.rows), *controls]
+    if config.rows is not None:  # a narrowed table keeps the controls that its cells are judged by
+        chosen = {*_choose("row", config.rows, rows), *added, *controls}
+        rows = [row for row in rows if row in chosen]
+    config = config.with_(table=str(name), pretraining_data=definition.data, known_fraction=definition.known_fraction)
+    context = open_context(config)
+    if context.several_processes and "segmentation" in evaluators:
         raise UserError(
-            "segmentation heads of a table are trained by one process, and there are "
-            f"{place.fabric.world_size}: the others would wait for ever",
+            "segmentation heads of a table are trained by one process, and there are several: the others would wait "
+            "for ever",
             "pretrain the rows with several processes, then run the table with one; or train one head with several: "
-            "torchrun ... -m equibench.segmentation.launch JOB.json",
+            "torchrun ... -m equibench.segmentation.run JOB.json",
         )
-    complete = rows is None and columns is None
-    return _Request(definition, chosen_rows, chosen_columns, list(seeds), place, complete)
+    tasks, notes = [], []
+    for task in dict.fromkeys(column.task for column in columns):
+        problem = evaluator_of(task).missing_data(task, context)
+        if problem:
+            notes.append(f"{task.title}: {problem}")
+        else:
+            tasks.append(task)
+    return _Asked(definition, rows, columns, tasks, notes, config, context, TableRows(config, context))
 
 
 def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> list[str]:
@@ -273,19 +209,27 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
     return [name for name in known if name in wanted]
 
 
-def _write(request: _Request, folder: Path) -> TableResult:
+def _results_folder(asked: _Asked) -> Path:
+    """Apart from the complete headline table, every kind has a folder of its own, so that none replaces another."""
+    variant = asked.config.variant
+    name = asked.definition.name + (f"-{variant}" if variant != "headline" else "")
+    folder = RESULTS / asked.context.profile.name / name
+    return folder if asked.complete else folder / "partial"
+
+
+def _write(asked: _Asked, folder: Path) -> TableResult:
     """The table's files: CSV, markdown, the records behind them, and how each pretraining run ended."""
-    place = request.place
-    definition, rows, columns, seeds = request.definition, request.rows, request.columns, request.seeds
-    records = current_records(rows, request.tasks, seeds, place)
+    definition, rows, columns, context = asked.definition, asked.rows, asked.columns, asked.context
+    records = [record for _, record in collect(asked.places, asked.tasks, asked.found, context)]
     frame = table_frame(definition, rows, [column.name for column in columns], records)
-    text = markdown_table(definition, rows, columns, records, place.setting, seeds, load_certificates())
+    seeds, certificates = asked.config.seeds, load_certificates()
+    text = markdown_table(definition, rows, columns, records, context, seeds, certificates, asked.notes)
     name = definition.name
-    files = [folder / f for f in (f"{name}.csv", f"{name}.md", "records.jsonl", "pretraining.jsonl")]
-    logs = final_log_lines(rows, seeds, place)
-    if place.fabric.is_global_zero:
+    files = [folder / f for f in (f"{name}.csv", f"{name}.md", RECORDS, "pretraining.jsonl")]
+    logs = final_log_lines(asked.places, asked.found)
+    if context.is_first:
         write_text(files[0], frame.to_csv(index=False))
         write_text(files[1], text)
         write_records(files[2], records)
         write_text(files[3], "".join(json.dumps(line) + "\n" for line in logs))
-    return TableResult(definition, rows, columns, seeds, place, frame, records, files)
+    return TableResult(definition, rows, columns, asked.config, context, frame, records, asked.notes, files)

@@ -1,4 +1,4 @@
-"""Units side by side on a CPU: one process and one thread each.
+"""Jobs side by side on a CPU: one process and one thread each.
 
 The encoders that a CPU can train are small, and so are their matrices: two threads on one of them are hardly faster
 than one, and wait for each other. One thread a row nearly doubles the throughput of two cores, and makes a number
@@ -19,73 +19,77 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
-import torch
 from rich.console import Console
-from threadpoolctl import threadpool_limits
 
+from equibench.config import RunConfig
 from equibench.errors import UserError
-from equibench.records import Record, append_records, read_records
-from equibench.runner.open import Order, Workplace, one_thread, open_workplace
-from equibench.runner.plan import Unit, carry_out, do_unit, estimate_seconds, total_seconds
+from equibench.evaluation.context import Context
+from equibench.records import Record, append_records
+from equibench.runner.open import one_thread, open_context
+from equibench.runner.plan import Job, Rows, TableRows, carry_out, do_job, estimate
 from equibench.utils.digests import depend_on_transformations, transformation_files
 from equibench.utils.progress import Advance, Progress
 
 _here: dict[str, Any] = {}
-"""This worker's workplace and message queue."""
+"""This worker's rows, context and message queue."""
 
 
-def default_jobs(place: Workplace) -> int:
+def default_jobs(context: Context) -> int:
     """As many jobs as cores on a CPU; one on a GPU or where a launcher has started several processes."""
-    if place.fabric.device.type != "cpu" or place.fabric.world_size > 1:
+    if context.device.type != "cpu" or context.several_processes:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def carry_out_all(units: Sequence[Unit], place: Workplace, jobs: int | None, console: Console) -> None:
-    """Do the units that are not done, in this process or in several, with one estimate of the time for all.
-
-    Args:
-        jobs: how many are worked on at a time; None for `default_jobs`.
+def run_jobs(
+    jobs: Sequence[Job], rows: Rows, config: RunConfig, context: Context, console: Console | None = None
+) -> None:
+    """Do the jobs that are not done, in this process or in several, with one estimate of the time for all.
 
     Raises:
-        UserError: as raised by a unit; the others' finished work is kept.
+        UserError: as raised by a job; the others' finished work is kept.
     """
-    to_do, jobs = [unit for unit in units if not unit.done], jobs or default_jobs(place)
+    to_do = [job for job in jobs if not job.done]
     if not to_do:
         return
-    with one_thread(place):
-        estimates = estimate_seconds(to_do, read_records(place.journal), place.setting)
-        with Progress(estimates, total_seconds(to_do, estimates), console, jobs) as progress:
-            if jobs == 1:
-                carry_out(to_do, place, progress)
+    # an encoder that was opened here cannot be sent to another process
+    count = (config.jobs or default_jobs(context)) if isinstance(rows, TableRows) else 1
+    console = console or Console(stderr=True, quiet=not context.is_first)
+    with one_thread(context) if isinstance(rows, TableRows) else _as_it_is():
+        seconds = estimate(to_do, rows, context)
+        if count > 1:
+            order = sorted(range(len(to_do)), key=lambda number: -seconds[number])  # longest first, for an even end
+            to_do, seconds = [to_do[n] for n in order], [seconds[n] for n in order]
+        with Progress(seconds, console, count) as progress:
+            if count == 1:
+                carry_out(to_do, rows, context, progress)
             else:
-                to_do.sort(key=lambda unit: -total_seconds([unit], estimates))
-                carry_out_in_parallel(to_do, place, progress, jobs)
+                _in_parallel(to_do, config, context, progress, count)
 
 
-def carry_out_in_parallel(units: Sequence[Unit], place: Workplace, progress: Progress, jobs: int) -> None:
-    """Do the units in worker processes; this process alone writes the journal and draws the progress.
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
 
-    Args:
-        units: those that are not done, longest first for an even end.
 
-    Raises:
-        UserError: as raised by a unit; the others' finished work is kept.
-    """
-    context = multiprocessing.get_context("spawn")
-    messages: Any = context.Queue()
-    pool = ProcessPoolExecutor(min(jobs, len(units)), context, _start, (place.order, messages, transformation_files()))
+def _in_parallel(jobs: Sequence[Job], config: RunConfig, context: Context, progress: Progress, count: int) -> None:
+    """Do the jobs in worker processes; this process alone writes the journal and draws the progress."""
+    spawn = multiprocessing.get_context("spawn")
+    messages: Any = spawn.Queue()
+    config = config.with_(dataset=context.dataset.name)
+    start = (config, messages, transformation_files())
+    pool = ProcessPoolExecutor(min(count, len(jobs)), spawn, _start, start)
     try:
-        futures = [pool.submit(_work, number, unit) for number, unit in enumerate(units)]
-        _follow(futures, messages, place, progress)
+        futures = [pool.submit(_work, number, job) for number, job in enumerate(jobs)]
+        _follow(futures, messages, context, progress)
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate()  # after an error or an interruption the rest need not finish; checkpoints stay
         pool.shutdown(cancel_futures=True)
 
 
-def _follow(futures: Sequence[Future[None]], messages: Any, place: Workplace, progress: Progress) -> None:
-    """Act on the workers' messages until each unit has said that it is finished."""
+def _follow(futures: Sequence[Future[None]], messages: Any, context: Context, progress: Progress) -> None:
+    """Act on the workers' messages until each job has said that it is finished."""
     left = len(futures)
     while left:
         try:
@@ -102,7 +106,7 @@ def _follow(futures: Sequence[Future[None]], messages: Any, place: Workplace, pr
         elif kind == "warn":
             progress.warn(*content)
         elif kind == "records":
-            append_records(place.journal, [Record.model_validate_json(line) for line in content[0]])
+            append_records(context.journal, [Record.model_validate_json(line) for line in content[0]])
         elif kind == "finished":
             left -= 1
 
@@ -122,37 +126,41 @@ def _raise_failures(futures: Sequence[Future[None]]) -> None:
 class _Remote(Progress):
     """Progress that is sent to the parent process."""
 
-    def __init__(self, messages: Any, number: int) -> None:
-        super().__init__({}, 0.0)
-        self.messages, self.number = messages, number
+    def __init__(self, messages: Any) -> None:
+        super().__init__()
+        self.messages = messages
 
     @contextmanager
-    def unit(self, name: str, key: tuple[str, str]) -> Iterator[Advance]:
-        self.messages.put(("start", self.number, name, key))
-        yield lambda fraction, note: self.messages.put(("advance", self.number, fraction, note))
-        self.messages.put(("stop", self.number))
+    def unit(self, name: str, number: int = 0) -> Iterator[Advance]:
+        self.messages.put(("start", number, name))
+        yield lambda fraction, note: self.messages.put(("advance", number, fraction, note))
+        self.messages.put(("stop", number))
 
     def warn(self, message: str) -> None:
-        self.messages.put(("warn", self.number, message))
+        self.messages.put(("warn", 0, message))
 
 
-def _start(order: Order, messages: Any, files: list[str]) -> None:
-    """Prepare a worker: one thread, its own workplace, and an end when the parent ends."""
+def _start(config: RunConfig, messages: Any, files: list[str]) -> None:
+    """Prepare a worker: one thread, its own context, and an end when the parent ends."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interruption, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     threadpool_limits(1)
     depend_on_transformations(files)  # or its digests would not be the parent's
-    _here.update(place=open_workplace(order), messages=messages)
+    context = open_context(config)
+    _here.update(rows=TableRows(config, context), context=context, messages=messages)
 
 
-def _work(number: int, unit: Unit) -> None:
+def _work(number: int, job: Job) -> None:
     messages = _here["messages"]
 
     def keep(records: list[Record]) -> None:
         messages.put(("records", number, [record.model_dump_json() for record in records]))
 
-    do_unit(unit, _here["place"], _Remote(messages, number), keep)
+    do_job(job, _here["rows"], _here["context"], _Remote(messages), keep, number)
     messages.put(("finished", number))
 
 

@@ -13,4 +13,4 @@ from equibench.segmentation.stub import missing_packages
 
 # importing mmsegmentation takes seconds, which only those who came from there have already spent
 if "mmengine" in sys.modules and not missing_packages():
-    from equibench.segmentation import engine
+    from equibench.segmentation import engine  # noqa: F401

@@ -8,7 +8,7 @@ from typing import Any
 
 from equibench.data.ade20k import CLASSES, IMAGE, MASK, SPLITS, CheckedTree
 from equibench.errors import UserError, closest
-from equibench.segmentation.modules import Encoder
+from equibench.segmentation.backbone import Encoder
 
 HEADS = ("hypernet", "linear")
 STRIDE = 4  # of the hyper feature: a quarter of the image

@@ -3,7 +3,12 @@
 Importing this module registers all of it, the encoder and the heads.
 """
 
+# ruff: noqa: E402  (mmseg cannot be imported before mmcv's compiled operations are there, or a stub in their place)
 from __future__ import annotations
+
+from equibench.segmentation.stub import require_mmseg
+
+require_mmseg()
 
 import hashlib
 import itertools
@@ -25,12 +30,10 @@ from mmseg.registry import DATASETS
 from torch.utils.data import Dataset, Sampler
 
 from equibench.errors import UserError
-from equibench.evaluation.segmentation import Areas, scores_from_areas
-from equibench.pairs.manifest import uniforms
-from equibench.segmentation.modules import Encoder, HyperNetHead, LinearHead
-from equibench.segmentation.stub import require_mmseg
-
-require_mmseg()
+from equibench.metrics.segmentation import Areas, scores_from_areas
+from equibench.segmentation.backbone import Encoder
+from equibench.segmentation.heads import HyperNetHead, LinearHead
+from equibench.utils.random import uniforms
 
 SCOPE = "equibench"
 LOOK_EVERY = 10  # iterations between two looks at the loss, which on a GPU each wait for it

@@ -24,9 +24,9 @@ from torch import distributed, nn
 from equibench.data.ade20k import CheckedTree, check_tree
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
-from equibench.evaluation.segmentation import Areas, SegmentationScores, constant_areas, scores_from_areas
+from equibench.metrics.segmentation import Areas, SegmentationScores, constant_areas, scores_from_areas
+from equibench.segmentation.backbone import Encoder, Source
 from equibench.segmentation.config import LISTS, SegmentationSettings, build_config
-from equibench.segmentation.modules import Encoder, Source
 from equibench.segmentation.stub import require_mmseg
 from equibench.utils.files import digest_of, writable_folder, write_atomically, write_text
 

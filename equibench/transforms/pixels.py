@@ -1,6 +1,6 @@
-"""Brightness, contrast, saturation and hue with one factor per sample.
+"""Transformations of pixel values, with parameters of its own for each sample: colour and blur.
 
-The definitions are torchvision's (`adjust_brightness` and its siblings), which take one factor for a whole batch;
+The colour changes are torchvision's (`adjust_brightness` and its siblings), which take one factor for a whole batch;
 these take one for each image and are differentiable in image and factor.
 """
 
@@ -9,9 +9,13 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-LUMA = (0.2989, 0.587, 0.114)
+TAPS = 13
+"""Length of the blur's kernel: 3 sigma at the largest sigma of 2 px, at every image size (less would cap R²)."""
+
+_LUMA = (0.2989, 0.587, 0.114)
 
 
 def adjust_color(images: Tensor, theta: Tensor) -> Tensor:
@@ -37,23 +41,15 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     # hue in sixths of a turn: 2 * (index of the largest channel) + signed difference of the two others
     before, after = images.gather(1, (argmax + 2) % 3), images.gather(1, (argmax + 1) % 3)
     sixths = 2 * argmax + (after - before) / chroma.clamp_min(1e-8)
-    offset = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
+    offset = images.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
     k = (offset + sixths + 6 * turns) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
-
-
-def _gray(images: Tensor) -> Tensor:
-    weights = torch.tensor(LUMA, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    return (images * weights).sum(dim=1, keepdim=True)
-
-
-TAPS = 13  # covers 3 sigma at the largest sigma of 2 px, at every image size (a shorter kernel would cap R²)
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur images (N, C, S, S) with sigma (N, 1) pixels; borders are mirrored without repeating the edge.
 
-    A blur of one axis is a banded S x S matrix per sample, so the whole batch is two batched matrix products.
+    The blur along one axis is a banded S x S matrix per sample, so the whole batch takes two batched matrix products.
     """
     offsets = torch.arange(TAPS, device=images.device) - TAPS // 2
     weights = torch.exp(-0.5 * (offsets / sigma.clamp_min(1e-3)) ** 2)
@@ -63,11 +59,14 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     return operator @ images @ operator.transpose(-1, -2)
 
 
+def _gray(images: Tensor) -> Tensor:
+    return (images * images.new_tensor(_LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+
+
 @lru_cache(maxsize=8)
 def _tap_positions(size: int, device: torch.device) -> Tensor:
     """(TAPS, S, S) with a 1 at [t, i, j] where tap t of output pixel i reads input pixel j."""
     position = torch.arange(size)[None, :] + (torch.arange(TAPS) - TAPS // 2)[:, None]
     period = 2 * (size - 1)
     position = position.remainder(period)
-    position = torch.minimum(position, period - position)
-    return torch.nn.functional.one_hot(position, size).float().to(device)
+    return F.one_hot(torch.minimum(position, period - position), size).float().to(device)

@@ -1,6 +1,6 @@
-"""The six transformations: how their parameters are drawn, coded as regression targets, and applied.
+"""The transformations g(x, θ): how θ is drawn, coded as a regression target and applied, and what all views share.
 
-Ranges and codings are those of PROTOCOL 2.4 (#13 to #18): P2's Table 2 for rotation, color, blur and translation,
+Ranges and codings (docs/protocol.md 4.3 to 4.8) are those of P2's Table 2 for rotation, color, blur and translation,
 EquiMod's random resized crop, and a fair coin for the flip.
 """
 
@@ -8,21 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from equibench.errors import UserError
+from equibench.registry import watch
 from equibench.transforms import geometry
 from equibench.transforms.geometry import Fill
 from equibench.transforms.pixels import adjust_color, gaussian_blur
 
-RENDERED = "rendered"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's, per channel, with which all views are normalised."""
+
+MAX_ANGLE = 45.0
+COLOR_RANGE = (0.4, 0.4, 0.4, 0.1)
+BLUR_RANGE = (0.1, 2.0)
+CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+
+ANGLES, HUES = slice(0, 3), [3, 6]
+"""Columns of 3DIEBench's latents (N, 7): the object's three angles; the hues of floor and light."""
+
+SO3 = "SO(3)"
+RENDERED = "rendered"
+
+_CROP_TRIES = 10
+_COLOR = np.array(COLOR_RANGE)
+_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,8 @@ class ViewSpec:
         name: "headline" (mirrored fill, and a disc in which no transformation alone shows a filled pixel; the composed
             views of pretraining show some, 0.06 % of the disc), "paper_like" (black fill, no disc), or "rendered" for
             pictures that the data bring along, of which nothing is filled or hidden.
+        fill: "reflect" or "black".
+        radius: of the disc in pixels; None: no disc.
     """
 
     name: str
@@ -41,23 +58,29 @@ class ViewSpec:
 
 
 def view_spec(variant: str, size: int) -> ViewSpec:
-    """The views' fill and mask (PROTOCOL 2.4 #12); the radius leaves room for the largest shift and half a pixel."""
+    """Fill and mask (docs/protocol.md 4.2); the radius leaves room for the largest shift and half a pixel."""
     if variant in ("paper_like", RENDERED):
         return ViewSpec(variant, "black", None)
     return ViewSpec("headline", "reflect", size / 2 - max_shift(size) - 0.5)
 
 
-Array = NDArray[np.float64]
-
-MAX_ANGLE = 45.0
-COLOR_RANGE = (0.4, 0.4, 0.4, 0.1)
-BLUR_RANGE = (0.1, 2.0)
-CROP_SCALE, CROP_RATIO, CROP_TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
+def visible_disc(size: int, radius: float, device: torch.device | None = None) -> Tensor:
+    """(S, S) float mask, 1 where a pixel's centre lies within radius px of the image's centre."""
+    axis = torch.arange(size, device=device) + 0.5 - size / 2
+    return (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius**2).float()
 
 
 def max_shift(size: int) -> float:
-    """Largest translation in pixels: the field's 4 px at 32 px, P2's 10 px at 224 px (PROTOCOL 2.4 #14)."""
+    """Largest translation in pixels: the field's 4 px at 32 px, P2's 10 px at 224 px (docs/protocol.md 4.4)."""
     return size / 8 if size <= 64 else 10 * size / 224
+
+
+def _scaled_by(scale: float | _Array) -> Callable[[int], tuple[_Array, _Array]]:
+    return lambda size: (np.zeros(1), np.atleast_1d(np.float64(scale)))
+
+
+def _unchanged(theta: _Array, size: int) -> _Array:
+    return theta
 
 
 @dataclass(frozen=True)
@@ -71,8 +94,9 @@ class Transformation:
         uniforms: how many uniform numbers one draw of θ uses.
         draw: (N, uniforms) numbers in [0, 1) and the image size -> θ (N, P).
         identity: the θ that leaves the image as it is.
-        code: image size -> (offset, scale), the regression target being (θ - offset) / scale.
-        publish: θ (N, P) and the image size -> the coding in which the field's pooled R² is taken (#31).
+        code: image size -> (offset, scale), the regression target being (θ - offset) / scale; θ itself unless given.
+        publish: θ (N, P) and the image size -> the coding in which the field takes its pooled R² (docs/protocol.md
+            4.10); θ itself unless given.
         matrix: for a geometric transformation, θ (N, P) and the image size -> the affine map (N, 3, 3) from output to
             input in centred pixels; see `geometry`.
         pixels: for any other, images (N, 3, S, S) in [0, 1] and θ (N, P) -> images.
@@ -87,13 +111,13 @@ class Transformation:
     parameters: tuple[str, ...]
     group: str
     uniforms: int
-    draw: Callable[[Array, int], Array]
+    draw: Callable[[_Array, int], _Array]
     identity: tuple[float, ...]
-    code: Callable[[int], tuple[Array, Array]]
-    publish: Callable[[Array, int], Array]
+    code: Callable[[int], tuple[_Array, _Array]] = _scaled_by(1)
+    publish: Callable[[_Array, int], _Array] = _unchanged
     matrix: Callable[[Tensor, int], Tensor] | None = None
     pixels: Callable[[Tensor, Tensor], Tensor] | None = None
-    inverse: Callable[[Array], Array] | None = None
+    inverse: Callable[[_Array], _Array] | None = None
     periods: tuple[float, ...] = ()
     discrete: bool = False
 
@@ -102,129 +126,119 @@ class Transformation:
         """Whether it cannot be applied, but stands between pictures that the data bring along."""
         return self.matrix is None and self.pixels is None
 
-    def encode(self, theta: Array, size: int) -> Array:
+    def encode(self, theta: _Array, size: int) -> _Array:
         """θ (N, P) -> regression targets (N, P)."""
         offset, scale = self.code(size)
         return (theta - offset) / scale
 
-    def decode(self, target: Array, size: int) -> Array:
+    def decode(self, target: _Array, size: int) -> _Array:
         """Regression targets (N, P) -> θ (N, P)."""
         offset, scale = self.code(size)
         return target * scale + offset
 
 
-def _draw_crop(u: Array, size: int) -> Array:
+def pose_between(first: _Array, second: _Array) -> _Array:
+    """Latents (N, 7) of both views -> R1⁻¹ R2 as quaternions x, y, z, w (N, 4); extrinsic xyz angles."""
+    from scipy.spatial.transform import Rotation
+
+    one, other = (Rotation.from_euler("xyz", latents[:, ANGLES]) for latents in (first, second))
+    return np.asarray((one.inv() * other).as_quat())
+
+
+def hues_between(first: _Array, second: _Array) -> _Array:
+    """Latents (N, 7) of both views -> differences of the two hues in turns (N, 2), in (-1, 1), not wrapped."""
+    return np.asarray(second[:, HUES] - first[:, HUES])
+
+
+BETWEEN = {"pose": pose_between, "hues": hues_between}
+"""θ of each observed transformation from the latents of two views."""
+
+
+def _draw_crop(u: _Array, size: int) -> _Array:
     """Random resized crop as torchvision draws it: area and log-ratio until they fit, else the whole image."""
-    area = CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * u[:, 0:CROP_TRIES]
+    area = CROP_SCALE[0] + (CROP_SCALE[1] - CROP_SCALE[0]) * u[:, 0:_CROP_TRIES]
     low, high = np.log(CROP_RATIO)
-    ratio = np.exp(low + (high - low) * u[:, CROP_TRIES : 2 * CROP_TRIES])
+    ratio = np.exp(low + (high - low) * u[:, _CROP_TRIES : 2 * _CROP_TRIES])
     width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
     fits = (width <= 1) & (height <= 1)
     rows, first = np.arange(len(u)), fits.argmax(axis=1)
-    width = np.where(fits.any(axis=1), width[rows, first], 1.0)
-    height = np.where(fits.any(axis=1), height[rows, first], 1.0)
+    width, height = (np.where(fits.any(axis=1), side[rows, first], 1.0) for side in (width, height))
     x = width / 2 + (1 - width) * u[:, -2]
     y = height / 2 + (1 - height) * u[:, -1]
     return np.stack([x, y, width, height], axis=1)
 
 
-def _corner_and_size(theta: Array, size: int) -> Array:
+def _corner_and_size(theta: _Array, size: int) -> _Array:
     """(centre_x, centre_y, w, h) -> (top, left, h, w) over the side, the field's published crop parameters."""
     x, y, width, height = theta.T
     return np.stack([y - height / 2, x - width / 2, height, width], axis=1)
 
 
-def _inverse_color(theta: Array) -> Array:
+def _inverse_color(theta: _Array) -> _Array:
     """Exact but for clamping at black and white, and for the order of hue and saturation."""
     return np.concatenate([1 / (1 + theta[:, :3]) - 1, -theta[:, 3:]], axis=1)
 
 
-def _constant_code(offset: float | Array, scale: float | Array) -> Callable[[int], tuple[Array, Array]]:
-    return lambda size: (np.atleast_1d(np.float64(offset)), np.atleast_1d(np.float64(scale)))
+def _draw_pose(u: _Array, size: int) -> _Array:
+    """Between two objects with angles uniform in ±π/2."""
+    first, second = np.zeros((2, len(u), 7))
+    first[:, ANGLES], second[:, ANGLES] = (np.pi / 2 * (2 * half - 1) for half in (u[:, :3], u[:, 3:]))
+    return pose_between(first, second)
 
 
-_COLOR = np.array(COLOR_RANGE)
 TRANSFORMATIONS: dict[str, Transformation] = {
     t.name: t
     for t in [
         Transformation(
-            name="crop",
+            name="crop", group="axis-aligned affine maps",
             parameters=("centre x / side", "centre y / side", "width / side", "height / side"),
-            group="axis-aligned affine maps",
-            uniforms=2 * CROP_TRIES + 2,
-            draw=_draw_crop,
-            identity=(0.5, 0.5, 1.0, 1.0),
-            code=_constant_code(0, 1),
-            publish=_corner_and_size,
-            matrix=geometry.crop_matrix,
+            uniforms=2 * _CROP_TRIES + 2, draw=_draw_crop, identity=(0.5, 0.5, 1.0, 1.0),
+            publish=_corner_and_size, matrix=geometry.crop_matrix,
         ),
         Transformation(
-            name="flip",
-            parameters=("mirrored",),
-            group="Z2",
-            uniforms=1,
-            draw=lambda u, size: (u >= 0.5).astype(np.float64),
-            identity=(0.0,),
-            code=_constant_code(0, 1),
-            publish=lambda theta, size: theta,
-            matrix=geometry.flip_matrix,
-            inverse=lambda theta: theta,
-            discrete=True,
+            name="flip", group="Z2", parameters=("mirrored",),
+            uniforms=1, draw=lambda u, size: (u >= 0.5).astype(np.float64), identity=(0.0,), discrete=True,
+            matrix=geometry.flip_matrix, inverse=lambda theta: theta,
         ),
         Transformation(
-            name="rotation",
-            parameters=("degrees, counter-clockwise",),
-            group="SO(2)",
-            uniforms=1,
-            draw=lambda u, size: MAX_ANGLE * (2 * u - 1),
-            identity=(0.0,),
-            code=_constant_code(0, MAX_ANGLE),
-            publish=lambda theta, size: theta,
-            matrix=geometry.rotation_matrix,
-            inverse=lambda theta: -theta,
-            periods=(360.0,),
+            name="rotation", group="SO(2)", parameters=("degrees, counter-clockwise",), periods=(360.0,),
+            uniforms=1, draw=lambda u, size: MAX_ANGLE * (2 * u - 1), identity=(0.0,),
+            code=_scaled_by(MAX_ANGLE), matrix=geometry.rotation_matrix, inverse=lambda theta: -theta,
         ),
         Transformation(
-            name="translation",
-            parameters=("pixels to the right", "pixels down"),
-            group="R2",
-            uniforms=2,
-            draw=lambda u, size: max_shift(size) * (2 * u - 1),
-            identity=(0.0, 0.0),
+            name="translation", group="R2", parameters=("pixels to the right", "pixels down"),
+            uniforms=2, draw=lambda u, size: max_shift(size) * (2 * u - 1), identity=(0.0, 0.0),
             code=lambda size: (np.zeros(1), np.full(1, max_shift(size))),
-            publish=lambda theta, size: theta,
-            matrix=geometry.translation_matrix,
-            inverse=lambda theta: -theta,
+            matrix=geometry.translation_matrix, inverse=lambda theta: -theta,
         ),
         Transformation(
-            name="color",
+            name="color", group="scalings, and a circle for the hue", periods=(0.0, 0.0, 0.0, 1.0),
             parameters=("brightness factor - 1", "contrast factor - 1", "saturation factor - 1", "hue in turns"),
-            group="scalings, and a circle for the hue",
-            uniforms=4,
-            draw=lambda u, size: _COLOR * (2 * u - 1),
-            identity=(0.0, 0.0, 0.0, 0.0),
-            code=_constant_code(0, 2 * _COLOR),
-            publish=lambda theta, size: theta + np.array([1.0, 1.0, 1.0, 0.0]),
-            pixels=adjust_color,
-            inverse=_inverse_color,
-            periods=(0.0, 0.0, 0.0, 1.0),
+            uniforms=4, draw=lambda u, size: _COLOR * (2 * u - 1), identity=(0.0, 0.0, 0.0, 0.0),
+            code=_scaled_by(2 * _COLOR), publish=lambda theta, size: theta + np.array([1.0, 1.0, 1.0, 0.0]),
+            pixels=adjust_color, inverse=_inverse_color,
         ),
         Transformation(
-            name="blur",
-            parameters=("sigma in pixels",),
-            group="semigroup of Gaussian blurs",
-            uniforms=1,
-            draw=lambda u, size: BLUR_RANGE[0] + (BLUR_RANGE[1] - BLUR_RANGE[0]) * u,
-            identity=(0.0,),
-            code=_constant_code(0, BLUR_RANGE[1]),
-            publish=lambda theta, size: theta,
-            pixels=gaussian_blur,
+            name="blur", group="semigroup of Gaussian blurs", parameters=("sigma in pixels",),
+            uniforms=1, draw=lambda u, size: BLUR_RANGE[0] + (BLUR_RANGE[1] - BLUR_RANGE[0]) * u, identity=(0.0,),
+            code=_scaled_by(BLUR_RANGE[1]), pixels=gaussian_blur,
+        ),
+        Transformation(
+            name="pose", group=SO3, parameters=("quaternion x", "quaternion y", "quaternion z", "quaternion w"),
+            uniforms=6, draw=_draw_pose, identity=(0.0, 0.0, 0.0, 1.0),
+            inverse=lambda theta: theta * np.array([-1.0, -1.0, -1.0, 1.0]),
+        ),
+        Transformation(
+            name="hues", group="torus", parameters=("hue of the floor in turns", "hue of the light in turns"),
+            uniforms=4, draw=lambda u, size: u[:, 2:] - u[:, :2], identity=(0.0, 0.0), periods=(1.0, 1.0),
+            inverse=lambda theta: -theta,
         ),
     ]
-}
-"""In the one fixed order in which they are applied (PROTOCOL 2.4 #29); registered ones come after the built-in six."""
+}  # fmt: skip
+"""In the one fixed order in which they are applied (docs/protocol.md 4.1); registered ones come last."""
 
-BUILT_IN = tuple(TRANSFORMATIONS)
+BUILT_IN = tuple(name for name, one in TRANSFORMATIONS.items() if not one.observed)
+watch("transformation", TRANSFORMATIONS)
 
 
 def register_transformation(transformation: Transformation) -> Transformation:
@@ -245,8 +259,8 @@ def register_transformation(transformation: Transformation) -> Transformation:
     return transformation
 
 
-def transform(images: Tensor, theta: Mapping[str, Tensor], fill: geometry.Fill = "reflect") -> Tensor:
-    """g(x, θ): crop, flip, rotation, translation in one resampling, then color, then blur.
+def transform(images: Tensor, theta: Mapping[str, Tensor], fill: Fill = "reflect") -> Tensor:
+    """g(x, θ) = blur(color(x ∘ A)) with A = A_crop A_flip A_rotation A_translation in one bilinear resampling.
 
     Args:
         images: (N, 3, S, S) float in [0, 1].
@@ -254,14 +268,17 @@ def transform(images: Tensor, theta: Mapping[str, Tensor], fill: geometry.Fill =
         fill: what stands outside the image.
 
     Raises:
-        KeyError: a name that is no transformation.
+        KeyError: a name that is no transformation, or one that is only observed.
+
+    Example:
+        >>> ramp = torch.tensor([0.0, 0.25, 0.5, 0.75]).expand(1, 3, 4, 4)
+        >>> transform(ramp, {"translation": torch.tensor([[1.0, 0.0]])}, "black")[0, 0, 0]
+        tensor([0.0000, 0.0000, 0.2500, 0.5000])
     """
     return transform_sequence(images, [theta], fill)
 
 
-def transform_sequence(
-    images: Tensor, steps: Sequence[Mapping[str, Tensor]], fill: geometry.Fill = "reflect"
-) -> Tensor:
+def transform_sequence(images: Tensor, steps: Sequence[Mapping[str, Tensor]], fill: Fill = "reflect") -> Tensor:
     """Several transformations after one another; geometric ones that follow each other share one resampling.
 
     Args:
@@ -270,16 +287,14 @@ def transform_sequence(
         fill: what stands outside the image.
 
     Raises:
-        KeyError: a name that is no transformation.
+        KeyError: as `transform`.
     """
     waiting: list[Tensor] = []
 
     def resampled(images: Tensor) -> Tensor:
         if not waiting:
             return images
-        matrix = waiting[0]
-        for following in waiting[1:]:
-            matrix = matrix @ following
+        matrix = reduce(torch.matmul, waiting)
         waiting.clear()
         return geometry.warp(images, matrix.to(images.dtype), fill)
 
@@ -287,86 +302,19 @@ def transform_sequence(
         known = [name for name, one in TRANSFORMATIONS.items() if not one.observed]
         if unknown := set(theta) - set(known):
             raise KeyError(f"transformations {sorted(unknown)} cannot be applied; known: {known}")
-        for name, transformation in TRANSFORMATIONS.items():
-            if name not in theta:
-                continue
-            if transformation.matrix:
-                waiting.append(transformation.matrix(theta[name], images.shape[-1]))
-            elif transformation.pixels:
-                images = transformation.pixels(resampled(images), theta[name].to(images.dtype))
+        for name in (name for name in known if name in theta):
+            one = TRANSFORMATIONS[name]
+            if one.matrix:
+                waiting.append(one.matrix(theta[name], images.shape[-1]))
+            elif one.pixels:
+                images = one.pixels(resampled(images), theta[name].to(images.dtype))
     return resampled(images)
 
 
 @lru_cache
-def standard_moments(name: str) -> tuple[Array, Array]:
+def standard_moments(name: str) -> tuple[_Array, _Array]:
     """Mean and standard deviation (P,) of a transformation's coded targets, which do not depend on the image size."""
     transformation, size = TRANSFORMATIONS[name], 32
     u = np.random.default_rng(0).random((100_000, transformation.uniforms))
     coded = transformation.encode(transformation.draw(u, size), size)
     return coded.mean(axis=0), coded.std(axis=0)
-
-
-def visible_disc(size: int, radius: float, device: torch.device | None = None) -> Tensor:
-    """(S, S) float mask, 1 where a pixel's centre lies within radius px of the image's centre."""
-    axis = torch.arange(size, device=device) + 0.5 - size / 2
-    return (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius**2).float()
-
-
-ANGLES, HUES = slice(0, 3), [3, 6]
-"""Columns of the latents (N, 7): the object's three angles; the hues of floor and light."""
-LARGEST_ANGLE = np.pi / 2
-SO3 = "SO(3)"
-
-
-def pose_between(first: Array, second: Array) -> Array:
-    """Latents (N, 7) of both views -> R1⁻¹ R2 as quaternions x, y, z, w (N, 4); extrinsic xyz angles."""
-    one, other = (Rotation.from_euler("xyz", latents[:, ANGLES]) for latents in (first, second))
-    return np.asarray((one.inv() * other).as_quat())
-
-
-def hues_between(first: Array, second: Array) -> Array:
-    """Latents (N, 7) of both views -> differences of the two hues in turns (N, 2), in (-1, 1), not wrapped."""
-    return np.asarray(second[:, HUES] - first[:, HUES])
-
-
-BETWEEN = {"pose": pose_between, "hues": hues_between}
-"""θ of each observed transformation from the latents of two views."""
-
-
-def _drawn_angles(u: Array) -> Array:
-    latents = np.zeros((len(u), 7))
-    latents[:, ANGLES] = LARGEST_ANGLE * (2 * u - 1)
-    return latents
-
-
-def _inverse_pose(theta: Array) -> Array:
-    return theta * np.array([-1.0, -1.0, -1.0, 1.0])
-
-
-def _as_it_is(size: int) -> tuple[Array, Array]:
-    return np.zeros(1), np.ones(1)
-
-
-TRANSFORMATIONS["pose"] = Transformation(
-    name="pose",
-    parameters=("quaternion x", "quaternion y", "quaternion z", "quaternion w"),
-    group=SO3,
-    uniforms=6,
-    draw=lambda u, size: pose_between(_drawn_angles(u[:, :3]), _drawn_angles(u[:, 3:])),
-    identity=(0.0, 0.0, 0.0, 1.0),
-    code=_as_it_is,
-    publish=lambda theta, size: theta,
-    inverse=_inverse_pose,
-)
-TRANSFORMATIONS["hues"] = Transformation(
-    name="hues",
-    parameters=("hue of the floor in turns", "hue of the light in turns"),
-    group="torus",
-    uniforms=4,
-    draw=lambda u, size: u[:, 2:] - u[:, :2],
-    identity=(0.0, 0.0),
-    code=_as_it_is,
-    publish=lambda theta, size: theta,
-    inverse=lambda theta: -theta,
-    periods=(1.0, 1.0),
-)

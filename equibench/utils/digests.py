@@ -1,7 +1,7 @@
 """Which code made a number: digests of definitions and of all that they use, read from the syntax tree.
 
-A digest covers the text of the definitions named and, following names through the imports, of everything of this package
-that they use. Comments, docstrings, import lines, the names of modules and their order say nothing about a number and are
+A digest covers the text of the definitions named and, following names through the imports, of everything of this
+package that they use. Comments, docstrings, import lines and the names of modules say nothing about a number, and are
 not covered.
 """
 
@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
+import importlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
 PACKAGE = __name__.partition(".")[0]
+ELSEWHERE = ("baselines", "tasks")
+"""Packages that stand beside this one in the repository and install inside it."""
 Place = tuple[str, str]
 """A definition: its module and its name."""
 
@@ -31,7 +34,6 @@ def depend_on_transformations(digests: Iterable[str]) -> None:
     Views and scores that were made before such a file was changed are then not taken for those that it makes now.
     """
     _transformation_files.update(digests)
-    code_digest.cache_clear()
 
 
 def transformation_files() -> list[str]:
@@ -39,24 +41,32 @@ def transformation_files() -> list[str]:
     return sorted(_transformation_files)
 
 
-@lru_cache
-def code_digest(*roots: type | object) -> str:
+def code_digest(*roots: object) -> str:
     """Digest of classes and functions together with everything of this package that they use.
 
     Args:
-        roots: classes and functions defined at the top level of a module.
+        roots: classes and functions defined at the top level of a module, or their names as "module:name".
 
     Raises:
         TypeError: one that is defined inside another, or typed into a prompt, and so has no text to be found.
     """
-    found = _closure([(root.__module__, root.__qualname__) for root in roots])  # type: ignore[attr-defined]
-    texts = sorted(_text(place) for place in found)
-    return hashlib.sha256("\n".join([*texts, *transformation_files()]).encode()).hexdigest()
+    return _digest(tuple(_places(roots)), tuple(transformation_files()))
 
 
-def modules_of(*roots: type | object) -> set[str]:
-    """Names of the modules in which the definitions covered by `code_digest` stand."""
-    return {module for module, _ in _closure([(root.__module__, root.__qualname__) for root in roots])}  # type: ignore[attr-defined]
+@cache
+def _digest(places: tuple[Place, ...], files: tuple[str, ...]) -> str:
+    texts = sorted(_text(place) for place in _closure(places))
+    return hashlib.sha256("\n".join([*texts, *files]).encode()).hexdigest()
+
+
+def definitions_of(*roots: object) -> set[Place]:
+    """The definitions that `code_digest` covers, as (module, name)."""
+    return _closure(_places(roots))
+
+
+def _places(roots: Iterable[Any]) -> list[Place]:
+    texts = (root if isinstance(root, str) else f"{root.__module__}:{root.__qualname__}" for root in roots)
+    return [(text.partition(":")[0], text.partition(":")[2]) for text in texts]
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class _Module:
     imports: dict[str, Place]
 
 
-def _closure(roots: list[Place]) -> set[Place]:
+def _closure(roots: Sequence[Place]) -> set[Place]:
     seen: set[Place] = set()
     waiting = list(roots)
     for module, name in roots:
@@ -81,7 +91,7 @@ def _closure(roots: list[Place]) -> set[Place]:
     return seen
 
 
-@lru_cache(maxsize=None)
+@cache
 def _used(place: Place) -> tuple[Place, ...]:
     """The definitions that one of them names."""
     module = _read(place[0])
@@ -111,7 +121,7 @@ def _resolved(module: str, name: str) -> list[Place]:
     return _resolved(*read.imports[name]) if name in read.imports else []
 
 
-@lru_cache(maxsize=None)
+@cache
 def _text(place: Place) -> str:
     module = _read(place[0])
     assert module is not None
@@ -142,7 +152,7 @@ class _Plain(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(name: str) -> _Module | None:
     """The top level of a module of this package, or of a file that was loaded into it; None for all others."""
     file = _file(name)
@@ -176,12 +186,15 @@ def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, Place]]:
 
 
 def _file(name: str) -> Path | None:
+    """A module's file, found without importing it."""
     if name.startswith(f"{PACKAGE}_user_"):
         return Path(str(sys.modules[name].__file__))
-    if name.partition(".")[0] != PACKAGE:
+    first, *parts = name.split(".")
+    if first != PACKAGE:
         return None
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # its parent is no package: a name inside a module
-        return None
-    return Path(spec.origin) if spec and spec.origin else None
+    folder = Path(__file__).parents[1]
+    if parts and parts[0] in ELSEWHERE:
+        folder = Path(next(iter(importlib.import_module(f"{PACKAGE}.{parts[0]}").__path__)))
+        parts = parts[1:]
+    place = folder.joinpath(*parts)
+    return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if parts and path.is_file()), None)

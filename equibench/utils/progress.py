@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -39,25 +39,22 @@ class Progress:
     """Progress over units whose seconds are estimated beforehand and corrected by what the finished ones took.
 
     Args:
-        estimates: seconds of each unit still to be done, by (kind, row); one that stands for several seeds counts
-            once for each.
-        total: seconds of all of them, one after the other.
+        estimates: seconds of each job still to be done, by its number.
         console: where to print; standard error by default, so that standard output holds the table alone.
         jobs: how many units are worked on at a time.
     """
 
-    def __init__(
-        self, estimates: Mapping[tuple[str, str], float], total: float, console: Console | None = None, jobs: int = 1
-    ) -> None:
+    def __init__(self, estimates: Sequence[float] = (), console: Console | None = None, jobs: int = 1) -> None:
+        total = sum(estimates)
         self.console = console or Console(stderr=True)
-        self.estimates, self.pending, self.jobs = dict(estimates), total, jobs
+        self.estimates, self.pending, self.jobs = dict(enumerate(estimates)), total, jobs
         self.expected, self.took, self.printed = 0.0, 0.0, 0.0
         self._active: dict[int, _Active] = {}
         self._bar = rich.progress.Progress(
             TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"),
             console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
-        self._whole = self._bar.add_task("all units", total=max(total, 1e-9), state="")
+        self._whole = self._bar.add_task("all jobs", total=max(total, 1e-9), state="")
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -69,15 +66,15 @@ class Progress:
         self._bar.stop()
 
     @contextmanager
-    def unit(self, name: str, key: tuple[str, str]) -> Iterator[Advance]:
-        """Show one unit while it runs; the value is a function of (fraction done, what is going on)."""
-        self.start(0, name, key)
-        yield lambda fraction, note: self.advance(0, fraction, note)
-        self.stop(0)
+    def unit(self, name: str, number: int = 0) -> Iterator[Advance]:
+        """Show a part of a job while it runs; the value is a function of (fraction done, what is going on)."""
+        self.start(number, name)
+        yield lambda fraction, note: self.advance(number, fraction, note)
+        self.stop(number)
 
-    def start(self, number: int, name: str, key: tuple[str, str]) -> None:
-        """A unit begins; the number tells units apart that run side by side."""
-        estimate = self.estimates.get(key, 0.0)
+    def start(self, number: int, name: str) -> None:
+        """A part of a job begins; the number tells jobs apart that run side by side."""
+        estimate = self.estimates.pop(number, 0.0)  # the first part of a job stands for all of it
         self.pending -= estimate
         bar = self._bar.add_task(name, total=1.0, state="starting")
         self._active[number] = _Active(name, estimate, bar, time.monotonic())

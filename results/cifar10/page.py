@@ -20,7 +20,7 @@ import pandas as pd
 from equibench.audit.compare import Difference, compare
 from equibench.errors import UserError
 from equibench.evaluation.controls import CONTROLS
-from equibench.registry import load_baseline_file
+from equibench.registry import load_file
 from equibench.report.study_tables import BLOCKS, COMPARISONS, OWN, TASK_NAMES, THREE, read_table
 from equibench.utils.files import write_text
 
@@ -91,7 +91,7 @@ def main() -> None:
         "--baseline", type=Path, default=Path("examples/ablations.py"), help="names the ablations' rows"
     )
     arguments = parser.parse_args()
-    load_baseline_file(arguments.baseline)
+    load_file(arguments.baseline, "baseline")
     if arguments.runs:
         write_comparisons(arguments.folder, arguments.runs)
     page = arguments.folder / "README.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from equibench.transforms import transformation
 from equibench.transforms.geometry import Fill, crop_matrix, flip_matrix, rotation_matrix, translation_matrix, warp
 from equibench.transforms.pixels import TAPS, gaussian_blur
 from equibench.transforms.transformation import BLUR_RANGE, BUILT_IN, transform, visible_disc
@@ -229,6 +231,10 @@ def test_nothing_from_outside_is_seen_in_the_disc() -> None:
     shown = warp(torch.ones(len(matrices), 1, SIZE, SIZE), matrices, "black")
     assert (shown[..., interior(11.5)] > 1 - 1e-5).all()
     assert (shown[..., interior(12.6)] < 0.9).any(), "a larger disc would show the fill"
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(transformation) == (0, 2)
 
 
 def test_unknown_transformation() -> None:

@@ -177,7 +177,7 @@ def test_large_splits_are_read_in_blocks_and_taught_as_well(monkeypatch: pytest.
     splits = data(sizes=(1000, 200, 200))
     settings = Probing(pairs=(1000, 200, 200), width=32, epochs=15, batch=32, lr=3e-3)
     whole = fit_probes(splits, COLUMNS, settings, seeds=SEEDS)["full"].predictions
-    monkeypatch.setattr("equibench.probes.mlp.BLOCK_FLOATS", 2 * 8 * 300)
+    monkeypatch.setattr("equibench.probes.mlp._BLOCK_FLOATS", 2 * 8 * 300)
     watched = {n: Split(OnDisk(s.first), OnDisk(s.second), s.targets) for n, s in splits.items()}  # type: ignore[arg-type]
     parts = fit_probes(watched, COLUMNS, settings, seeds=SEEDS)["full"].predictions
     assert watched["train"].first.most == 300  # type: ignore[union-attr]
@@ -191,7 +191,7 @@ def test_large_splits_are_read_in_blocks_and_taught_as_well(monkeypatch: pytest.
 
 def test_columns_are_standardised_by_the_training_pairs_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = data(sizes=(1000, 40, 40))
-    monkeypatch.setattr("equibench.probes.mlp.BLOCK_FLOATS", 2 * 8 * 70)
+    monkeypatch.setattr("equibench.probes.mlp._BLOCK_FLOATS", 2 * 8 * 70)
     mean, std = _standardisation(splits["train"])
     for view, features in enumerate((splits["train"].first, splits["train"].second)):
         scaler = StandardScaler().fit(features.astype(np.float64))

@@ -23,9 +23,9 @@ from PIL import Image
 from equibench.data.solids import CLASS_NAMES, draw_scene, render_scene
 from equibench.data.transfer_sources import GENERATED, SOURCES
 from equibench.errors import UserError
-from equibench.pairs.manifest import uniforms
 from equibench.utils.arrays import cache_folder, writing_to_cache
 from equibench.utils.download import exclusive
+from equibench.utils.random import uniforms
 
 GENERATOR = ("solids.py", "solid_shapes.py", "transfer_stand_ins.py")  # all that decides a stand-in
 KINDS = 5  # solids or textures of a data set; more classes than these take further bands of hue or scale

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import r2_score
 
+from equibench.metrics import regression
 from equibench.metrics.regression import bootstrap_r2, r2_per_dimension, r2_pooled, resampled_r2
 from equibench.transforms.transformation import TRANSFORMATIONS
 
@@ -20,6 +23,10 @@ def sample(
     targets = rng.normal(size=(count, dimensions))
     predictions = targets + noise * rng.normal(size=(seeds, count, dimensions))
     return targets * scale + 5 * scale, predictions * scale + 5 * scale
+
+
+def test_examples_in_docstrings() -> None:
+    assert doctest.testmod(regression) == (0, 3)
 
 
 def test_per_dimension_is_one_minus_residual_over_total() -> None:

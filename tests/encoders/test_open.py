@@ -89,7 +89,7 @@ def test_seeds_and_the_callers_random_numbers() -> None:
         ("torchvison:resnet18", "neither a model's name nor a file"),
         ("resnet18", "did you mean 'timm:resnet18'"),
         ("absent.pth", "weights file not found"),
-        (7, "a int is no encoder"),
+        (7, "an object of type int is no encoder"),
     ],
 )
 def test_wrong_names(source: Any, match: str) -> None:
@@ -241,7 +241,7 @@ def test_a_bare_function() -> None:
     torch.testing.assert_close(opened.encoder.represent(images()), images().mean((2, 3)))
     assert opened.encoder.identity is None
     assert opened.fresh is None
-    with pytest.raises(UserError, match="mean has 1 values"):
+    with pytest.raises(UserError, match="not those of RGB images"):
         open_encoder(lambda x: x, mean=(0.5,))
 
 

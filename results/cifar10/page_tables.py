@@ -11,9 +11,9 @@ from scipy.stats import kendalltau
 from equibench.errors import UserError
 from equibench.evaluation.controls import CONTROLS, RIVALS, row_title
 from equibench.records import read_records
-from equibench.registry import TASKS
 from equibench.report.definition import Cell, cells_of
 from equibench.report.table import plain
+from equibench.task import TASKS
 from equibench.utils.files import read_lines
 
 TASK_NAMES = ("rotation", "color", "blur", "translation", "crop", "flip")

@@ -1,0 +1,5 @@
+"""`python -m equibench.cli`, as `equibench`."""
+
+from equibench.cli import main
+
+main()

@@ -1,0 +1,150 @@
+"""What was asked: one configuration for every command and for Python, so that each parameter is described once.
+
+    RunConfig.of(profile="tiny", rows=["vicreg"], device="cpu")
+
+The command line makes its options from the fields below; `equibench.table(**options)` and its siblings take the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from equibench.errors import UserError, closest
+from equibench.profiles import Profile, get_profile
+
+VARIANTS = ("headline", "paper_like")
+MEASURED, SIZE, DATA, ENCODER, MACHINE = "What to measure", "How much", "Data", "Encoder", "Machine and folders"
+"""Groups of options on the command line."""
+
+
+SCORE_OPTIONS = (
+    "tasks", "layers", "controls", "variant", "profile", "pairs", "seed", "data", "data_root", "image_size", "skip_bad",
+    "arch", "name", "pretrained", "size", "mean", "std", "interpolation", "pooling", "allow_partial", "allow_random",
+    "device", "runs",
+)  # fmt: skip
+"""The fields of the configuration that a score heeds."""
+
+
+def _option(default: Any, help: str, group: str, *, flag: str | None = None, numbers: type | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "group": group, "flag": flag, "numbers": numbers})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that can be asked of a table, a score, a curve or a pretraining run; it can be sent to another process.
+
+    The fields' help says what each is; `equibench.runner.open.open_context` turns it into data, device and folders.
+    """
+
+    rows: tuple[str, ...] | None = _option(None, "only these rows, separated by commas", MEASURED)
+    columns: tuple[str, ...] | None = _option(None, "only these columns, separated by commas", MEASURED)
+    tasks: tuple[str, ...] | None = _option(
+        None, "names, patterns, evaluators, all, or a .py file; the regression tasks by default", MEASURED
+    )
+    layers: tuple[str, ...] | None = _option(None, "inner layers to score as well, by name, or all", MEASURED)
+    controls: bool = _option(True, "score random init, pixels, constant and oracle as well", MEASURED)
+    baseline_files: tuple[Path, ...] = _option(
+        (), "a Python file that registers further baselines; may be repeated", MEASURED, flag="--baseline"
+    )
+    variant: str = _option("headline", "views: headline (mirrored fill, disc) or paper_like (black fill)", MEASURED)
+    profile: str | Profile = _option("demo", "how large: `equibench list profiles`", SIZE)
+    pairs: tuple[int, ...] | None = _option(
+        None, "training, validation and test pairs, such as 4000,1000,3000", SIZE, numbers=int
+    )
+    seeds: tuple[int, ...] = _option((0,), "pretraining seeds, separated by commas", SIZE, numbers=int)
+    seed: int = _option(0, "pretraining seed, or that of the untrained control", SIZE)
+    data: str | Path = _option("cifar10", "cifar10, solids, or a folder of images", DATA)
+    data_root: Path | None = _option(
+        None, "folder that holds the data sets; else $EQUIBENCH_DATA, the cache, a download", DATA
+    )
+    image_size: int = _option(224, "pixels to which the images of a folder are resized and cropped", DATA)
+    skip_bad: bool = _option(False, "leave out what cannot be read, and count it in the records", DATA)
+    arch: str | None = _option(None, "a file's architecture: timm:NAME or torchvision:NAME", ENCODER)
+    name: str | None = _option(None, "the encoder's name in the records", ENCODER)
+    pretrained: bool = _option(True, "take the model's trained weights, or none", ENCODER)
+    size: int | None = _option(None, "pixels that the encoder sees, instead of its own", ENCODER)
+    mean: tuple[float, ...] | None = _option(
+        None, "three numbers in units of [0, 1], instead of its own", ENCODER, numbers=float
+    )
+    std: tuple[float, ...] | None = _option(None, "three numbers, instead of its own", ENCODER, numbers=float)
+    interpolation: str | None = _option(None, "bilinear, bicubic or nearest", ENCODER)
+    pooling: str = _option("default", "default (the model's own), cls, mean, or a layer's name", ENCODER)
+    allow_partial: bool = _option(False, "score although some keys do not fit", ENCODER)
+    allow_random: bool = _option(False, "score although under 99 % of the parameters were loaded", ENCODER)
+    device: str = _option("auto", "auto, cpu or cuda", MACHINE)
+    devices: int = _option(1, "how many devices (on each node, under torchrun or SLURM)", MACHINE)
+    jobs: int | None = _option(None, "jobs worked on side by side, one thread each; as many as cores on a CPU", MACHINE)
+    runs: Path = _option(Path("runs"), "folder for work in progress: checkpoints, features, the journal", MACHINE)
+    # what a table's definition adds
+    table: str = "table2"
+    pretraining_data: str | None = None
+    known_fraction: float = 1.0
+    dataset: str | None = None  # that was found already, if so; it is not searched for again
+
+    @classmethod
+    def of(cls, **options: Any) -> RunConfig:
+        """A configuration from plain values: lists become tuples, and texts paths.
+
+        Raises:
+            UserError: an option is unknown, or its value makes no sense.
+        """
+        known = {one.name: one for one in fields(cls)}
+        for name in options:
+            if name not in known:
+                asked = [one.name for one in fields(cls) if one.metadata]
+                raise UserError(f"there is no option {name!r}{closest(name, asked)}", f"options: {', '.join(asked)}")
+        return cls(**{name: _plain(name, known[name].type, value) for name, value in options.items()})
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            hint = closest(self.variant, VARIANTS)
+            raise UserError(f"unknown variant {self.variant!r}{hint}", f"one of {', '.join(VARIANTS)}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            problem = f"seeds must be distinct numbers from 0 on, not {list(self.seeds)}"
+            raise UserError(problem, "for example --seeds 0,1,2")
+        if self.pairs is not None and (len(self.pairs) != 3 or min(self.pairs) < 1):
+            problem = f"pairs {self.pairs} are not numbers of training, validation and test pairs"
+            raise UserError(problem, "--pairs 4000,1000,3000")
+        get_profile(self.profile)
+
+    @property
+    def sizes(self) -> Profile:
+        """The profile."""
+        return get_profile(self.profile)
+
+    def with_(self, **changes: Any) -> RunConfig:
+        """A copy with some values changed."""
+        return replace(self, **changes)
+
+    def flags(self, names: Sequence[str]) -> list[str]:
+        """The options, of those named, that are not as by default, as on the command line."""
+        import shlex
+
+        found = []
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name not in names or value == (None if one.default is MISSING else one.default):
+                continue
+            flag = one.metadata["flag"] or f"--{one.name.replace('_', '-')}"
+            if isinstance(value, bool):
+                found.append(flag if value else f"--no-{one.name.replace('_', '-')}")
+            elif one.name == "baseline_files":
+                found += [f"{flag} {shlex.quote(str(file))}" for file in value]
+            else:
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(getattr(value, "name", value))
+                found.append(f"{flag} {shlex.quote(text if not isinstance(value, Path) else str(value))}")
+        return found
+
+
+def _plain(name: str, kind: object, value: Any) -> Any:
+    text = str(kind)
+    if value is None:
+        return None
+    if text.startswith("tuple"):
+        if isinstance(value, str):
+            raise UserError(f"{name} is a list, not the text {value!r}", f"{name}=[{value!r}]")
+        return tuple(Path(one) if "Path" in text else one for one in value)
+    return Path(value) if text.startswith("Path") else value

@@ -1,0 +1,15 @@
+"""Random numbers that depend on names alone: the same on every machine, in every process, in any order."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def uniforms(shape: tuple[int, int], *key: object) -> NDArray[np.float64]:
+    """Numbers in [0, 1) that depend only on the key and on the row, not on the number of rows."""
+    digest = hashlib.sha256("|".join(map(str, key)).encode()).digest()
+    philox = np.random.Philox(key=np.frombuffer(digest[:16], dtype=np.uint64))
+    return np.random.Generator(philox).random(shape)
