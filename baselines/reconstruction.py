@@ -56,7 +56,7 @@ class Reconstruction(Baseline):
         return {"loss": total, "reconstruction": reconstruction, **ssl}
 
     def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
-        """How much the reconstruction of view 2 needs view 1, and how much view 2 (PROTOCOL 2.4 #6).
+        """How much the reconstruction of view 2 needs view 1, and how much view 2 (docs/protocol.md 6.9).
 
         Each gap is the error with that view's tokens taken from another image, minus the error as it is: near 0 for
         view 1 means that the decoder does without it and the method is an autoencoder of view 2.

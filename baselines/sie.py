@@ -1,7 +1,7 @@
 """SIE: an invariant half, and an equivariant half that a linear map chosen by θ carries from view 1 to view 2.
 
 Garrido, Najman, LeCun, "Self-supervised learning of split invariant equivariant representations", ICML 2023, with
-the weights of its published command (PROTOCOL 1.5) and heads sized for a ViT (PROTOCOL 2.4 #24). Eight rows are for
+the weights of its published command and heads sized for a ViT (docs/protocol.md 6.4). Eight rows are for
 transformed images, two for views of 3-D objects.
 """
 

@@ -1,4 +1,4 @@
-"""Supervised training: the labels of both views, and nothing about what lies between them (PROTOCOL 2.4 #25)."""
+"""Supervised training: the labels of both views, and nothing about what lies between them (docs/protocol.md 6.7)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from equibench.pretrain.modules import both, covariance, invariance, projector, 
 from equibench.profiles import Profile
 
 SIE_WEIGHTS = (10.0, 10.0, 1.0)
-"""Invariance, variance and covariance as SIE weights them (PROTOCOL 2.4 #9); VICReg's own are (25, 25, 1)."""
+"""Invariance, variance and covariance as SIE weights them (docs/protocol.md 6.3); VICReg's own are (25, 25, 1)."""
 
 
 def vicreg_loss(x: Tensor, y: Tensor, weights: tuple[float, float, float] = SIE_WEIGHTS) -> dict[str, Tensor]:

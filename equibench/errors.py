@@ -30,8 +30,3 @@ def closest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name nearest to a wrong one, or nothing."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {match[0]!r}?" if match else ""
-
-
-def one_line(text: str) -> str:
-    """A text without its line breaks and repeated blanks."""
-    return " ".join(text.split())

@@ -3,7 +3,7 @@
     equibench table examples/ablations.csv --baseline examples/ablations.py --seeds 0,1
 
 λ_recon is P2's sweep (section 4.5); the query residual, the token that the invariant loss sees and the depth of the
-decoder are PROTOCOL 2.4 #3, #5 and #6.
+decoder are docs/protocol.md 5.2 and 6.6.
 """
 
 from dataclasses import replace

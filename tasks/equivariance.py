@@ -1,4 +1,4 @@
-"""What a representation does under each transformation, beyond whether θ can be read (PROTOCOL 3.1).
+"""What a representation does under each transformation, beyond whether θ can be read (docs/protocol.md 8.6 to 8.12).
 
 One task for each evaluator and transformation, named like "rotation.retrieval". The evaluators register them, with the
 metrics that they report: see `equibench.evaluation` for one file each.

@@ -51,7 +51,7 @@ def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
     """Indices into the official training set (train, val) and the official test set (test).
 
     Where the data come without a validation set, a stratified tenth of the training set is for validation and is
-    never pretrained on (PROTOCOL 2.4 #26).
+    never pretrained on (docs/protocol.md 2.1).
     """
     test = np.arange(len(dataset.test.labels))
     if dataset.train.objects is not None:

@@ -1,7 +1,7 @@
 """The published layout of 3DIEBench: where it lies, and which views of which objects it holds.
 
 A view is a pair of files, ``ROOT/<synset>/<object>/image_{k}.jpg`` and ``latent_{k}.npy``; four lists say which objects
-are for training and which for testing (PROTOCOL 1.1).
+are for training and which for testing (docs/protocol.md 2.4).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def load_object_folder(
         root: the folder that holds ``<synset>/<object>/``; objects of the lists that it does not hold are counted.
         lists: the folder of the four lists, ``root`` unless told.
         size: side of the images in pixels, 8 or more.
-        name: the dataset's; data that equibench has rendered are named "...-generated" in any case.
+        name: the dataset's; data that equibench has rendered are named "rendered-..." in any case.
         skip_bad: leave out views that cannot be used, and objects with fewer than two others. Where images are not
             decoded beforehand, this decodes each of them once.
         most_bytes: up to how many bytes of images are decoded beforehand.
@@ -120,8 +120,8 @@ def load_object_folder(
         prepared = _open(place) or _prepare(place, _Plan(folder, listing, size, lazy, skip_bad))
     if prepared.faults and not skip_bad:  # another call had asked to leave them out
         raise prepared.faults[0].error(folder)
-    if (folder / RENDERED).is_file() and not name.endswith("-generated"):
-        name += "-generated"
+    if (folder / RENDERED).is_file() and not name.startswith("rendered-"):
+        name = f"rendered-{name}"
     train, test = (_half(prepared, half, folder, size if lazy else None) for half in HALVES)
     absent = sum(map(len, names.splits.values())) - len(states)
     return _as_dataset(name, prepared, train, test, names.class_names, absent)

@@ -1,7 +1,6 @@
-"""The seven data sets of linear transfer (PROTOCOL 5) as memory-mapped arrays: found, checked and decoded once.
+"""The seven data sets of linear transfer (docs/protocol.md 2.5) as memory-mapped arrays, found, checked, decoded once.
 
-Where they lie stands in `transfer_sources`, how their lists are read in `transfer_lists` and `cifar100`, what stands in
-for data that are not there in `transfer_stand_ins`.
+Where they lie and how their lists are read stands in `transfer_sources` and `cifar`.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from equibench.data.cifar import cifar100_state, read_cifar100
 from equibench.data.dataset import SMALLEST, SPLITS, Dataset, ImageSet, image_source, split_indices
 from equibench.data.load import load_dataset, root_of_cifar10
 from equibench.data.transfer_sources import SOURCES, Source, find_source, is_generated, list_transfer
-from equibench.data.transfer_stand_ins import stand_in_folder
-from equibench.errors import UserError, one_line
+from equibench.errors import UserError
 from equibench.utils.arrays import (
     RowWriter,
     Stored,
@@ -55,15 +53,14 @@ _Pictures = dict[str, list[tuple[Picture, int]]]
 class TransferData:
     """One data set: images (N, 3, size, size) uint8 and labels (N,) int64, memory-mapped and read-only."""
 
-    name: str  # as it was asked for, with "-generated" added where the images are a stand-in's
+    name: str  # as asked for, with "rendered-" before it where a note in the folder says that the images are
     description: str  # one line for a table's header
     train: ImageSet
     val: ImageSet
     test: ImageSet
     class_names: tuple[str, ...]
     sha256: str  # digest of the content: train with val at its end, and test
-    stand_in: bool  # whether the images were generated
-    metric: Literal["top1", "mean_per_class"]  # the headline's; PROTOCOL 5
+    metric: Literal["top1", "mean_per_class"]  # the headline's; docs/protocol.md 8.4
     bad: int  # how many images were left out
 
 
@@ -82,15 +79,14 @@ def load_transfer(
     *,
     size: int,
     data_root: Path | str | None = None,
-    stand_in: bool = False,
     skip_bad: bool = False,
     download: bool = False,
 ) -> TransferData:
     """Opens a data set of linear transfer, after decoding it into the cache where this is the first time.
 
     Each image is made RGB, its short side resized to ``size`` (bicubic), and the middle taken (Kornblith et al. 2019,
-    as in PROTOCOL 5); as in torchvision, a camera's note of its orientation is not heeded, and FGVC-Aircraft keeps the
-    strip with the photographer's name. Splits are the published ones; where validation images are not published, a
+    as in docs/protocol.md 2.5); as in torchvision, a camera's note of its orientation is not heeded, and FGVC-Aircraft
+    keeps the strip with the photographer's name. Splits are the published ones; where validation images are not published, a
     stratified draw with seed 0 sets them apart from the training images.
 
     Args:
@@ -98,8 +94,6 @@ def load_transfer(
         size: side of the images in pixels, 8 or more.
         data_root: the data set's folder or the one that holds it; where it is given, no other place is looked at.
             Without it that is $EQUIBENCH_DATA, then the cache.
-        stand_in: take images generated in the data set's layout (`transfer_stand_ins`) instead; CIFAR-10 has none and
-            is always the real one.
         skip_bad: leave out images that are absent or cannot be decoded, and count them.
         download: whether what is in none of these may be downloaded into the cache.
 
@@ -117,7 +111,7 @@ def load_transfer(
         dataset = load_dataset(name, data_root=data_root, download=download)
         plan = _Plan("CIFAR-10", "CIFAR-10", dataset.sha256, partial(_split_arrays, dataset))
     else:
-        root = stand_in_folder(name) if stand_in else _find(SOURCES[name], data_root, download)
+        root = _find(SOURCES[name], data_root, download)
         generated = is_generated(root)
         plan = _plan_cifar100(root) if name == "cifar100" else _plan_images(name, root, skip_bad)
     key = hashlib.sha256(f"{VERSION}|{size}|{plan.state}".encode()).hexdigest()
@@ -130,7 +124,7 @@ def load_transfer(
 
 
 def missing_transfer(name: str, data_root: Path | str | None = None) -> str:
-    """Where to put the files of a data set that is not there; "" where it is. Nothing is read or decoded.
+    """Which folder to put where for a data set that is not there; "" where it is. Nothing is read or decoded.
 
     Args:
         name, data_root: as for `load_transfer`.
@@ -140,8 +134,9 @@ def missing_transfer(name: str, data_root: Path | str | None = None) -> str:
             load_dataset(name, data_root=root_of_cifar10(data_root, others=True), download=False)
         else:
             _find(SOURCES[name], data_root, download=False)
-    except UserError as error:
-        return one_line(f"{error.problem} {error.fix}")
+    except UserError:
+        folder = "cifar-10-batches-bin" if name == "cifar10" else SOURCES[name].folder
+        return f"put the folder {folder} below --data-root or $EQUIBENCH_DATA"
     return ""
 
 
@@ -155,9 +150,9 @@ def _as_data(name: str, stored: Stored, generated: bool, size: int) -> TransferD
     kind = f"images generated by equibench in the layout of {source.title}, not real" if generated else source.title
     description = f"{kind} ({counts} images, {size} px{f', {bad:,} bad ones left out' if bad else ''})"
     metric = cast(Literal["top1", "mean_per_class"], source.metric)
-    name += "-generated" * generated
+    name = "rendered-" * generated + name
     classes = tuple(stored.facts["class_names"])
-    return TransferData(name, description, train, val, test, classes, stored.sha256, generated, metric, bad)
+    return TransferData(name, description, train, val, test, classes, stored.sha256, metric, bad)
 
 
 # Where it is

@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 
 from equibench.errors import UserError
 
-GENERATED = "GENERATED.txt"  # lies in the folder of a stand-in, whose images are not the published ones
+GENERATED = "GENERATED.txt"  # lies in a folder of the same layout whose images are not the published ones
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Source:
     tree: str  # which files go where
     counts: Mapping[str, int]  # images in each published list
     validation: int = 0  # how many of the training images are set apart; 0 where a validation list is published
-    metric: str = "top1"  # or "mean_per_class" (PROTOCOL 5: ssl-transfer's choice)
+    metric: str = "top1"  # or "mean_per_class" (docs/protocol.md 8.4: ssl-transfer's choice)
     torchvision: str = ""  # its class, which can download; "" where none can
     url: str = ""
 
@@ -137,15 +137,15 @@ def find_source(source: Source, root: Path) -> Path | None:
 
 
 def is_generated(root: Path) -> bool:
-    """Whether a folder was written by `transfer_stand_ins`."""
+    """Whether a note in the folder says that its images are not the published ones."""
     return (root / GENERATED).is_file()
 
 
 def list_transfer(name: str, root: Path, *, skip_bad: bool = False) -> Listed:
     """The images that the published lists of a data set name, in an order that depends on nothing but their paths.
 
-    The validation images are those of the published list, else a stratified draw with seed 0 (PROTOCOL 5): its size is
-    the published one, or in a stand-in the same share.
+    The validation images are those of the published list, else a stratified draw with seed 0 (docs/protocol.md 2.5): its
+    size is the published one, or of other images the same share.
 
     Args:
         name: "food101", "sun397", "dtd", "pets" or "aircraft".

@@ -1,6 +1,6 @@
 """The closed-form action: how well f(g x) follows from f(x) and θ, by ridge regression on frozen features.
 
-An encoder that comes without a predictor gets one that has no training of its own (PROTOCOL 3.1, post-hoc predictor
+An encoder that comes without a predictor gets one that has no training of its own (docs/protocol.md 7.4,
 (b)): P(θ, f) = W(θ) [f; 1] with W(θ) = Σ_k φ_k(θ) H_k. It is linear in f, so an encoder on which it fails may still
 be equivariant in a curved way; it is exact wherever g acts by matrices whose entries the basis φ spans.
 """
@@ -166,8 +166,8 @@ def action_ratios(
                         for 0/0), 1 for an exactly equivariant one.
     `identity_error`    Σ ||P(e, f(x)) - f(x)||² / Σ ||f(x) - mean f(x)||²; 0 is best. Given with `identity`.
     `inverse_error`     Σ ||P(g⁻¹, P(g, f(x))) - f(x)||² / Σ ||f(gx) - f(x)||²; 0 is best. Given with `inverse`. This
-                        is PROTOCOL 3.1's composition error with what g moves as its unit, since g⁻¹ g x = x itself
-                        moves nothing; nan if g moves no feature. A P that only says the mean gets about 1/2.
+                        is the composition error of docs/protocol.md 8.8 with what g moves as its unit, since
+                        g⁻¹ g x = x itself moves nothing; nan if g moves no feature. A P that only says the mean gets about 1/2.
 
     Args:
         action: the fitted P.
@@ -196,7 +196,7 @@ def action_ratios(
 
 
 def composition_error(action: Action, first: Features, theta1: Array, theta2: Array, composed: Features) -> Ratio:
-    """Σ ||P(g2, P(g1, f(x))) - f(g2 g1 x)||² / Σ ||f(x) - f(g2 g1 x)||² (PROTOCOL 3.1, squared); 0 is best.
+    """Σ ||P(g2, P(g1, f(x))) - f(g2 g1 x)||² / Σ ||f(x) - f(g2 g1 x)||² (docs/protocol.md 8.8, squared); 0 is best.
 
     1 is as good as leaving f(x) as it is; a P that only says the mean gets about 1/2 if the views are unrelated.
 

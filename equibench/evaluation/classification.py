@@ -59,7 +59,7 @@ def top1(targets: ArrayLike, predictions: ArrayLike) -> float:
 def mean_per_class(targets: ArrayLike, predictions: ArrayLike) -> float:
     """The mean, over the classes that occur in the targets, of the share of their images that are found, in [0, 1].
 
-    This is balanced accuracy, and the metric of Pets and Aircraft (PROTOCOL 5); nan without images.
+    This is balanced accuracy, and the metric of Pets and Aircraft (docs/protocol.md 8.4); nan without images.
     """
     _, image, counts = np.unique(np.asarray(targets), return_inverse=True, return_counts=True)
     found = np.bincount(image, weights=hits(targets, predictions)) / counts

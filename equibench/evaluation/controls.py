@@ -1,4 +1,4 @@
-"""Control rows: what a table's numbers must be held against (PROTOCOL 2.4 #32).
+"""Control rows: what a table's numbers must be held against (docs/protocol.md 9.1).
 
 constant: always the training mean; its R² is 0, its pooled R² the floor of the published version. Where classes are
     asked for, the most frequent one.

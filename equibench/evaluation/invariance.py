@@ -1,4 +1,4 @@
-"""How much a transformation moves features, and whether it changes predictions (PROTOCOL 3.1, invariance)."""
+"""How much a transformation moves features, and whether it changes predictions (docs/protocol.md 8.9)."""
 
 from __future__ import annotations
 

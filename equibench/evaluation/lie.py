@@ -1,4 +1,4 @@
-"""Lie derivatives of an encoder, by central differences (LEE, PROTOCOL 3.1).
+"""Lie derivatives of an encoder, by central differences (LEE, docs/protocol.md 8.12).
 
 L f(x) = d/dt at 0 of ρ_out(-t) f(ρ_in(t) x). For a pooled vector ρ_out does nothing, and the derivative is one of
 invariance; for a token map ρ_out moves the map as ρ_in moves the image, and the derivative is one of equivariance.

@@ -116,7 +116,7 @@ def _predictions(
 
 
 def _linear(row: Row, layer: str, splits: dict[str, Split]) -> dict[str, NDArray[np.float32]]:
-    """Test predictions (N, K) of a linear probe, which the field uses for colors of 3DIEBench (PROTOCOL 1.2)."""
+    """Test predictions (N, K) of a linear probe, as the field uses for colors of 3DIEBench (docs/protocol.md 7.2)."""
     if row.name == "constant":
         return {}
     columns = {name: channels for name, (owner, channels) in row.feature_sets().items() if owner == layer}

@@ -1,4 +1,4 @@
-"""Retrieval of the true transform among many transforms of the same image (SIE's MRR and H@k, PROTOCOL 1.4).
+"""Retrieval of the true transform among many transforms of the same image (SIE's MRR and H@k, docs/protocol.md 8.6).
 
 SIE asks this of the embeddings that its own predictor was trained on; here W is fitted in closed form on frozen
 features (see `action`), so that it can be asked of every encoder.
@@ -162,7 +162,7 @@ OBJECT_HITS = (1, 2, 5, 10)
 
 @register_evaluator
 class ObjectRetrievalEvaluator(RatioEvaluator):
-    """Is the view of an object that W(q) f(x) predicts the nearest one? SIE's MRR, H@k and PRE (PROTOCOL 1.4)."""
+    """Is the view that W(q) f(x) predicts the nearest one of the object? MRR, H@k, PRE (docs/protocol.md 8.7)."""
 
     name, title, main_metric = "object_retrieval", "Retrieval among the views of an object", "mrr"
     metrics = {

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equibench.data.ade20k import (
+    NAME,
     RENDERED_SCENES,
     CheckedTree,
     check_tree,
@@ -22,7 +23,7 @@ from equibench.data.ade20k import (
     label_areas,
     rendered_scenes_folder,
 )
-from equibench.errors import UserError, one_line
+from equibench.errors import UserError
 from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluator import (
     Arrays,
@@ -73,8 +74,8 @@ class SegmentationEvaluator(Evaluator):
             return ""
         try:
             find_ade20k(context.data_root)
-        except UserError as error:
-            return one_line(f"{error.problem}; {error.fix}")
+        except UserError:
+            return f"put the folder {NAME} below --data-root or $EQUIBENCH_DATA"
         return ""
 
     def recipe(self, task: Task, context: Context) -> dict[str, Any]:
@@ -107,7 +108,7 @@ class SegmentationEvaluator(Evaluator):
 
 
 def settings_of(task: Task, context: Context) -> SegmentationSettings:
-    """The recipe of PROTOCOL 4 in the profile's size."""
+    """The recipe of docs/protocol.md 7.5 in the profile's size."""
     size = context.profile.segmentation
     return SegmentationSettings(
         iterations=size.iterations,

@@ -1,4 +1,4 @@
-"""CARE's measures: does a fixed transformation a turn all features by one rotation (PROTOCOL 3.1, Wahba and γ_f)?
+"""CARE's measures: does a fixed transformation a turn all features by one rotation (docs/protocol.md 8.10 and 8.11)?
 
 Both are taken over fixed transformations a, each applied to all images. f(x) and f(a x) are each centred by their own
 mean (if f(a x) = R f(x), so do the means) and scaled to length 1.

@@ -201,7 +201,7 @@ def _pairs(
 def draw_object_pairs(
     dataset: Dataset, transformation: str, sizes: tuple[int, int, int], *, task: str, version: int
 ) -> Pairs:
-    """Pairs of different views of one object: the same pairs for each task on the data (PROTOCOL 1.2).
+    """Pairs of different views of one object: the same pairs for each task on the data (docs/protocol.md 3.3).
 
     Every object of a split has as many pairs as any other: the largest number with which no split has more pairs than
     asked for, and one where there are more objects than that; surplus objects are then left out.

@@ -35,7 +35,7 @@ class CrossAttentionDecoder(nn.Module):
     """One block with cross-attention, then blocks with self-attention, then a linear layer to pixels.
 
     The query comes from view 2, key and value from view 1. Positions are added to query and key and again after the
-    cross-attention, never to the value (PROTOCOL 2.4 #5), so that what the decoder knows of the picture's content
+    cross-attention, never to the value (docs/protocol.md 6.6), so that what the decoder knows of the picture's content
     comes through view 1's values and view 2's attention weights.
 
     Args:

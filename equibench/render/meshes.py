@@ -1,4 +1,4 @@
-"""Meshes: triangles with normals and colours in the unit ball; and the ten solids as such meshes.
+"""Triangle meshes in the unit ball, with normals and colours: the ten solids, and those that are read from files.
 
 Every solid object differs from its class by a stretch along its axes, and wears patches of colour that no rotation
 maps onto each other, so that its pose can be seen even if it is a sphere.
@@ -13,20 +13,28 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from numpy import ndarray as Array
 from scipy import sparse
 
-from equibench.data import solids as solid_shapes
+from equibench.data import solids
 from equibench.errors import UserError
 
-Array = np.ndarray
+_CREASE = np.cos(np.radians(35))  # faces that meet at a larger angle keep an edge between them; others look round
+_NO_AREA = 1e-14  # twice the area of a triangle in the unit ball that has no normal to speak of
 
-CREASE = np.cos(np.radians(35))  # faces that meet at a larger angle keep an edge between them; others look round
-SEGMENTS = 64  # of a solid of revolution, around its axis
-STRETCH = 0.12  # most by which an axis of a solid is stretched or shrunk; more would make a cube a box
-PATCHES = (7, 12)  # least and most patches of colour
-EDGE = 28.0  # how sharply patches meet: their colours mix over about 1 / EDGE of the unit
-NOTHING = 1e-14  # twice the area of a triangle in the unit ball that has no normal to speak of
-OBJECT_DRAWS = 6 + 5 * PATCHES[1]  # uniform numbers that an object is made from
+_SEGMENTS = 64  # of a solid of revolution, around its axis
+_STRETCH = 0.12  # most by which an axis of a solid is stretched or shrunk; more would make a cube a box
+_PATCHES = (7, 12)  # least and most patches of colour
+_EDGE = 28.0  # how sharply patches meet: their colours mix over about 1 / _EDGE of the unit
+OBJECT_DRAWS = 6 + 5 * _PATCHES[1]  # uniform numbers that an object is made from
+
+_SUFFIXES = (".obj", ".glb", ".gltf", ".stl", ".ply")
+_UPRIGHT_Y = (".obj", ".glb", ".gltf")  # by custom these have y upwards, the others z
+_GREY = 0.7  # of a mesh that brings no colours
+_LAYOUTS = (
+    "give FOLDER with FOLDER/<class>/<object>.obj (or .glb, .gltf, .stl, .ply), FOLDER/<class>/<object>/*.obj, "
+    "or as ShapeNet has it FOLDER/<synset>/<object>/models/model_normalized.obj"
+)
 
 
 @dataclass(frozen=True)
@@ -39,27 +47,28 @@ class Mesh:
 
 
 def make_mesh(corners: Array, colours: Array) -> Mesh:
-    """Triangles (F, 3, 3) centred by their bounding box, scaled to touch the unit sphere, and given normals.
-
-    Args:
-        colours: (F, 3, 3) RGB in [0, 1] of each corner.
+    """Triangles (F, 3, 3) with a colour (RGB in [0, 1]) at each corner, centred and scaled to touch the unit sphere.
 
     Raises:
         UserError: there is no triangle with an area, or a coordinate is not finite.
     """
     if not np.isfinite(corners).all():
-        raise UserError("The mesh has coordinates that are not finite.", "Mend the file.")
+        raise UserError("the mesh has coordinates that are not finite", "mend the file")
     if len(corners):
         corners = corners - (corners.min(axis=(0, 1)) + corners.max(axis=(0, 1))) / 2
         corners = corners / max(np.linalg.norm(corners, axis=-1).max(), 1e-300)
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    corners, colours = corners[area > NOTHING], colours[area > NOTHING]
+    kept = _doubled_areas(corners) > _NO_AREA
+    corners, colours = corners[kept], colours[kept]
     if not len(corners):
-        raise UserError("The mesh has no triangle with an area.", "Give a mesh of triangles or polygons.")
-    return Mesh(corners, corner_normals(corners), colours.astype(np.float32))
+        raise UserError("the mesh has no triangle with an area", "give a mesh of triangles or polygons")
+    return Mesh(corners, _corner_normals(corners), colours.astype(np.float32))
 
 
-def corner_normals(corners: Array) -> Array:
+def _doubled_areas(corners: Array) -> Array:
+    return np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+
+
+def _corner_normals(corners: Array) -> Array:
     """(F, 3, 3) unit normals: at a corner, the mean over the faces that meet there at less than the crease's angle.
 
     Faces count by their angle at the corner, so that it does not matter how a polygon was cut into triangles. Corners
@@ -72,12 +81,11 @@ def corner_normals(corners: Array) -> Array:
     angles = np.arctan2(across, (ahead * back).sum(axis=-1)).reshape(-1, 1)
     cells = np.rint((corners.reshape(-1, 3) + 1) * 2**19).astype(np.int64)  # 21 bits each, for they lie in the ball
     _, place = np.unique((cells[:, 0] << 42) + (cells[:, 1] << 21) + cells[:, 2], return_inverse=True)
-    count = len(flat)
-    at_place = sparse.csr_matrix((np.ones(count), (np.arange(count), place.ravel())))
+    at_place = sparse.csr_matrix((np.ones(len(flat)), (np.arange(len(flat)), place.ravel())))
     beside = sparse.coo_matrix(at_place @ at_place.T)
-    smooth = (flat[beside.row] * flat[beside.col]).sum(axis=1) > CREASE
+    smooth = (flat[beside.row] * flat[beside.col]).sum(axis=1) > _CREASE
     pairs = (np.ones(int(smooth.sum())), (beside.row[smooth], beside.col[smooth]))
-    total = sparse.csr_matrix(pairs, shape=(count, count)) @ (angles * flat)
+    total = sparse.csr_matrix(pairs, shape=beside.shape) @ (angles * flat)
     return (total / np.linalg.norm(total, axis=1, keepdims=True)).reshape(-1, 3, 3)
 
 
@@ -85,22 +93,22 @@ def corner_normals(corners: Array) -> Array:
 
 
 def solid_object(name: str, uniform: Array) -> Mesh:
-    """One object of the class ``name``, of `solid_shapes.CLASS_NAMES`.
+    """One object of the class ``name``, of `solids.CLASS_NAMES`.
 
     Args:
         uniform: (OBJECT_DRAWS,) numbers in [0, 1) that decide its stretch and its patches.
     """
     corners = TRIANGLES[name]()
-    stretched = corners * (1 + STRETCH * (2 * uniform[:3] - 1))
-    return make_mesh(stretched, patch_colours(corners, uniform[3:]))
+    stretched = corners * (1 + _STRETCH * (2 * uniform[:3] - 1))
+    return make_mesh(stretched, _patch_colours(corners, uniform[3:]))
 
 
-def patch_colours(corners: Array, uniform: Array) -> Array:
+def _patch_colours(corners: Array, uniform: Array) -> Array:
     """(F, 3, 3) RGB: each corner has the colour of the nearest of a few points on the sphere, mixed at the borders.
 
     The patches differ in brightness too, since under a light of one colour no hue can be told from another.
     """
-    least, most = PATCHES
+    least, most = _PATCHES
     count = least + int((most - least + 1) * uniform[0])
     height, turn, *ranks, tint = uniform[3 : 3 + 5 * count].reshape(5, count)
     brightness, family = (np.argsort(np.argsort(rank)) / (count - 1) for rank in ranks)  # evenly spread, shuffled
@@ -109,7 +117,7 @@ def patch_colours(corners: Array, uniform: Array) -> Array:
     hue = uniform[1] + np.where(family < 0.5, 0, 0.25 + 0.5 * uniform[2]) + 0.1 * (tint - 0.5)
     colours = hsv(hue, 0.8 - 0.5 * family, 0.4 + 0.6 * brightness)
     points = corners.reshape(-1, 3) / np.linalg.norm(corners.reshape(-1, 3), axis=1, keepdims=True)
-    closeness = EDGE * (points @ sites.T)
+    closeness = _EDGE * (points @ sites.T)
     share = np.exp(closeness - closeness.max(axis=1, keepdims=True))
     return (share @ colours / share.sum(axis=1, keepdims=True)).reshape(corners.shape)
 
@@ -121,7 +129,7 @@ def hsv(hue: Array | float, saturation: Array | float, value: Array | float) -> 
     return value * (1 - saturation + saturation * np.clip(ramp, 0, 1))
 
 
-def subdivide(corners: Array, times: int) -> Array:
+def _subdivide(corners: Array, times: int) -> Array:
     """(F, 3, 3) -> (4^times F, 3, 3): every triangle cut into four at the middles of its edges."""
     for _ in range(times):
         a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
@@ -130,94 +138,87 @@ def subdivide(corners: Array, times: int) -> Array:
     return corners
 
 
-def revolve(radius: Array, height: Array) -> Array:
-    """(F, 3, 3) the surface that a curve (radius, height) of P points leaves as it turns around the z-axis."""
-    turn = 2 * np.pi * np.arange(SEGMENTS + 1) / SEGMENTS
-    turn[-1] = 0.0  # closes exactly
-    upright = np.broadcast_to(height[:, None], (len(height), SEGMENTS + 1))
+def _revolve(curve: Array) -> Array:
+    """(F, 3, 3) the surface that a curve (P, 2) of radii and heights leaves as it turns around the z-axis."""
+    radius, height = curve.T
+    turn = 2 * np.pi * (np.arange(_SEGMENTS + 1) % _SEGMENTS) / _SEGMENTS  # closes exactly
+    upright = np.broadcast_to(height[:, None], (len(height), _SEGMENTS + 1))
     grid = np.stack([radius[:, None] * np.cos(turn), radius[:, None] * np.sin(turn), upright], axis=-1)
     a, b, c, d = grid[:-1, :-1], grid[:-1, 1:], grid[1:, 1:], grid[1:, :-1]
     quads = np.stack([a, b, c, a, c, d], axis=2).reshape(-1, 3, 3)
-    flat = np.linalg.norm(np.cross(quads[:, 1] - quads[:, 0], quads[:, 2] - quads[:, 0]), axis=1) < 1e-12
-    return quads[~flat]  # on the axis a quad is one triangle
+    return quads[_doubled_areas(quads) >= 1e-12]  # on the axis a quad is one triangle
 
 
-def _line(points: list[tuple[float, float]], steps: list[int]) -> tuple[Array, Array]:
-    """(radius, height) along a line of straight pieces, each cut into so many steps."""
+def _line(points: list[tuple[float, float]], steps: list[int]) -> Array:
+    """(P, 2) radii and heights along a line of straight pieces, each cut into so many steps."""
     pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(points[:-1], points[1:], steps, strict=True)]
-    radius, height = np.concatenate([*pieces, [points[-1]]]).T
-    return radius, height
+    return np.concatenate([*pieces, [points[-1]]])
+
+
+def _octahedron() -> Array:
+    signs = [(x, y, z) for x in (1.0, -1.0) for y in (1.0, -1.0) for z in (1.0, -1.0)]
+    faces = np.array([np.diag(s)[:: int(np.prod(s))] for s in signs])  # seen from outside, all turn the same way
+    return _subdivide(faces, 5)
 
 
 def _sphere() -> Array:
-    corners = subdivide(_octahedron_faces(), 5)
+    corners = _octahedron()
     return corners / np.linalg.norm(corners, axis=-1, keepdims=True)
-
-
-def _octahedron_faces() -> Array:
-    signs = [(x, y, z) for x in (1.0, -1.0) for y in (1.0, -1.0) for z in (1.0, -1.0)]
-    return np.array([np.diag(s)[:: int(np.prod(s))] for s in signs])  # seen from outside, all turn the same way
 
 
 def _block(half: tuple[float, float, float]) -> Array:
     square = np.array([[[-1.0, -1, 1], [1, -1, 1], [1, 1, 1]], [[-1, -1, 1], [1, 1, 1], [-1, 1, 1]]])
     turned = [np.roll(square, shift, axis=-1) for shift in range(3)]
     faces = np.concatenate([*turned, *(-part[:, ::-1] for part in turned)])
-    return subdivide(faces, 4) * half
+    return _subdivide(faces, 4) * half
 
 
 def _cylinder() -> Array:
-    radius, half = solid_shapes.CYLINDER
-    return revolve(*_line([(0, -half), (radius, -half), (radius, half), (0, half)], [8, 24, 8]))
+    radius, half = solids.CYLINDER
+    return _revolve(_line([(0, -half), (radius, -half), (radius, half), (0, half)], [8, 24, 8]))
 
 
 def _cone() -> Array:
-    radius, base = solid_shapes.CONE
-    return revolve(*_line([(0, base), (radius, base), (0, 1)], [10, 30]))
+    radius, base = solids.CONE
+    return _revolve(_line([(0, base), (radius, base), (0, 1)], [10, 30]))
 
 
 def _torus() -> Array:
-    ring, tube = solid_shapes.TORUS
-    turn = 2 * np.pi * np.arange(41) / 40
-    turn[-1] = 0.0
-    return revolve(ring + tube * np.cos(turn), tube * np.sin(turn))
+    ring, tube = solids.TORUS
+    turn = 2 * np.pi * (np.arange(41) % 40) / 40
+    return _revolve(np.stack([ring + tube * np.cos(turn), tube * np.sin(turn)], axis=1))
 
 
 def _capsule() -> Array:
-    radius, half = solid_shapes.CAPSULE
+    radius, half = solids.CAPSULE
     angle = np.linspace(-np.pi / 2, 0, 12)
     low = np.stack([radius * np.cos(angle), radius * np.sin(angle) - half], axis=1)
     side = np.stack([np.full(16, radius), np.linspace(-half, half, 18)[1:-1]], axis=1)
     curve = np.concatenate([low, side, low[::-1] * (1, -1)])
     curve[[0, -1], 0] = 0.0
-    return revolve(curve[:, 0], curve[:, 1])
+    return _revolve(curve)
 
 
 def _tetrahedron() -> Array:
     a, b, c, d = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
-    return subdivide(np.array([[a, b, c], [a, c, d], [a, d, b], [b, d, c]]), 5)
+    return _subdivide(np.array([[a, b, c], [a, c, d], [a, d, b], [b, d, c]]), 5)
 
 
 TRIANGLES: dict[str, Callable[[], Array]] = {
     "sphere": _sphere,
-    "ellipsoid": lambda: _sphere() * solid_shapes.ELLIPSOID_AXES,
-    "cube": lambda: _block(solid_shapes.CUBE_HALF),
-    "box": lambda: _block(solid_shapes.BOX_HALF),
+    "ellipsoid": lambda: _sphere() * solids.ELLIPSOID_AXES,
+    "cube": lambda: _block(solids.CUBE_HALF),
+    "box": lambda: _block(solids.BOX_HALF),
     "cylinder": _cylinder,
     "cone": _cone,
     "torus": _torus,
-    "octahedron": lambda: subdivide(_octahedron_faces(), 5),
+    "octahedron": _octahedron,
     "capsule": _capsule,
     "tetrahedron": _tetrahedron,
 }
 
-SUFFIXES = (".obj", ".glb", ".gltf", ".stl", ".ply")
-UPRIGHT_Y = (".obj", ".glb", ".gltf")  # by custom these have y upwards, the others z
-GREY = 0.7  # of a mesh that brings no colours
-LAYOUTS = (
-    "Give FOLDER with FOLDER/<class>/<object>.obj (or .glb, .gltf, .stl, .ply), FOLDER/<class>/<object>/*.obj, "
-    "or as ShapeNet has it FOLDER/<synset>/<object>/models/model_normalized.obj."
-)
+
+# Mesh files
 
 
 def list_meshes(folder: Path) -> dict[str, dict[str, Path]]:
@@ -227,39 +228,40 @@ def list_meshes(folder: Path) -> dict[str, dict[str, Path]]:
         UserError: the folder is missing or holds no mesh; an object has several files.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder.", LAYOUTS)
-    found = {part.name: _objects(part) for part in _visible(folder) if part.is_dir()}
-    found = {name: objects for name, objects in found.items() if objects}
+        raise UserError(f"{folder} is not a folder", _LAYOUTS)
+    found = {entry.name: meshes for entry in _visible(folder) if entry.is_dir() and (meshes := _meshes_in(entry))}
     if not found:
-        raise UserError(f"{folder} holds no meshes in folders of classes.", LAYOUTS)
+        raise UserError(f"{folder} holds no meshes in folders of classes", _LAYOUTS)
     return found
 
 
-def _objects(folder: Path) -> dict[str, Path]:
+def _meshes_in(folder: Path) -> dict[str, Path]:
+    """The mesh files of a class by object."""
     found: dict[str, Path] = {}
     for entry in _visible(folder):
-        path = _in_folder(entry) if entry.is_dir() else entry if _is_mesh(entry) else None
+        is_folder = entry.is_dir()
+        path = _object_mesh(entry) if is_folder else entry if _is_mesh(entry) else None
         if path is None:
             continue
-        name = entry.name if entry.is_dir() else entry.stem
+        name = entry.name if is_folder else entry.stem
         if name in found:
-            raise UserError(f"{found[name]} and {path} are two files of one object.", "Rename or remove one.")
+            raise UserError(f"{found[name]} and {path} are two files of one object", "rename or remove one")
         found[name] = path
     return dict(sorted(found.items()))
 
 
-def _in_folder(folder: Path) -> Path | None:
+def _object_mesh(folder: Path) -> Path | None:
     """The mesh of an object that has a folder of its own."""
     for place in (folder / "models", folder):
         files = [path for path in _visible(place) if _is_mesh(path)] if place.is_dir() else []
-        normalised = [path for path in files if path.stem == "model_normalized"]
-        if len(files) > 1 and len(normalised) != 1:
-            raise UserError(
-                f"{place} holds {len(files)} meshes: {files[0].name}, {files[1].name}, ...",
-                "Leave one, or call one model_normalized.",
-            )
+        if len(files) > 1:
+            first, second, *_ = names = [path.name for path in files]
+            files = [path for path in files if path.stem == "model_normalized"]
+            if len(files) != 1:
+                problem = f"{place} holds {len(names)} meshes: {first}, {second}, ..."
+                raise UserError(problem, "leave one, or call one model_normalized")
         if files:
-            return (normalised or files)[0]
+            return files[0]
     return None
 
 
@@ -268,7 +270,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _is_mesh(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in _SUFFIXES and path.is_file()
 
 
 def read_mesh(path: Path) -> Mesh:
@@ -284,7 +286,7 @@ def read_mesh(path: Path) -> Mesh:
         parts = [part for part in trimesh.load_scene(path).dump() if isinstance(part, trimesh.Trimesh)]
         corners = np.concatenate([np.empty((0, 3, 3)), *(np.asarray(part.triangles) for part in parts)])
         colours = np.concatenate([np.empty((0, 3, 3)), *(_colours(part) for part in parts)])
-        if path.suffix.lower() in UPRIGHT_Y:
+        if path.suffix.lower() in _UPRIGHT_Y:
             corners = np.stack([corners[..., 0], -corners[..., 2], corners[..., 1]], axis=-1)
         return make_mesh(corners, colours)
     except UserError as error:
@@ -292,16 +294,15 @@ def read_mesh(path: Path) -> Mesh:
     except Exception as error:  # trimesh raises nearly everything on damaged files
         raise UserError(
             f"{path} cannot be read as a mesh: {type(error).__name__}: {error}",
-            "Replace or remove the file, or leave out such files with --skip-bad.",
+            "replace or remove the file, or leave out such files with --skip-bad",
         ) from error
 
 
 def _colours(part: Any) -> Array:
     """(F, 3, 3) RGB in [0, 1] of the corners of a trimesh.Trimesh."""
     visual, faces = part.visual, np.asarray(part.faces)
-    plain = np.full((len(faces), 3, 3), GREY)
     if visual is None or not visual.defined:
-        return plain
+        return np.full((len(faces), 3, 3), _GREY)
     if visual.kind == "face":
         return np.repeat(visual.face_colors[:, None, :3] / 255.0, 3, axis=1)
     if visual.kind == "vertex":
@@ -309,7 +310,7 @@ def _colours(part: Any) -> Array:
     image = getattr(visual.material, "image", None) or getattr(visual.material, "baseColorTexture", None)
     if image is not None and visual.uv is not None:
         return np.asarray(visual.to_color().vertex_colors)[faces][..., :3] / 255.0
-    return plain * 0 + np.asarray(visual.material.main_color)[:3] / 255.0
+    return np.broadcast_to(np.asarray(visual.material.main_color)[:3] / 255.0, (len(faces), 3, 3))
 
 
 def import_trimesh() -> ModuleType:
@@ -321,5 +322,5 @@ def import_trimesh() -> ModuleType:
     try:
         import trimesh
     except ImportError as error:
-        raise UserError("Reading mesh files needs trimesh.", 'pip install "equibench[meshes]"') from error
+        raise UserError("reading mesh files needs trimesh", 'pip install "equibench[meshes]"') from error
     return trimesh

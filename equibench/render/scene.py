@@ -1,9 +1,11 @@
 """The scene of 3DIEBench: an object above a coloured floor, lit by a coloured spot, seen by a camera that never moves.
 
-What is fixed is as published (PROTOCOL 1.1 and the generator of the data): the floor lies at z = -1, the camera
+What is fixed is as published (docs/protocol.md 2.7 and the generator of the data): the floor lies at z = -1, the camera
 2.5 from the origin at 45° from the vertical, the spot 4 from the origin with an opening of 22.5°, above all a wide
 white light. What varies is a view's seven latents. Colours are HSV, taken as linear light; the rest (how strong the
 lights are, the light that the floor throws back, the shadow's soft edge, the gloss) is this module's own.
+
+What the camera and the spot see of the triangles is found by a z-buffer, in NumPy.
 """
 
 from __future__ import annotations
@@ -13,46 +15,29 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy import ndarray as Array
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from equibench.data.object_layout import HIGHEST, LOWEST
 from equibench.render.meshes import Mesh, hsv
 
-Array = np.ndarray
-
-LATENTS = ("yaw", "pitch", "roll", "floor_hue", "spot_theta", "spot_phi", "spot_hue")
-LOWEST = np.array([-np.pi / 2, -np.pi / 2, -np.pi / 2, 0.0, 0.0, 0.0, 0.0])
-HIGHEST = np.array([np.pi / 2, np.pi / 2, np.pi / 2, 1.0, np.pi / 4, 2 * np.pi, 1.0])
-
 RADIUS = 0.6  # of the ball that holds the object
-FLOOR = -1.0
-CAMERA_DISTANCE, CAMERA_THETA = 2.5, np.pi / 4
-FOCAL = 50 / 36  # a 50 mm lens before 36 mm of film
-SPOT_DISTANCE, SPOT_OPENING = 4.0, np.pi / 8
 SUPERSAMPLING = 2  # samples per pixel along each side
+_FLOOR = -1.0
+_CAMERA_DISTANCE, _CAMERA_THETA = 2.5, np.pi / 4
+_FOCAL = 50 / 36  # a 50 mm lens before 36 mm of film
+_SPOT_DISTANCE, _SPOT_OPENING = 4.0, np.pi / 8
 
-SPOT = 1.1  # radiance of a white surface that faces the spot at its distance from the origin
-SKY, BOUNCE = 0.62, 0.45  # of one that faces up; of one that faces down, over a white floor
-GLOSS, SHININESS = 0.12, 20.0
-SOFT = 0.012  # of a picture's side: standard deviation of the shadow's edge
-RIM = 0.85  # from this share of its opening on, the spot fades
+_SPOT = 1.1  # radiance of a white surface that faces the spot at its distance from the origin
+_SKY, _BOUNCE = 0.62, 0.45  # of one that faces up; of one that faces down, over a white floor
+_GLOSS, _SHININESS = 0.12, 20.0
+_SOFT = 0.012  # of a picture's side: standard deviation of the shadow's edge
+_RIM = 0.85  # from this share of its opening on, the spot fades
 
-
-def camera() -> Camera:
-    """The camera of every view."""
-    position = CAMERA_DISTANCE * np.array([0.0, np.sin(CAMERA_THETA), np.cos(CAMERA_THETA)])
-    return look_at(position, np.zeros(3), FOCAL)
-
-
-def object_rotation(latents: Array) -> Rotation:
-    """The rotation that a view's latents (7,) give its object: about the world's x, then y, then z (extrinsic)."""
-    return Rotation.from_euler("xyz", latents[:3])
-
-
-def spot_position(latents: Array) -> Array:
-    """(3,) where the spot stands; it points to the origin."""
-    theta, phi = latents[4:6]
-    return SPOT_DISTANCE * np.array([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)])
+_BATCH = 1 << 21  # samples in the bounding boxes of the triangles worked on at a time; bounds the memory
+_SLACK = 1e-9  # pixels by which a span is widened: rounding must not open a gap between triangles that share an edge
+_THIN = 1e-12  # square pixels: a triangle of less area is seen from its edge
 
 
 def draw_latents(uniform: Array) -> Array:
@@ -60,27 +45,29 @@ def draw_latents(uniform: Array) -> Array:
     return LOWEST + uniform * (HIGHEST - LOWEST)
 
 
+def object_rotation(latents: Array) -> Rotation:
+    """The rotation that a view's latents (7,) give its object: about the world's x, then y, then z (extrinsic)."""
+    return Rotation.from_euler("xyz", latents[:3])
+
+
 def render_view(mesh: Mesh, latents: Array, size: int) -> Array:
     """The picture (size, size, 3) uint8 of a mesh in the unit ball under a view's latents (7,)."""
-    side = size * SUPERSAMPLING
-    eye, spot = camera(), spot_position(latents)
+    side, eye = size * SUPERSAMPLING, camera()
+    theta, phi = latents[4:6]
+    spot = _SPOT_DISTANCE * np.array([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)])
     rotation = object_rotation(latents).as_matrix()
     corners = mesh.corners @ (RADIUS * rotation.T)
     seen = see(eye.project(corners, side), side)
-    shadow = cover(eye.project(_on_floor(corners, spot), side), side)
-    soft = ndimage.gaussian_filter(shadow.astype(np.float32), SOFT * side)
+    away = corners - spot
+    on_floor = spot + away * ((_FLOOR - spot[2]) / away[..., 2:])  # where the spot's rays through the corners arrive
+    shadow = cover(eye.project(on_floor, side), side)
+    soft = ndimage.gaussian_filter(shadow.astype(np.float32), _SOFT * side)
     floor_colour = hsv(latents[3], 0.6, 0.6).astype(np.float32)
-    light = (SPOT * hsv(latents[6], 1.0, 0.8)).astype(np.float32)
+    light = (_SPOT * hsv(latents[6], 1.0, 0.8)).astype(np.float32)
     picture = _floor(side, spot, soft, floor_colour, light).reshape(-1, 3)
     picture[seen.samples] = _surface(mesh, seen, corners, rotation, eye, spot, floor_colour, light)
     pixels = np.einsum("rycxk->rck", picture.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3)) / SUPERSAMPLING**2
     return np.rint(_to_screen(pixels) * 255).astype(np.uint8)
-
-
-def _on_floor(corners: Array, spot: Array) -> Array:
-    """Where the spot's rays through points (..., 3) meet the floor."""
-    away = corners - spot
-    return spot + away * ((FLOOR - spot[2]) / away[..., 2:])
 
 
 def _spot_light(points: Array, spot: Array) -> tuple[Array, Array]:
@@ -88,10 +75,10 @@ def _spot_light(points: Array, spot: Array) -> tuple[Array, Array]:
     towards = spot.astype(np.float32) - points
     square = _dot(towards, towards)
     towards /= np.sqrt(square)[..., None]
-    axis = (spot / SPOT_DISTANCE).astype(np.float32)
-    angle = np.arccos(np.clip(towards @ axis, -1, 1)) / (SPOT_OPENING / 2)
-    fade = np.clip((1 - angle) / (1 - RIM), 0, 1)
-    return fade * fade * (3 - 2 * fade) * (SPOT_DISTANCE**2 / square), towards
+    axis = (spot / _SPOT_DISTANCE).astype(np.float32)
+    angle = np.arccos(np.clip(towards @ axis, -1, 1)) / (_SPOT_OPENING / 2)
+    fade = np.clip((1 - angle) / (1 - _RIM), 0, 1)
+    return fade * fade * (3 - 2 * fade) * (_SPOT_DISTANCE**2 / square), towards
 
 
 @lru_cache(maxsize=2)
@@ -99,14 +86,14 @@ def _floor_points(side: int) -> Array:
     """(side, side, 3) float32 where the floor is seen; the camera looks down far enough to see nothing but floor."""
     eye = camera()
     rays = eye.rays(side)
-    return (eye.position + rays * ((FLOOR - eye.position[2]) / rays[..., 2:])).astype(np.float32)
+    return (eye.position + rays * ((_FLOOR - eye.position[2]) / rays[..., 2:])).astype(np.float32)
 
 
 def _floor(side: int, spot: Array, shadow: Array, colour: Array, light: Array) -> Array:
     """(side, side, 3) float32 radiance of the floor."""
     arriving, towards = _spot_light(_floor_points(side), spot)
     lit = arriving * towards[..., 2] * (1 - shadow)
-    return colour * (np.float32(SKY) + lit[..., None] * light)
+    return colour * (np.float32(_SKY) + lit[..., None] * light)
 
 
 def _surface(
@@ -124,9 +111,9 @@ def _surface(
     normals *= np.where(_dot(normals, view) < 0, -1, 1).astype(np.float32)[:, None]
     arriving, towards = _spot_light(points, spot)
     facing = np.maximum(_dot(normals, towards), 0)
-    shine = GLOSS * np.maximum(_dot(normals, _unit(towards + view)), 0) ** np.float32(SHININESS) * (facing > 0)
+    shine = _GLOSS * np.maximum(_dot(normals, _unit(towards + view)), 0) ** np.float32(_SHININESS) * (facing > 0)
     up = (1 + normals[:, 2:]) / 2
-    around = np.float32(SKY) * up + np.float32(BOUNCE) * (1 - up) * floor
+    around = np.float32(_SKY) * up + np.float32(_BOUNCE) * (1 - up) * floor
     return _to_light(colours) * (around + (arriving * facing)[:, None] * light) + (arriving * shine)[:, None] * light
 
 
@@ -149,9 +136,7 @@ def _to_screen(light: Array) -> Array:
     return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-BATCH = 1 << 21  # samples in the bounding boxes of the triangles that are worked on at a time; bounds the memory
-SLACK = 1e-9  # pixels by which a span is widened: rounding must not open a gap between two triangles that share an edge
-THIN = 1e-12  # square pixels: a triangle of less area is seen from its edge
+# The camera and the z-buffer
 
 
 @dataclass(frozen=True)
@@ -186,12 +171,13 @@ class Camera:
         return np.stack([x, y, np.ones_like(x)], axis=-1) @ self.axes
 
 
-def look_at(position: Array, target: Array, focal: float) -> Camera:
-    """A camera at ``position`` that looks at ``target``, the world's z upwards in its picture."""
-    sight = (target - position) / np.linalg.norm(target - position)
+def camera() -> Camera:
+    """The camera of every view: it looks at the origin, the world's z upwards in its picture."""
+    position = _CAMERA_DISTANCE * np.array([0.0, np.sin(_CAMERA_THETA), np.cos(_CAMERA_THETA)])
+    sight = (np.zeros(3) - position) / np.linalg.norm(position)
     right = np.cross(sight, [0.0, 0.0, 1.0])
     right /= np.linalg.norm(right)
-    return Camera(position, np.stack([right, np.cross(right, sight), sight]), focal)
+    return Camera(position, np.stack([right, np.cross(right, sight), sight]), _FOCAL)
 
 
 @dataclass(frozen=True)
@@ -216,7 +202,10 @@ def see(corners: Array, side: int) -> Seen:
     """
     nearest = np.zeros(side * side)
     faces = np.full(side * side, -1)
-    plane, least, most = _inverse_depths(corners)
+    inverse = corners[..., 2]  # 1 / depth, which is linear in the picture
+    least, most = _least(inverse), _most(inverse)
+    with np.errstate(divide="ignore", invalid="ignore"):  # triangles seen from their edge are never drawn
+        plane = np.stack([np.einsum("fk,fk->f", part, inverse) for part in _edges(corners)], axis=1)
     for samples, owners in _fragments(corners, side):
         row, column = np.divmod(samples, side)
         a, b, c = plane[owners].T
@@ -226,7 +215,12 @@ def see(corners: Array, side: int) -> Seen:
         wins = near == nearest[samples]
         faces[samples[wins]] = owners[wins]
     samples = np.flatnonzero(faces >= 0)
-    return Seen(samples, faces[samples], _weights(corners[faces[samples]], samples, side))
+    faces = faces[samples]
+    row, column = np.divmod(samples, side)
+    a, b, c = _edges(corners[faces])
+    shares = a * (column + 0.5)[:, None] + b * (row + 0.5)[:, None] + c
+    shares = np.maximum(shares, 0) * inverse[faces]  # linear in the picture are the shares over the depth
+    return Seen(samples, faces, shares / np.einsum("nk->n", shares)[:, None])
 
 
 def cover(corners: Array, side: int) -> Array:
@@ -240,16 +234,14 @@ def cover(corners: Array, side: int) -> Array:
 def _fragments(corners: Array, side: int) -> Iterator[tuple[Array, Array]]:
     """All samples in all triangles as (samples, the triangle of each), a batch of triangles at a time."""
     least, most = _least(corners), _most(corners)  # (F, 3)
-    low, high = least[:, :2], most[:, :2]
     kept = (least[:, 2] > 0) & np.isfinite(np.einsum("fk->f", least + most))
-    first, last = np.zeros(low.shape, int), np.full(low.shape, -1)
-    first[kept] = np.ceil(np.clip(low[kept], 0, side) - 0.5)
-    last[kept] = np.floor(np.clip(high[kept], 0, side) - 0.5)
-    width, height = np.maximum(last - first + 1, 0).T
-    extent = width * height
-    kept &= (extent > 0) & (np.abs(_doubled_area(corners)) > 2 * THIN)
+    first, last = np.zeros((len(corners), 2), int), np.full((len(corners), 2), -1)
+    first[kept] = np.ceil(np.clip(least[kept, :2], 0, side) - 0.5)
+    last[kept] = np.floor(np.clip(most[kept, :2], 0, side) - 0.5)
+    extent = np.maximum(last - first + 1, 0).prod(axis=1)
+    kept &= (extent > 0) & (np.abs(_doubled_area(corners)) > 2 * _THIN)
     chosen = np.flatnonzero(kept)
-    batch = np.cumsum(extent[chosen]) // BATCH
+    batch = np.cumsum(extent[chosen]) // _BATCH
     for part in np.split(chosen, np.flatnonzero(np.diff(batch)) + 1):
         if len(part):
             yield _fill(corners[part], first[part, 1], last[part, 1], part, side)
@@ -268,8 +260,8 @@ def _fill(corners: Array, first: Array, last: Array, names: Array, side: int) ->
             meets = -offset / slope
         np.maximum(left, meets, out=left, where=slope > 0)
         np.minimum(right, meets, out=right, where=slope < 0)
-    start = np.ceil(np.maximum(left, 0) - 0.5 - SLACK).astype(int)
-    stop = np.floor(np.minimum(right, side) - 0.5 + SLACK).astype(int)
+    start = np.ceil(np.maximum(left, 0) - 0.5 - _SLACK).astype(int)
+    stop = np.floor(np.minimum(right, side) - 0.5 + _SLACK).astype(int)
     spans, column = _ranges(start, np.minimum(stop, side - 1))
     return row[spans] * side + column, names[owners[spans]]
 
@@ -288,7 +280,6 @@ def _least(corners: Array) -> Array:
 
 
 def _most(corners: Array) -> Array:
-    """The largest over a triangle's corners."""
     return np.maximum(np.maximum(corners[:, 0], corners[:, 1]), corners[:, 2])
 
 
@@ -306,19 +297,3 @@ def _edges(corners: Array) -> tuple[Array, Array, Array]:
     area = _doubled_area(corners)[:, None]
     a, b = (y1 - y2) / area, (x2 - x1) / area
     return a, b, -(a * x1 + b * y1)
-
-
-def _inverse_depths(corners: Array) -> tuple[Array, Array, Array]:
-    """1 / depth, which is linear in the picture: its plane's (F, 3) coefficients, its least and its largest value."""
-    near = corners[..., 2]
-    with np.errstate(divide="ignore", invalid="ignore"):  # triangles seen from their edge are never drawn
-        plane = np.stack([np.einsum("fk,fk->f", part, near) for part in _edges(corners)], axis=1)
-    return plane, _least(near), _most(near)
-
-
-def _weights(corners: Array, samples: Array, side: int) -> Array:
-    row, column = np.divmod(samples, side)
-    a, b, c = _edges(corners)
-    shares = a * (column + 0.5)[:, None] + b * (row + 0.5)[:, None] + c
-    shares = np.maximum(shares, 0) * corners[..., 2]  # linear in the picture are the shares over the depth
-    return shares / np.einsum("nk->n", shares)[:, None]

@@ -1,4 +1,4 @@
-"""The recipe of a segmentation run as an mmengine config (PROTOCOL 4)."""
+"""The recipe of a segmentation run as an mmengine config (docs/protocol.md 7.5)."""
 
 from __future__ import annotations
 

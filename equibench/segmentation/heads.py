@@ -20,7 +20,7 @@ LRN_SIZE, LRN_ALPHA, LRN_BETA = 5, 1e-4, 0.75
 
 
 class HyperNetHead(BaseDecodeHead):
-    """The Hyper Feature of Kong et al. (2016, section 3.1) on an encoder's maps (PROTOCOL 4).
+    """The Hyper Feature of Kong et al. (2016, section 3.1) on an encoder's maps (docs/protocol.md 7.5).
 
     Every map is resized (bilinear) to one resolution, a quarter of the image's, convolved (5 x 5) to few channels and
     normalised across channels (LRN); the concatenation goes through a 3 x 3 convolution, BatchNorm and ReLU, dropout

@@ -263,7 +263,7 @@ def main(arguments: list[str]) -> int:
     first = int(os.environ.get("RANK", "0")) == 0
     try:
         if len(arguments) != 1:
-            raise UserError("one argument is needed", "python -m equibench.segmentation.launch job.json")
+            raise UserError("one argument is needed", "python -m equibench.segmentation.run JOB.json")
         result = train_and_score(**read_job(Path(arguments[0])))
     except UserError as error:
         if first:

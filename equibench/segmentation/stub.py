@@ -36,7 +36,7 @@ def require_mmseg() -> None:
 
 
 def install_stub() -> bool:
-    """Register a stand-in for mmcv's compiled operations; each raises an error that names it when it is called.
+    """Register a stub of mmcv's compiled operations; each raises an error that names it when it is called.
 
     Nothing happens where they are installed (mmcv, or a fork with its module names) or the stub already is. None of
     them is needed by the heads, datasets and metrics used here: mmseg only imports them.
