@@ -36,7 +36,7 @@ from threadpoolctl import threadpool_limits
 from equibench.data.dataset import SPLITS, image_source, split_indices
 from equibench.data.load import load_dataset
 from equibench.evaluation.classification import majority_share, top1
-from equibench.pretrain.loop import build_encoder
+from equibench.pretrain.runs import build_encoder
 from equibench.probes.logistic import GRID, fit_logistic, fit_path
 from equibench.profiles import get_profile
 

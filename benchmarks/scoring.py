@@ -46,12 +46,12 @@ from equibench.evaluation.context import Setting, Subject
 from equibench.evaluation.evaluate import evaluate
 from equibench.metrics.regression import r2_per_dimension
 from equibench.pairs.manifest import Pairs
-from equibench.pretrain.loop import build_encoder, default_precision
+from equibench.pretrain.loop import default_precision
+from equibench.pretrain.runs import build_encoder
 from equibench.profiles import Profile, get_profile
-from equibench.task import TASKS
 from equibench.runner.open import CPU_BATCH
 from equibench.runner.plan import encoder_subject
-from equibench.task import Task, regression_tasks
+from equibench.task import TASKS, Task, regression_tasks
 from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
 
 LARGE, MIDDLE = "timm:vit_small_patch16_224", "timm:vit_tiny_patch16_224"

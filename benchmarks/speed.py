@@ -28,12 +28,11 @@ from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.evaluation.evaluate import evaluate
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.loop import build, pretrain
-from equibench.profiles import Profile, get_profile
 from equibench.pretrain.method import BASELINES
-from equibench.task import TASKS
+from equibench.profiles import Profile, get_profile
 from equibench.runner.open import Order, Workplace, open_workplace
 from equibench.runner.plan import encoder_subject
-from equibench.task import regression_tasks
+from equibench.task import TASKS, regression_tasks
 
 ROWS = ("vicreg", "sie_all", "reconstruction")
 

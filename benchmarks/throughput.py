@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.loop import build, default_precision, pretrain
-from equibench.profiles import Profile, get_profile
 from equibench.pretrain.method import BASELINES
+from equibench.profiles import Profile, get_profile
 from equibench.runner.open import Order, Workplace, open_workplace
 from equibench.utils.files import write_text
 

@@ -13,10 +13,9 @@ from equibench.data.dataset import Dataset
 from equibench.encoders.vit import Tokens, weights_sha256
 from equibench.pretrain.batches import open_stream
 from equibench.pretrain.loop import TrainingStep, build, encode_pair
-from equibench.pretrain.method import TokenPair, Views
+from equibench.pretrain.method import BASELINES, TokenPair, Views
 from equibench.pretrain.modules import CrossAttentionDecoder
 from equibench.profiles import PROFILES, get_profile
-from equibench.pretrain.method import BASELINES
 from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
 
 TINY = get_profile("tiny")

@@ -27,9 +27,8 @@ from equibench.data import load as datasets
 from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 from equibench.pretrain.method import BASELINES
-from equibench.task import TASKS
 from equibench.registry import load_file
-from equibench.task import CLEAN_LEAK, Task, regression_tasks
+from equibench.task import CLEAN_LEAK, TASKS, Task, regression_tasks
 from equibench.transforms.geometry import warp
 from equibench.transforms.transformation import TRANSFORMATIONS, visible_disc
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from equibench.data.dataset import Dataset
-from equibench.encoders.open import open_run
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
-from equibench.pretrain.loop import keep_snapshot, pretrain, read_snapshot, snapshot_path
-from equibench.profiles import PROFILES
+from equibench.pretrain.loop import pretrain
 from equibench.pretrain.method import BASELINES
+from equibench.pretrain.runs import keep_snapshot, open_run, read_snapshot, snapshot_path
+from equibench.profiles import PROFILES
 from equibench.runner import table as api
 from equibench.runner.curve import CurveResult, curve
 from equibench.transforms.transformation import view_spec

@@ -18,8 +18,8 @@ from equibench.data.dataset import Dataset
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.loop import learning_rate, pretrain
-from equibench.profiles import PROFILES, Profile
 from equibench.pretrain.method import BASELINES
+from equibench.profiles import PROFILES, Profile
 
 TINY = PROFILES["tiny"]
 

@@ -11,12 +11,10 @@ import pytest
 
 from equibench.errors import UserError, closest
 from equibench.pretrain.loop import build
-from equibench.pretrain.method import Baseline, register_baseline
+from equibench.pretrain.method import BASELINES, Baseline, register_baseline
 from equibench.profiles import get_profile
-from equibench.pretrain.method import BASELINES
-from equibench.task import TASKS
 from equibench.registry import Registry, load_file
-from equibench.task import regression_tasks
+from equibench.task import TASKS, regression_tasks
 from equibench.transforms.transformation import TRANSFORMATIONS
 from equibench.utils import digests as version
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-
-from equibench.errors import UserError
-from equibench.profiles import PROFILES
-from equibench.records import Record, read_records
-from equibench.pretrain.method import BASELINES
-from equibench.registry import load_file
-from equibench.report.definition import cells_of, load_definition, table_frame
 from equibench.report.reproduction import filled
 from equibench.report.study_tables import BLOCKS, COMPARISONS, THREE
+
+from equibench.errors import UserError
+from equibench.pretrain.method import BASELINES
+from equibench.profiles import PROFILES
+from equibench.records import Record, read_records
+from equibench.registry import load_file
+from equibench.report.definition import cells_of, load_definition, table_frame
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results/cifar10"

@@ -20,9 +20,9 @@ from equibench.data.dataset import Dataset, ImageSet
 from equibench.errors import UserError
 from equibench.profiles import get_profile
 from equibench.records import read_records
-from equibench.task import TASKS
 from equibench.runner.open import choose_tasks
 from equibench.runner.score import plan_score
+from equibench.task import TASKS
 
 RESNET = {"pretrained": False, "size": 32}
 

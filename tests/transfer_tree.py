@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from equibench.data.transfer_stand_ins import write_stand_in
+from transfer_stand_ins import write_stand_in
 
 
 def tree(name: str, root: Path, **options: Any) -> Path:

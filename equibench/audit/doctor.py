@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import ks_2samp
 from torch import Tensor, nn
 
 from equibench.data.dataset import split_indices
@@ -162,6 +161,9 @@ def _load(checkpoint: Checkpoint, file: str | Path, arch: str | None, found: Fin
 
 def _look_at_weights(opened: Opened, found: Findings) -> None:
     """How far are the weights from untrained ones, and has any BatchNorm ever seen data?"""
+
+    from scipy.stats import ks_2samp
+
     if opened.fresh is None:
         return
     ours, theirs = (_matrices(e.model) for e in (opened.encoder, opened.fresh(0)))

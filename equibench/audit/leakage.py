@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,9 +238,7 @@ def certify(
 
 def certificates_path() -> Path:
     """Where the certificates of the registered tasks are kept."""
-    import equibench.tasks as tasks
-
-    return Path(next(iter(tasks.__path__))) / "certificates.json"
+    return Path(next(iter(import_module(TASKS.group).__path__))) / "certificates.json"
 
 
 def certificate_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -27,27 +27,22 @@ def render(
 ) -> None:
     """Render objects in random poses under a coloured light, in the layout of 3DIEBench."""
     from equibench.render import generate as generator
+    from equibench.render.jobs import RenderSettings
     from equibench.utils.progress import clock
 
-    options: dict[str, Any] = {
-        "meshes": meshes,
-        "objects": objects,
-        "views": views,
-        "size": size,
-        "seed": seed,
-        "jobs": jobs,
-        "skip_bad": skip_bad,
-    }
+    settings = RenderSettings(
+        meshes=meshes, objects=objects, views=views, size=size, seed=seed, jobs=jobs, skip_bad=skip_bad
+    )
     console = Console(soft_wrap=True, highlight=False)
     if dry_run:
-        work = generator.estimate(out, **options)
+        work = generator.estimate(out, settings)
         console.print(f"{sum(work.classes.values()):,} objects in {len(work.classes)} classes, {work.views} views each")
         console.print(
             f"to render: {work.missing:,} objects, {work.missing * work.views:,} views, about {clock(work.seconds)}, "
             f"{work.bytes / 1e6:,.0f} MB on disk ({work.free / 1e6:,.0f} MB free)"
         )
         return
-    done = generator.render(out, **options)
+    done = generator.render(out, settings)
     for name, problem in done.left_out.items():
         console.print(f"left out: {escape(name)}: {escape(problem)}", style="yellow")
     facts = [f"{done.train:,} objects for training", f"{done.val:,} for validation", f"{done.views} views each"]

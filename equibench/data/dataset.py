@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 DATASETS = ("cifar10", "solids")
 
@@ -89,6 +88,9 @@ def _split_objects(
 
 def _stratified(labels: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows in two parts, the second of about that share, each class in proportion where it has enough rows."""
+
+    from sklearn.model_selection import train_test_split
+
     counts = np.bincount(labels)
     every_class = counts[counts > 0].min() * share >= 1  # else a class would be missing on one side
     rest, part = train_test_split(

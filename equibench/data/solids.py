@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from equibench.errors import UserError
 
@@ -197,6 +196,9 @@ def _rays(scene: Scene, size: int) -> tuple[Array, Array, Array, Array, Array]:
     Returns the number of each ray's point in the finer grid (n,), the camera (3,), the rays' directions
     (3, n), and the distances at which they enter and leave the ball (n,), (n,).
     """
+
+    from scipy.spatial.transform import Rotation
+
     fine = size * SUPERSAMPLING
     side = (np.arange(fine, dtype=np.float32) + 0.5) * np.float32(2 / fine) - 1
     x, y = np.broadcast_to(side, (fine, fine)).ravel(), np.repeat(-side, fine)
@@ -216,6 +218,9 @@ def _rays(scene: Scene, size: int) -> tuple[Array, Array, Array, Array, Array]:
 
 def render_scene(scene: Scene, size: int) -> tuple[Array, Array]:
     """The picture (3, size, size) uint8 of a scene, and the mask (size, size) bool of its solid."""
+
+    from scipy.spatial.transform import Rotation
+
     name = CLASS_NAMES[scene.label]
     distance = SHAPES[name]
     number, origin, ray, start, end = _rays(scene, size)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from equibench.errors import UserError
 
@@ -171,6 +170,9 @@ def list_transfer(name: str, root: Path, *, skip_bad: bool = False) -> Listed:
 
 def set_apart(labels: Sequence[int], share: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows for training and for validation, both ascending: the same share of each class, drawn with seed 0."""
+
+    from sklearn.model_selection import train_test_split
+
     count = max(round(len(labels) * share), 1)
     sizes = np.unique(labels, return_counts=True)[1]
     every_class = sizes.min() > 1 and len(sizes) <= min(count, len(labels) - count)  # else a few images, as in a test

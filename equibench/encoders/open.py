@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from equibench.encoders import zoo
 from equibench.encoders.adapter import NO_MASK, ImageEncoder
 from equibench.encoders.checkpoint import Checkpoint, read_checkpoint
 from equibench.encoders.coverage import Coverage, check_finite, full_coverage, load_strictly
-from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.errors import UserError, closest
-from equibench.pretrain.method import BASELINES
-from equibench.profiles import PROFILES, Profile, get_profile
-from equibench.transforms.transformation import ViewSpec, view_spec
+from equibench.transforms.transformation import ViewSpec
 
 LIBRARIES = ("timm", "torchvision", "hf-hub")
-WEIGHTS, FACTS = "encoder.safetensors", "run.json"
-"""What a finished run's folder holds."""
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
 _OBVIOUS = 0.99
@@ -95,7 +86,7 @@ def open_encoder(
     given: dict[str, object] = {"size": size} if size is not None else {}
     given |= {"interpolation": interpolation} if interpolation is not None else {}
     given |= {name: tuple(map(float, v)) for name, v in (("mean", mean), ("std", std)) if v is not None}
-    adapt = partial(_adapted, views=views or NO_MASK, pooling=pooling, given=given)
+    adapt = partial(adapted, views=views or NO_MASK, pooling=pooling, given=given)
     if not isinstance(source, (str, Path)):
         return _open_object(source, adapt)
     text = str(source)
@@ -122,66 +113,7 @@ def open_encoder(
     return Opened(adapt(model, arch), name, arch, pretrained, coverage, notes, fresh)
 
 
-def open_run(
-    source: str | Path,
-    *,
-    runs: Path,
-    profile: str,
-    data: str,
-    variant: str,
-    seed: int,
-    views: ViewSpec,
-    pooling: str = "default",
-) -> Opened | None:
-    """The encoder of a run of our own, or None if the source is neither a run's folder nor a baseline's name.
-
-    Args:
-        source: a folder with encoder.safetensors and run.json, or a baseline's id.
-        runs, profile, data, variant, seed: where the run of a baseline is looked for.
-        views: mask of the views that will be encoded.
-        pooling: see `ImageEncoder`; the default is the mean of the patch tokens, as in tables.
-
-    Raises:
-        UserError: a baseline that has not been run, or a folder that is damaged.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        if not (folder / FACTS).exists() or not (folder / WEIGHTS).exists():
-            raise UserError(
-                f"{folder} is not the folder of a finished run: it lacks {FACTS} or {WEIGHTS}",
-                "a run's folder is runs/PROFILE/DATA-VARIANT/pretraining/BASELINE/seedN",
-            )
-    elif str(source) in BASELINES.names():
-        folder = runs / profile / f"{data}-{variant}" / "pretraining" / str(source) / f"seed{seed}"
-        if not (folder / FACTS).exists():
-            own_data = get_profile(profile).dataset
-            fix = f"equibench pretrain {source} --profile {profile} --seed {seed}"
-            fix += f" --variant {variant}" if variant != "headline" else ""
-            fix += f" --runs {shlex.quote(str(runs))}" if runs != Path("runs") else ""
-            fix += f"; to score a run on other data than {own_data}, give its folder" if data != own_data else ""
-            problem = f"the baseline {str(source)!r} has not been pretrained here ({folder} is not a finished run)"
-            raise UserError(problem, fix)
-    else:
-        return None
-    network, found = _read_run(folder, views)
-    row, own_seed, size = folder.parent.name, folder.name.removeprefix("seed"), found.encoder
-    architecture = f"equibench:vit_w{size.width}_d{size.depth}_p{size.patch} ({found.name})"
-    adapt = partial(_adapted, arch=architecture, views=views, pooling=pooling, given={"size": found.image_size})
-    splits = row in BASELINES.names() and BASELINES.get(row).splits_features
-    return Opened(
-        encoder=adapt(network),
-        name=row,
-        architecture=architecture,
-        pretrained=True,
-        coverage=None,
-        notes=(f"{row}, seed {own_seed}, of the profile {found.name}",),
-        fresh=lambda seed: adapt(_network(found, views, seed)),
-        half=network.invariant if splits else None,
-        seed=int(own_seed) if own_seed.isdigit() else None,
-    )
-
-
-def _adapted(model: _Network, arch: str, *, views: ViewSpec, pooling: str, given: dict[str, object]) -> ImageEncoder:
+def adapted(model: _Network, arch: str, *, views: ViewSpec, pooling: str, given: dict[str, object]) -> ImageEncoder:
     """The encoder with what is given in place of its own preprocessing; all but a user's module lose the classifier."""
     preprocessing = replace(zoo.own_preprocessing(arch, model), **given)  # type: ignore[arg-type]
     classifier = zoo.classifier_of(model)
@@ -268,30 +200,3 @@ def _no_arch(checkpoint: Checkpoint) -> UserError:
     if best and best[0].share >= _OBVIOUS:
         return UserError(f"{problem}; its names fit {best[0].arch}", f"give --arch {best[0].arch}; {doctor}")
     return UserError(problem, f"give --arch timm:NAME or --arch torchvision:NAME; {doctor}")
-
-
-def _read_run(folder: Path, views: ViewSpec) -> tuple[ViTEncoder, Profile]:
-    """Its network, and the profile whose encoder has these shapes: first of all the one that the path names."""
-    try:
-        expected = json.loads((folder / FACTS).read_text(encoding="utf-8"))["encoder_sha256"]
-        state = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"the run in {folder} is damaged: {error}", "pretrain it again") from error
-    shapes = {name: value.shape for name, value in state.items()}
-    for profile in sorted(PROFILES.values(), key=lambda p: p.name not in folder.resolve().parts):
-        network = _network(profile, views, 0)
-        if {name: value.shape for name, value in network.state_dict().items()} == shapes:
-            break
-    else:
-        fix = f"pretrain it in one of: {', '.join(PROFILES)}"
-        raise UserError(f"the encoder in {folder} has the sizes of no profile", fix)
-    network.load_state_dict(state)
-    if weights_sha256(network) != expected:
-        raise UserError(f"{folder / WEIGHTS} is not what the run wrote (expected digest {expected})", "pretrain again")
-    return network, profile
-
-
-def _network(profile: Profile, views: ViewSpec, seed: int) -> ViTEncoder:
-    """Of the profile, untrained, for views of this kind in the profile's own size."""
-    with zoo.seeded(seed):
-        return ViTEncoder(profile.encoder, profile.image_size, view_spec(views.name, profile.image_size)).eval()

@@ -13,8 +13,6 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.linalg import eigh
-from sklearn.decomposition import PCA
 
 from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluator import (
@@ -213,6 +211,9 @@ def composition_error(action: Action, first: Features, theta1: Array, theta2: Ar
 
 def _projection(train: Triple, components: int) -> Projection:
     """From both views of (evenly chosen) training pairs; d is smaller than asked for where the rank is."""
+
+    from sklearn.decomposition import PCA
+
     rows = np.unique(np.linspace(0, len(train.first) - 1, PCA_ROWS).astype(int))
     views = np.concatenate([as_float(train.first[rows]), as_float(train.second[rows])])
     centre = views.mean(axis=0)
@@ -234,6 +235,9 @@ def _ridge(
 
     One eigendecomposition of the normal equations serves every α; a Ridge per α would decompose each anew.
     """
+
+    from scipy.linalg import eigh
+
     (phi, z, y), (val_phi, val_z, val_y) = train, val
     size = phi.shape[1] * (z.shape[1] + 1)
     gram, cross = np.zeros((size, size)), np.zeros((size, y.shape[1]))

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from torch.nn.functional import adaptive_avg_pool2d
 
 from equibench.pairs.manifest import Pairs
@@ -25,6 +24,9 @@ from equibench.pairs.views import RENDER_BATCH_PIXELS, Views
 from equibench.pretrain.method import BASELINES
 from equibench.probes.mlp import Split
 from equibench.transforms.transformation import ViewSpec, visible_disc
+
+if TYPE_CHECKING:
+    from sklearn.decomposition import PCA
 
 Array = NDArray[Any]
 
@@ -85,6 +87,8 @@ def single_features(control: str, parts: Mapping[str, Views], spec: ViewSpec) ->
 
 def _components(fit: Array) -> PCA:
     # with few images, components beyond an eighth of them are noise that standardising would blow up
+    from sklearn.decomposition import PCA
+
     return PCA(min(COMPONENTS, max(1, len(fit) // 8), fit.shape[1]), svd_solver="covariance_eigh").fit(fit)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import digamma
 
 from equibench.evaluation.action import fitted_actions
 from equibench.evaluation.context import Context, Row
@@ -92,6 +91,9 @@ def random_baseline(candidates: int, hits: Sequence[int] = HITS) -> dict[str, fl
 
 def _harmonic(count: NDArray[Any]) -> Array:
     """1 + 1/2 + ... + 1/count, 0 for 0."""
+
+    from scipy.special import digamma
+
     return as_float(digamma(as_float(count) + 1) + np.euler_gamma)
 
 

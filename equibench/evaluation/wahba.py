@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.linalg import eigh, svd
 
 from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluator import (
@@ -74,6 +73,9 @@ def rotation(start: Array, end: Array) -> Array:
 
     R = U diag(1, ..., 1, det U det V) Vᵀ with U S Vᵀ the singular value decomposition of Σ end_i start_iᵀ.
     """
+
+    from scipy.linalg import svd
+
     u, _, vt = svd(end.T @ start)
     u[:, -1] *= np.sign(np.linalg.det(u) * np.linalg.det(vt))
     return as_float(u @ vt)
@@ -116,6 +118,8 @@ def _prepared(features: Features) -> Array:
 
 def _axes(first: Features, moved: Features, fit: slice, components: int) -> Array:
     """Leading principal axes (d, D) of F and all F_a on the fit half, from their covariance, one view at a time."""
+
+    from scipy.linalg import eigh
 
     def views() -> Iterator[Array]:
         yield _prepared(first)[fit]

@@ -12,20 +12,20 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from equibench.data.dataset import Dataset
-from equibench.encoders.vit import Tokens, ViTEncoder, state_sha256, weights_sha256
+from equibench.encoders.vit import Tokens, ViTEncoder, weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.batches import ObjectStream, PairStream, open_stream
 from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, Views
+from equibench.pretrain.runs import Run, build_encoder, finished_run
 from equibench.profiles import Profile
 from equibench.transforms.transformation import view_spec
 from equibench.utils.digests import code_digest
@@ -38,17 +38,6 @@ COLLAPSE_STD = 0.02
 """Below this mean standard deviation per dimension, relative to the features' root mean square, a run has collapsed."""
 
 Report = Callable[[int, int, dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished pretraining run."""
-
-    folder: Path
-    encoder: ViTEncoder
-    encoder_sha256: str
-    seconds: float
-    collapsed: bool
 
 
 class TrainingStep(nn.Module):
@@ -78,12 +67,6 @@ def build(entry: BaselineEntry, profile: Profile, variant: str, seed: int, class
     """
     encoder = build_encoder(profile, variant, seed)
     return TrainingStep(encoder, entry.build(profile, encoder, classes))
-
-
-def build_encoder(profile: Profile, variant: str, seed: int) -> ViTEncoder:
-    """The encoder as every method of that seed starts with it."""
-    torch.manual_seed(seed)
-    return ViTEncoder(profile.encoder, profile.image_size, view_spec(variant, profile.image_size))
 
 
 def recipe(
@@ -283,34 +266,6 @@ def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
 
 
-def read_run(folder: Path, digest: str) -> dict[str, Any] | None:
-    """What a finished run of this recipe wrote beside its encoder; None if it is absent, unfinished or of another."""
-    record = folder / "run.json"
-    if not record.exists() or not (folder / "encoder.safetensors").exists():
-        return None
-    facts: dict[str, Any] = json.loads(record.read_text())
-    return facts if facts["recipe_sha256"] == digest else None
-
-
-def finished_run(profile: Profile, folder: Path, variant: str, seed: int, digest: str) -> Run | None:
-    """The finished run of this recipe in a folder, with its encoder; None if there is none.
-
-    Raises:
-        UserError: the weights are not those that the run wrote.
-    """
-    facts = read_run(folder, digest)
-    if facts is None:
-        return None
-    encoder = build_encoder(profile, variant, seed)
-    encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
-    if weights_sha256(encoder) != facts["encoder_sha256"]:
-        raise UserError(
-            f"{folder / 'encoder.safetensors'} is not what the run wrote (expected digest {facts['encoder_sha256']})",
-            f"remove {folder} and run again",
-        )
-    return Run(folder, encoder.eval(), facts["encoder_sha256"], facts["seconds"], facts["collapsed"])
-
-
 def _finish(module: TrainingStep, folder: Path, digest: str, trainer: _Trainer) -> None:
     for part, name in ((module.encoder, "encoder"), (module.method, "method")):
         state = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
@@ -333,61 +288,3 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
     except Exception as error:
         raise UserError(f"the checkpoint {path} is damaged: {error}", f"remove {path} and run again") from error
-
-
-def snapshot_path(folder: Path, step: int) -> Path:
-    """Where a run's folder keeps the encoder of a step."""
-    return folder / "snapshots" / f"step{step:06d}.safetensors"
-
-
-def keep_snapshot(folder: Path, profile: Profile, step: int) -> None:
-    """Copy the encoder out of a run's checkpoint, if the profile asks for it.
-
-    To be called at each line of the log: the first one after a checkpoint finds it still there.
-
-    Args:
-        folder: of the run.
-        step: of the log line.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    last_line = step - profile.pretraining.log_every
-    due = [kept for kept in profile.snapshots if last_line <= kept < step]
-    checkpoint = folder / "checkpoint.pt"
-    if not due or not checkpoint.exists():
-        return
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if state["step"] in due:
-        prefix = "encoder."
-        weights = {k.removeprefix(prefix): v.contiguous() for k, v in state["module"].items() if k.startswith(prefix)}
-        facts = {"recipe_sha256": state["digest"], "encoder_sha256": state_sha256(weights)}
-        path = snapshot_path(folder, state["step"])
-        write_atomically(path, lambda file: save_file(weights, file, metadata=facts))
-
-
-def snapshot_sha256(folder: Path, profile: Profile, step: int, recipe_sha256: str) -> str:
-    """Digest of the encoder that a run kept after so many steps.
-
-    Raises:
-        UserError: the profile keeps none of that step, the run kept none, or it is one of another recipe.
-    """
-    path = snapshot_path(folder, step)
-    again = f"move {folder} away and run the same command again"
-    if step not in profile.snapshots:
-        kept = ", ".join(map(str, profile.snapshots)) or "none"
-        raise UserError(f"the profile {profile.name} keeps no encoder of step {step}", f"steps kept: {kept}")
-    if not path.exists():
-        raise UserError(f"the run in {folder} kept no encoder of step {step}, so it has no learning curve", again)
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata() or {}
-    if facts.get("recipe_sha256") != recipe_sha256 or "encoder_sha256" not in facts:
-        raise UserError(f"{path} is of another recipe than the run beside it", again)
-    return str(facts["encoder_sha256"])
-
-
-def read_snapshot(folder: Path, profile: Profile, variant: str, seed: int, step: int) -> ViTEncoder:
-    """The encoder of a run after so many steps."""
-    encoder = build_encoder(profile, variant, seed)
-    encoder.load_state_dict(load_file(snapshot_path(folder, step)))
-    return encoder.eval()

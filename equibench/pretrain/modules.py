@@ -9,8 +9,6 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from equibench.encoders.vit import attention_kernel
@@ -59,6 +57,9 @@ class CrossAttentionDecoder(nn.Module):
         query_residual: bool = False,
         scaled: bool = True,
     ) -> None:
+        from timm.layers import Mlp
+        from timm.models.vision_transformer import Block
+
         super().__init__()
         width = size.width
         self.heads, self.query_residual, self.scaled = size.heads, query_residual, scaled

@@ -1,4 +1,4 @@
-"""Rendered data in the published layout of 3DIEBench (PROTOCOL 1.1), from the package's solids or from mesh files.
+"""Rendered data in the layout of 3DIEBench (docs/protocol.md 2.7), from the package's solids or from mesh files.
 
 ``ROOT/<synset>/<object>/image_{k}.jpg`` and ``latent_{k}.npy``, and at ROOT the lists of training and validation
 objects. ``ROOT/render.json`` is written first, as the plan: a run that was interrupted goes on under the same settings
@@ -81,7 +81,13 @@ def render(out: Path | str, settings: RenderSettings) -> Rendered:
             for remains in work.root.glob(f"{UNFINISHED}*"):  # of a run that was killed: the lock is ours
                 shutil.rmtree(remains, ignore_errors=True)
             work.write_plan()
-            _check_disk(_estimate(work, missing))
+            found = _estimate(work, missing)
+            if found.bytes > found.free:
+                raise UserError(
+                    f"{found.missing:,} objects of {found.views} views take about {found.bytes / 1e9:,.1f} GB; "
+                    f"the disk has {found.free / 1e9:,.1f} GB free",
+                    "choose a folder on a larger disk, or fewer objects, fewer views, a smaller size",
+                )
             bad = _carry_out(work, missing)
             facts, new = _finish(work, bad), len(missing) - len(bad)
     chosen = {key: facts[key] for key in ("classes", "train", "val", "left_out")}
@@ -186,15 +192,8 @@ def _writing(root: Path) -> Iterator[None]:
 
 
 def _estimate(work: Work, missing: list[tuple[str, str]]) -> Estimate:
-    seconds, taken = _measure(work, missing)
-    seconds *= len(missing) / work.settings.processes
-    existing = next(folder for folder in (work.root, *work.root.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(existing).free
-    return Estimate(work.classes, work.settings.views, len(missing), seconds, len(missing) * taken, free)
-
-
-def _measure(work: Work, missing: list[tuple[str, str]]) -> tuple[float, int]:
-    """Seconds and bytes that the first readable object takes with all its views."""
+    """What the missing objects take, by the first of them that can be read."""
+    views, seconds, taken = work.settings.views, 0.0, 0
     for synset, name in missing:
         job = work.job(synset, name)
         started = time.perf_counter()
@@ -210,18 +209,11 @@ def _measure(work: Work, missing: list[tuple[str, str]]) -> tuple[float, int]:
             started = time.perf_counter()
             sizes = [write_view(Path(folder), k, mesh, job.latents[k], job.size) for k in range(_SAMPLE_VIEWS)]
             view = (time.perf_counter() - started) / _SAMPLE_VIEWS
-        blocks = -(-max(sizes) // _BLOCK) + 1  # the picture's, and one for the latents
-        return built + work.settings.views * view, work.settings.views * blocks * _BLOCK
-    return 0.0, 0
-
-
-def _check_disk(found: Estimate) -> None:
-    if found.bytes > found.free:
-        raise UserError(
-            f"{found.missing:,} objects of {found.views} views take about {found.bytes / 1e9:,.1f} GB; "
-            f"the disk has {found.free / 1e9:,.1f} GB free",
-            "choose a folder on a larger disk, or fewer objects, fewer views, a smaller size",
-        )
+        seconds = len(missing) * (built + views * view) / work.settings.processes
+        taken = len(missing) * views * (-(-max(sizes) // _BLOCK) + 1) * _BLOCK  # one block is the latents'
+        break
+    existing = next(folder for folder in (work.root, *work.root.absolute().parents) if folder.is_dir())
+    return Estimate(work.classes, views, len(missing), seconds, taken, shutil.disk_usage(existing).free)
 
 
 # Contact sheets

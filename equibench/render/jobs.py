@@ -51,26 +51,17 @@ _locked: list[IO[bytes]] = []  # files that this process keeps open because it h
 class RenderSettings:
     """What is rendered, and how.
 
-    Args:
-        meshes: a folder of mesh files, see `list_meshes`; the ten solids if not given.
-        objects: of each class, 2 or more; a class of mesh files that has fewer gives all that it has.
-        views: of each object, 2 or more; 50 are published.
-        size: side of the pictures in pixels, 16 or more; 256 is published.
-        seed: 0 or more.
-        jobs: processes; by default as many as cores.
-        skip_bad: leave out mesh files that cannot be read, and say so in render.json.
-
     Raises:
         UserError: a number is too small.
     """
 
-    meshes: Path | str | None = None
-    objects: int = 40
-    views: int = 50
-    size: int = 256
-    seed: int = 0
-    jobs: int | None = None
-    skip_bad: bool = False
+    meshes: Path | str | None = None  # a folder of mesh files, see `list_meshes`; the ten solids if not given
+    objects: int = 40  # of each class, 2 or more; a class of mesh files that has fewer gives all that it has
+    views: int = 50  # of each object, 2 or more; 50 are published
+    size: int = 256  # side of the pictures in pixels, 16 or more; 256 is published
+    seed: int = 0  # 0 or more
+    jobs: int | None = None  # processes; by default as many as cores
+    skip_bad: bool = False  # leave out mesh files that cannot be read, and say so in render.json
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -87,20 +78,14 @@ class RenderSettings:
 
 @dataclass(frozen=True)
 class Job:
-    """One object: where its folder shall be, what it is, and its views.
-
-    Attributes:
-        source: a mesh file, or the uniform numbers that make an object of the solid ``synset``.
-        latents: (V, 7) float64, in the order of `LATENTS`.
-        size: side of the pictures in pixels.
-    """
+    """One object: where its folder shall be, what it is, and its views."""
 
     root: Path
     synset: str
     name: str
-    source: Path | Array
-    latents: Array
-    size: int
+    source: Path | Array  # a mesh file, or the uniform numbers that make an object of the solid ``synset``
+    latents: Array  # (V, 7) float64, in the order of `LATENTS`
+    size: int  # side of the pictures in pixels
 
     def mesh(self) -> Mesh:
         """The object's mesh.

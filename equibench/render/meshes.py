@@ -229,48 +229,27 @@ def list_meshes(folder: Path) -> dict[str, dict[str, Path]]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder", _LAYOUTS)
-    found = {entry.name: meshes for entry in _visible(folder) if entry.is_dir() and (meshes := _meshes_in(entry))}
+    found: dict[str, dict[str, list[Path]]] = {}
+    for path in sorted(path for pattern in ("*/*", "*/*/*", "*/*/models/*") for path in folder.glob(pattern)):
+        parts = path.relative_to(folder).parts
+        if path.suffix.lower() in _SUFFIXES and path.is_file() and not any(part.startswith(".") for part in parts):
+            name = parts[1] if len(parts) > 2 else path.stem
+            found.setdefault(parts[0], {}).setdefault(name, []).append(path)
     if not found:
         raise UserError(f"{folder} holds no meshes in folders of classes", _LAYOUTS)
-    return found
+    return {key: {name: _only(files) for name, files in sorted(found[key].items())} for key in sorted(found)}
 
 
-def _meshes_in(folder: Path) -> dict[str, Path]:
-    """The mesh files of a class by object."""
-    found: dict[str, Path] = {}
-    for entry in _visible(folder):
-        is_folder = entry.is_dir()
-        path = _object_mesh(entry) if is_folder else entry if _is_mesh(entry) else None
-        if path is None:
-            continue
-        name = entry.name if is_folder else entry.stem
-        if name in found:
-            raise UserError(f"{found[name]} and {path} are two files of one object", "rename or remove one")
-        found[name] = path
-    return dict(sorted(found.items()))
-
-
-def _object_mesh(folder: Path) -> Path | None:
-    """The mesh of an object that has a folder of its own."""
-    for place in (folder / "models", folder):
-        files = [path for path in _visible(place) if _is_mesh(path)] if place.is_dir() else []
-        if len(files) > 1:
-            first, second, *_ = names = [path.name for path in files]
-            files = [path for path in files if path.stem == "model_normalized"]
-            if len(files) != 1:
-                problem = f"{place} holds {len(names)} meshes: {first}, {second}, ..."
-                raise UserError(problem, "leave one, or call one model_normalized")
-        if files:
-            return files[0]
-    return None
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _is_mesh(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and path.is_file()
+def _only(files: list[Path]) -> Path:
+    """The mesh of an object among its files; what lies beside a folder models is passed over."""
+    places = {path.parent for path in files}
+    files = [path for path in files if path.parent / "models" not in places]
+    chosen = files if len(files) == 1 else [path for path in files if path.stem == "model_normalized"]
+    if len(chosen) != 1:
+        raise UserError(
+            f"{files[0]} and {files[1]} are two meshes of one object", "leave one, or call one model_normalized"
+        )
+    return chosen[0]
 
 
 def read_mesh(path: Path) -> Mesh:

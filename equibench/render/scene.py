@@ -141,17 +141,11 @@ def _to_screen(light: Array) -> Array:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera whose picture is a square.
+    """A pinhole camera whose picture is a square."""
 
-    Attributes:
-        position: (3,) in the world.
-        axes: (3, 3) unit rows in the world: to the picture's right, to its top, along the line of sight.
-        focal: focal length in sides of the picture.
-    """
-
-    position: Array
-    axes: Array
-    focal: float
+    position: Array  # (3,) in the world
+    axes: Array  # (3, 3) unit rows in the world: to the picture's right, to its top, along the line of sight
+    focal: float  # focal length in sides of the picture
 
     def project(self, points: Array, side: int) -> Array:
         """World points (..., 3) to (..., 3): x and y in a picture of ``side`` samples, and 1 / depth.
@@ -182,17 +176,11 @@ def camera() -> Camera:
 
 @dataclass(frozen=True)
 class Seen:
-    """The samples that show a triangle.
+    """The samples that show a triangle."""
 
-    Attributes:
-        samples: (n,) row * side + column, ascending.
-        faces: (n,) the nearest triangle there.
-        weights: (n, 3) shares of its corners at the point seen, corrected for perspective; they sum to 1.
-    """
-
-    samples: Array
-    faces: Array
-    weights: Array
+    samples: Array  # (n,) row * side + column, ascending
+    faces: Array  # (n,) the nearest triangle there
+    weights: Array  # (n, 3) shares of its corners at the point seen, corrected for perspective; they sum to 1
 
 
 def see(corners: Array, side: int) -> Seen:

@@ -245,7 +245,8 @@ def command_of(source: EncoderSource, config: RunConfig) -> str:
 
 def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: str) -> Opened:
     """An encoder of our own where the source is a run folder or a baseline's name, else any other."""
-    from equibench.encoders.open import open_encoder, open_run
+    from equibench.encoders.open import open_encoder
+    from equibench.pretrain.runs import open_run
 
     views = view_spec(variant, int(dataset.train.images.shape[-1]))
     if isinstance(source, str | Path):

@@ -17,12 +17,13 @@ from typing import Any, Protocol
 import torch
 
 from equibench.config import RunConfig
+from equibench.encoders.vit import weights_sha256
 from equibench.evaluation.context import Context, Row, vit_identity
 from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.evaluation.evaluate import evaluate, evaluation_digest
 from equibench.evaluation.evaluator import evaluator_of
 from equibench.evaluation.features import outputs_of
-from equibench.pretrain import loop
+from equibench.pretrain import loop, runs
 from equibench.pretrain.method import BASELINES
 from equibench.records import Record, append_records, read_records
 from equibench.task import Task
@@ -120,24 +121,24 @@ class TableRows:
         if row in CONTROLS:
             weights = context.remembered(
                 ["untrained", str(profile.encoder), profile.image_size, variant, seed, torch.__version__,
-                 code_digest(loop.build_encoder)],
-                lambda: loop.weights_sha256(loop.build_encoder(profile, variant, seed)),
+                 code_digest(runs.build_encoder)],
+                lambda: weights_sha256(runs.build_encoder(profile, variant, seed)),
             )  # fmt: skip
-            return self._row(row, lambda: loop.build_encoder(profile, variant, seed).eval(), weights, seed, command)
+            return self._row(row, lambda: runs.build_encoder(profile, variant, seed).eval(), weights, seed, command)
         folder, digest = self.folder(place), self.recipe_digest(place)
-        facts = loop.read_run(folder, digest)
+        facts = runs.read_run(folder, digest)
         if facts is None:
             return None
         entry, step = BASELINES.get(row), place.step
         if step is None:
             weights, name = facts["encoder_sha256"], row
         else:
-            weights, name = loop.snapshot_sha256(folder, profile, step, digest), f"{row}@{step}"
+            weights, name = runs.snapshot_sha256(folder, profile, step, digest), f"{row}@{step}"
 
         def opened() -> torch.nn.Module:
             if step is not None:
-                return loop.read_snapshot(folder, profile, variant, seed, step)
-            run = loop.finished_run(profile, folder, variant, seed, digest)
+                return runs.read_snapshot(folder, profile, variant, seed, step)
+            run = runs.finished_run(profile, folder, variant, seed, digest)
             assert run is not None
             return run.encoder
 
@@ -287,7 +288,7 @@ def _task_seconds(task: Task, context: Context, image: float) -> float:
 def time_image(row: Row | None, context: Context) -> float:
     """Seconds of a forward pass per image, after one to warm up."""
     profile = context.profile
-    encoder = row.encoder if row else loop.build_encoder(profile, context.variant, 0)
+    encoder = row.encoder if row else runs.build_encoder(profile, context.variant, 0)
     batch = row.batch if row and row.batch else min(profile.encode_batch, 128)
     images = torch.rand(batch, 3, context.size, context.size, device=context.device)
     layers = row.layers if row else ("default",)
@@ -374,7 +375,7 @@ def _watched(task: Task, row: Row, context: Context, advance: Callable[[float, s
     return replace(context, on_progress=advance, on_images=count)
 
 
-def pretrain_row(place: Place, rows: TableRows, context: Context, progress: Progress, number: int = 0) -> loop.Run:
+def pretrain_row(place: Place, rows: TableRows, context: Context, progress: Progress, number: int = 0) -> runs.Run:
     """Pretrain one row at one seed, with progress and a warning as soon as its features collapse."""
     entry, folder = BASELINES.get(place.row), rows.folder(place)
     warned = False
@@ -383,7 +384,7 @@ def pretrain_row(place: Place, rows: TableRows, context: Context, progress: Prog
         def report(step: int, steps: int, scalars: dict[str, float]) -> None:
             nonlocal warned
             advance(step / steps, f"loss {scalars['loss']:.3f}")
-            loop.keep_snapshot(folder, context.profile, step)
+            runs.keep_snapshot(folder, context.profile, step)
             if scalars["feature_std"] < loop.COLLAPSE_STD and not warned:
                 warned = True
                 progress.warn(

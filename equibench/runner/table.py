@@ -16,8 +16,8 @@ from equibench.errors import UserError, closest
 from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS
 from equibench.evaluation.evaluator import evaluator_of
-from equibench.pretrain.loop import Run
 from equibench.pretrain.method import BASELINES
+from equibench.pretrain.runs import Run
 from equibench.records import RECORDS, Record, write_records
 from equibench.registry import load_file
 from equibench.report.definition import (

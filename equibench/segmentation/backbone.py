@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +15,14 @@ from torch.nn import functional as F
 
 from equibench.encoders.adapter import NO_MASK, ImageEncoder
 from equibench.encoders.layers import layer_names, record_layers
-from equibench.encoders.open import open_encoder, open_run
+from equibench.encoders.open import open_encoder
 from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
+from equibench.pretrain.runs import open_run
 
-LEVELS = 4
-PROBE = 224  # pixels, for an encoder that does not say for which size it is
 Source = str | Path | nn.Module
+
+_PROBE = 224  # pixels, for an encoder that does not say for which size it is
 
 
 class Encoder(nn.Module):
@@ -35,8 +33,8 @@ class Encoder(nn.Module):
     Networks of timm give the output of stages, other convolutional networks the last map of each resolution.
 
     The suite's own ViT leaves patches outside the visible disc out while it is pretrained. A dense prediction needs
-    them, so here all patches are encoded, without a mask; the positions of those outside the disc were never trained.
-    P1 does not say how it did this.
+    them, so here all patches are encoded, although the positions of those were never trained. P1 does not say how it
+    did this.
 
     Args:
         encoder: what `equibench score` takes: the folder of a run, "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"
@@ -73,20 +71,59 @@ class Encoder(nn.Module):
         opened = _open(encoder, arch, pretrained, seed)
         self.architecture, self.size, self.frozen = opened.architecture, size, frozen
         self.mean, self.std = opened.preprocessing.mean, opened.preprocessing.std
-        self.side = size or opened.preprocessing.size or PROBE
-        taps = open_taps(opened.model, self.architecture, opened.channels_last, self.side)
-        self.out_indices = spread(taps.depths) if out_indices is None else tuple(out_indices)
-        if not self.out_indices or not all(0 <= index < taps.depths for index in self.out_indices):
+        self.side = size or opened.preprocessing.size or _PROBE
+        depths = self._tap(opened)
+        self.out_indices = spread(depths) if out_indices is None else tuple(out_indices)
+        if not self.out_indices or not all(0 <= index < depths for index in self.out_indices):
             raise UserError(
                 f"out_indices {self.out_indices} are not all depths of {self.architecture}",
-                f"it has {taps.depths} depths, 0 to {taps.depths - 1}",
+                f"it has {depths} depths, 0 to {depths - 1}",
             )
-        prune(taps, self.out_indices)
-        self.network, self.multiple, self._maps = taps.network, taps.multiple, taps.maps
+        cut: Any = getattr(self.network, "prune_intermediate_layers", None)
+        if cut is not None:  # what lies behind the last map would be stored, and in training get no gradient
+            cut(sorted(set(self.out_indices)), prune_norm=True, prune_head=True)
         self.requires_grad_(not frozen)
         self.eval()
-        self.channels, self.strides = self._measured()
+        with torch.no_grad():
+            maps = self(torch.zeros(1, 3, self.side, self.side))
+        self.channels, self.strides = tuple(m.shape[1] for m in maps), tuple(self.side / m.shape[-1] for m in maps)
         self.train()
+
+    def _tap(self, opened: ImageEncoder) -> int:
+        """Find where maps are taken out of the network; returns from how many depths."""
+        self.network: Any = opened.model.vit if isinstance(opened.model, ViTEncoder) else opened.model
+        self.multiple, self._layers, self._channels_last = 1, None, opened.channels_last
+        if isinstance(self.network, VisionTransformer):
+            # what timm decides when it builds a ViT with dynamic_img_size=True is decided here
+            embed: Any = self.network.patch_embed
+            self.network.dynamic_img_size = True
+            embed.strict_img_size, embed.flatten = False, False  # the grid stays one until positions are added
+            embed.output_fmt = Format.NHWC
+            self.multiple = max(embed.patch_size)
+            return len(self.network.blocks)
+        if hasattr(self.network, "forward_intermediates") and hasattr(self.network, "feature_info"):
+            return len(self.network.feature_info)
+        self._layers = self._last_of_each_resolution()
+        return len(self._layers)
+
+    def _last_of_each_resolution(self) -> list[str]:
+        """Names of the layers that give the last map of each resolution, from a pass over a blank image."""
+        side = self.side
+        try:
+            with torch.no_grad():
+                blank = torch.zeros(1, 3, side, side)
+                outputs = record_layers(self.network, layer_names(self.network), lambda: self.network(blank))
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            problem = f"{self.architecture} failed on a blank image of {side} px: {error}"
+            raise UserError(problem, "give the size it is for") from error
+        height = 1 if self._channels_last else 2
+        last = {output.shape[height]: layer for layer, output in outputs.items() if output.ndim == 4}
+        if not last:
+            raise UserError(
+                f"{self.architecture} gives no feature maps: none of its layers has an output (N, C, h, w)",
+                "segmentation needs a ViT of timm or of this suite, or a convolutional network",
+            )
+        return list(last.values())
 
     def train(self, mode: bool = True) -> Encoder:
         """Stays in eval mode while it is frozen, whatever is asked."""
@@ -115,10 +152,13 @@ class Encoder(nn.Module):
                 ) from error
         return tuple(maps[index] for index in self.out_indices)
 
-    def _measured(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        with torch.no_grad():
-            maps = self(torch.zeros(1, 3, self.side, self.side))
-        return tuple(m.shape[1] for m in maps), tuple(self.side / m.shape[-1] for m in maps)
+    def _maps(self, images: Tensor, indices: list[int]) -> list[Tensor]:
+        if self._layers is None:
+            forward = self.network.forward_intermediates
+            return forward(images, indices=indices, output_fmt="NCHW", intermediates_only=True)
+        names = [self._layers[index] for index in indices]
+        outputs = record_layers(self.network, names, lambda: self.network(images))
+        return [outputs[name].permute(0, 3, 1, 2) if self._channels_last else outputs[name] for name in names]
 
 
 def _open(encoder: Source, arch: str | None, pretrained: bool, seed: int) -> ImageEncoder:
@@ -133,55 +173,9 @@ def _open(encoder: Source, arch: str | None, pretrained: bool, seed: int) -> Ima
     return open_encoder(encoder, arch=arch, pretrained=pretrained, seed=seed).encoder.cpu()
 
 
-@dataclass(frozen=True)
-class Taps:
-    """How maps are taken out of a network.
-
-    Attributes:
-        network: what is run; parts behind the last tap are cut off where the library can do so.
-        depths: from how many depths a map can be taken.
-        multiple: sides of the images must be multiples of this many pixels.
-        maps: images (N, 3, H, W), sorted indices without repetition -> one map (N, C, h, w) each.
-    """
-
-    network: nn.Module
-    depths: int
-    multiple: int
-    maps: Callable[[Tensor, list[int]], list[Tensor]]
-
-
-def open_taps(model: nn.Module, name: str, channels_last: bool = False, side: int = 224) -> Taps:
-    """The taps of a network: blocks of a ViT, stages of timm's others, resolutions of any other convolutional network.
-
-    Args:
-        model: it is changed (a ViT is made to take any size): pass a copy of one that is used elsewhere.
-        name: the architecture's, for messages.
-        channels_last: whether its maps are (N, h, w, C).
-        side: of the square images that it surely takes, in pixels.
-
-    Raises:
-        UserError: the network gives no maps.
-    """
-    if isinstance(model, ViTEncoder):
-        return _vit_taps(model.vit)
-    if isinstance(model, VisionTransformer):
-        return _vit_taps(model)
-    if hasattr(model, "forward_intermediates") and hasattr(model, "feature_info"):
-        return Taps(model, len(model.feature_info), 1, partial(_intermediates, model))  # type: ignore[arg-type]
-    layers = _last_of_each_resolution(model, name, channels_last, side)
-    return Taps(model, len(layers), 1, partial(_hooked, model, layers, channels_last))
-
-
-def spread(depths: int, levels: int = LEVELS) -> tuple[int, ...]:
-    """Indices evenly spaced over the depths, the last included: 2, 5, 8, 11 of 12; repeated where there are fewer."""
-    return tuple(math.ceil(depths * (level + 1) / levels) - 1 for level in range(levels))
-
-
-def prune(taps: Taps, indices: Sequence[int]) -> None:
-    """Cut off what lies behind the last tap: it would be stored, and in training get no gradient."""
-    cut: Any = getattr(taps.network, "prune_intermediate_layers", None)
-    if cut is not None:
-        cut(sorted(set(indices)), prune_norm=True, prune_head=True)
+def spread(depths: int) -> tuple[int, ...]:
+    """Four indices evenly spaced over the depths, the last included: 2, 5, 8, 11 of 12; of fewer some repeated."""
+    return tuple(math.ceil(depths * (level + 1) / 4) - 1 for level in range(4))
 
 
 def fitted(images: Tensor, multiple: int) -> Tensor:
@@ -193,44 +187,3 @@ def fitted(images: Tensor, multiple: int) -> Tensor:
     if sides == list(images.shape[-2:]):
         return images
     return F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
-
-
-def _vit_taps(vit: VisionTransformer) -> Taps:
-    """Taps behind the blocks of a ViT that is told to interpolate its positions to whatever comes (bicubic)."""
-    anything: Any = vit  # what timm decides when it builds a ViT with dynamic_img_size=True is decided here
-    embed: Any = vit.patch_embed
-    anything.dynamic_img_size = True
-    embed.strict_img_size, embed.flatten = False, False  # the grid stays a grid until the positions are added
-    embed.output_fmt = Format.NHWC
-    return Taps(vit, len(vit.blocks), max(embed.patch_size), partial(_intermediates, vit))
-
-
-def _intermediates(model: Any, images: Tensor, indices: list[int]) -> list[Tensor]:
-    return model.forward_intermediates(images, indices=indices, output_fmt="NCHW", intermediates_only=True)
-
-
-def _hooked(
-    model: nn.Module, layers: list[str], channels_last: bool, images: Tensor, indices: list[int]
-) -> list[Tensor]:
-    names = [layers[index] for index in indices]
-    outputs = record_layers(model, names, lambda: model(images))
-    return [outputs[name].permute(0, 3, 1, 2) if channels_last else outputs[name] for name in names]
-
-
-def _last_of_each_resolution(model: nn.Module, name: str, channels_last: bool, side: int) -> list[str]:
-    """Names of the layers that give the last map of each resolution, from a pass over a blank image."""
-    names = layer_names(model)
-    height = 1 if channels_last else 2
-    try:
-        with torch.no_grad():
-            blank = torch.zeros(1, 3, side, side)
-            outputs = record_layers(model, names, lambda: model(blank))
-    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        raise UserError(f"{name} failed on a blank image of {side} px: {error}", "give the size it is for") from error
-    last = {output.shape[height]: layer for layer, output in outputs.items() if output.ndim == 4}
-    if not last:
-        raise UserError(
-            f"{name} gives no feature maps: none of its layers has an output (N, C, h, w)",
-            "segmentation needs a ViT of timm or of this suite, or a convolutional network",
-        )
-    return list(last.values())

@@ -3,17 +3,17 @@
 Importing this module registers all of it, the encoder and the heads.
 """
 
-# ruff: noqa: E402  (mmseg cannot be imported before mmcv's compiled operations are there, or a stub in their place)
+# ruff: noqa: E402  (as in heads.py)
 from __future__ import annotations
 
-from equibench.segmentation.stub import require_mmseg
+from equibench.segmentation import require_mmseg
 
 require_mmseg()
 
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pprint import pformat
 from typing import Any
@@ -35,27 +35,15 @@ from equibench.segmentation.backbone import Encoder
 from equibench.segmentation.heads import HyperNetHead, LinearHead
 from equibench.utils.random import uniforms
 
-SCOPE = "equibench"
-LOOK_EVERY = 10  # iterations between two looks at the loss, which on a GPU each wait for it
-TRAINING_SHARE = 0.9  # of the progress that is reported; the rest is the validation
-
-Report = Callable[[float, str], None]
-
-
-def seed_of(*key: object) -> int:
-    """A seed in [0, 2**32) that depends on nothing but the key."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:4], "big")
+_LOOK_EVERY = 10  # iterations between two looks at the loss, which on a GPU each wait for it
+_TRAINING_SHARE = 0.9  # of the progress that is reported; the rest is the validation
 
 
 class KeyedDataset(Dataset):
-    """An endless stream of training samples: sample n depends on the seed and n alone.
+    """An endless stream of training samples of an mmsegmentation dataset: sample n depends on the seed and n alone.
 
-    mmsegmentation's transforms draw from the global generators, whose state depends on workers and on what was drawn
-    before; here it is set for each sample, so that a resumed run, or one with more workers, sees the same pictures.
-
-    Args:
-        dataset: config of an mmsegmentation dataset.
-        seed: of the order of its images in each epoch and of all that its pipeline draws.
+    Its transforms draw from the global generators, whose state depends on workers and on what was drawn before; here it
+    is set for each sample, so that a resumed run, or one with more workers, sees the same pictures.
     """
 
     def __init__(self, dataset: dict[str, Any], seed: int) -> None:
@@ -68,23 +56,17 @@ class KeyedDataset(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         epoch, place = divmod(number, len(self.dataset))
-        seed = seed_of("segmentation", self.seed, "sample", number)
+        seed = _seed_of("segmentation", self.seed, "sample", number)
         random.seed(seed)
         np.random.seed(seed)
         return self.dataset[int(_order(len(self.dataset), self.seed, epoch)[place])]
 
 
 class KeyedSampler(Sampler):
-    """Numbers of this process's samples, iteration after iteration; none until the loop has said where to start.
-
-    Args:
-        dataset: whose samples they are.
-        batch: samples per iteration in this process.
-        seed: given by mmengine and of no use: the numbers are not drawn.
-    """
+    """Numbers of this process's samples, `batch` an iteration; none until the loop has said where to start."""
 
     def __init__(self, dataset: KeyedDataset, batch: int, seed: int | None = None) -> None:
-        self.batch, self.start = batch, -1
+        self.batch, self.start = batch, -1  # the seed, which mmengine gives, is of no use: nothing is drawn
         self.rank, self.world = get_dist_info()
         self.images = len(dataset)
 
@@ -116,7 +98,7 @@ class Loop(IterBasedTrainLoop):
         batches = iter(self.dataloader)
         while self._iter < self._max_iters:
             runner.model.train()
-            torch.manual_seed(seed_of("segmentation", runner.seed, "iteration", self._iter, runner.rank))  # dropout
+            torch.manual_seed(_seed_of("segmentation", runner.seed, "iteration", self._iter, runner.rank))  # dropout
             self.run_iter(next(batches))
         # without SyncBN each process has statistics of its own; the checkpoint holds the first one's
         for buffer in runner.model.buffers():
@@ -128,14 +110,10 @@ class Loop(IterBasedTrainLoop):
 
 
 class AreaMetric(IoUMetric):
-    """mmsegmentation's IoUMetric that keeps the areas of every image and adds them as integers.
-
-    Attributes:
-        areas: of the last validation, in the order of the images; in the first process only.
-    """
+    """mmsegmentation's IoUMetric that keeps the areas of every image and adds them as integers."""
 
     default_prefix = "segmentation"
-    areas: Areas | None = None
+    areas: Areas | None = None  # of the last validation, in the order of the images; in the first process only
 
     def __init__(self, collect_dir: str | None = None, **others: Any) -> None:
         super().__init__(**others)
@@ -143,17 +121,13 @@ class AreaMetric(IoUMetric):
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
         """The per-image areas -> mIoU, mAcc and aAcc in percent."""
-        parts = (torch.stack(part).numpy().astype(np.int64) for part in zip(*results, strict=True))
-        self.areas = Areas(*parts)
+        self.areas = Areas(*(torch.stack(part).numpy().astype(np.int64) for part in zip(*results, strict=True)))
         scores = scores_from_areas(self.areas)
         return {"aAcc": 100 * scores.aacc, "mIoU": 100 * scores.miou, "mAcc": 100 * scores.macc}
 
 
 class PlainConfig(Config):
-    """A config of built-in values, written by pprint.
-
-    mmengine has yapf write it, anew for every checkpoint, which takes a second each time.
-    """
+    """A config of built-in values, written by pprint: yapf, as mmengine has it, takes a second for every checkpoint."""
 
     @property
     def pretty_text(self) -> str:
@@ -163,34 +137,30 @@ class PlainConfig(Config):
 
 
 class ReportHook(Hook):
-    """Tells how far a run is, and stops one whose loss is no longer a number.
+    """Tells `report` the fraction that is done and what is going on; stops a run whose loss is no longer a number."""
 
-    Args:
-        report: called with the fraction that is done and what is going on; None: nothing is told.
-    """
+    def __init__(self, report: Callable[[float, str], None] | None = None) -> None:
+        self.report = report or (lambda _fraction, _note: None)
 
-    def __init__(self, report: Report | None = None) -> None:
-        self.report = report
-
-    def after_train_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
-    ) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.iter + 1
-        if (done % LOOK_EVERY and done != runner.max_iters) or outputs is None:
+        if outputs is None or (done % _LOOK_EVERY and done != runner.max_iters):
             return
         loss = float(outputs["loss"].detach())
         if not np.isfinite(loss):
             raise UserError(f"the loss is {loss} at iteration {done:,}", "choose a lower learning rate")
-        if self.report is not None:
-            self.report(TRAINING_SHARE * done / runner.max_iters, f"iteration {done:,}, loss {loss:.3f}")
+        self.report(_TRAINING_SHARE * done / runner.max_iters, f"iteration {done:,}, loss {loss:.3f}")
 
-    def after_val_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
-    ) -> None:
-        total = len(runner.val_dataloader)
-        if self.report is not None and ((batch_idx + 1) % LOOK_EVERY == 0 or batch_idx + 1 == total):
-            share = TRAINING_SHARE + (1 - TRAINING_SHARE) * (batch_idx + 1) / total
-            self.report(share, f"validation, {batch_idx + 1:,} of {total:,} images")
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        done, total = batch_idx + 1, len(runner.val_dataloader)
+        if done % _LOOK_EVERY == 0 or done == total:
+            share = _TRAINING_SHARE + (1 - _TRAINING_SHARE) * done / total
+            self.report(share, f"validation, {done:,} of {total:,} images")
+
+
+def _seed_of(*key: object) -> int:
+    """A seed in [0, 2**32) that depends on nothing but the key."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:4], "big")
 
 
 @lru_cache(maxsize=2)
@@ -208,7 +178,7 @@ def _register() -> None:
         (registry.LOOPS, (Loop,)),
         (registry.METRICS, (AreaMetric,)),
     ):
-        own = registry.Registry(parent.name, parent=parent, scope=SCOPE)
+        own = registry.Registry(parent.name, parent=parent, scope="equibench")
         for part in parts:
             own.register_module(module=part)
 

@@ -1,9 +1,9 @@
 """Decode heads on an encoder's maps: P1's "HyperNet on top", and a linear classifier of every position."""
 
-# ruff: noqa: E402  (as in engine.py)
+# ruff: noqa: E402  (mmseg cannot be imported before mmcv's compiled operations are there, or a stub in their place)
 from __future__ import annotations
 
-from equibench.segmentation.stub import require_mmseg
+from equibench.segmentation import require_mmseg
 
 require_mmseg()
 
@@ -15,8 +15,6 @@ from mmcv.cnn import build_norm_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-LRN_SIZE, LRN_ALPHA, LRN_BETA = 5, 1e-4, 0.75
 
 
 class HyperNetHead(BaseDecodeHead):
@@ -64,18 +62,16 @@ class HyperNetHead(BaseDecodeHead):
 
     def _level_norm(self, kind: str, channels: int) -> nn.Module:
         if kind == "lrn":
-            return nn.LocalResponseNorm(LRN_SIZE, alpha=LRN_ALPHA, beta=LRN_BETA)
+            return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
         assert kind == "batch", f"level_norm is 'lrn' or 'batch', not {kind!r}"
         return build_norm_layer(self.norm_cfg, channels)[1]
 
     def hyper_feature(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (N, C_l, h_l, w_l) -> (N, levels * channels_per_level, h, w) at the common resolution."""
         size = [max(round(side * self.upsample), 1) for side in maps[0].shape[-2:]]
-        levels = []
-        for one, reduce, norm in zip(maps, self.reduce, self.norms, strict=True):
-            same = F.interpolate(one, size=size, mode="bilinear", align_corners=self.align_corners)
-            levels.append(norm(reduce(same)))
-        return torch.cat(levels, dim=1)
+        same = (F.interpolate(m, size=size, mode="bilinear", align_corners=self.align_corners) for m in maps)
+        levels = zip(same, self.reduce, self.norms, strict=True)
+        return torch.cat([norm(reduce(level)) for level, reduce, norm in levels], dim=1)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps -> logits (N, classes, h, w)."""
@@ -83,14 +79,7 @@ class HyperNetHead(BaseDecodeHead):
 
 
 class LinearHead(BaseDecodeHead):
-    """BatchNorm and a 1 x 1 convolution on the maps, resized to the first's size: DINOv2's frozen protocol.
-
-    Args:
-        in_channels: of each map.
-        num_classes: how many.
-        norm_cfg: "BN" or, over several GPUs, "SyncBN".
-        others: as mmsegmentation's BaseDecodeHead.
-    """
+    """BatchNorm and a 1 x 1 convolution on the maps, resized to the first's size: DINOv2's frozen protocol."""
 
     def __init__(
         self, in_channels: Sequence[int], num_classes: int, *, norm_cfg: dict[str, Any] | None = None, **others: Any

@@ -1,8 +1,14 @@
-"""Training a decode head on an encoder and scoring it on ADE20K's validation images, resumable at any moment."""
+"""Training a decode head on an encoder and scoring it on ADE20K's validation images, resumable at any moment.
+
+A run from a file: `torchrun --standalone --nproc-per-node 8 -m equibench.segmentation.run JOB.json`. The file holds the
+arguments of `train_and_score` by name: {"encoder": "timm:vit_small_patch16_224", "data_root": "ade", "work_dir":
+"runs/ade", "settings": {"head": "linear"}}. The first process prints the scores as one line of JSON.
+"""
 
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import multiprocessing
 import os
@@ -25,39 +31,26 @@ from equibench.data.ade20k import CheckedTree, check_tree
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
 from equibench.metrics.segmentation import Areas, SegmentationScores, constant_areas, scores_from_areas
+from equibench.segmentation import require_mmseg
 from equibench.segmentation.backbone import Encoder, Source
-from equibench.segmentation.config import LISTS, SegmentationSettings, build_config
-from equibench.segmentation.stub import require_mmseg
+from equibench.segmentation.config import IMAGE_LISTS, SegmentationSettings, build_config
 from equibench.utils.files import digest_of, writable_folder, write_atomically, write_text
 
-Report = Callable[[float, str], None]
-JOB, AREAS = "job.json", "areas.npz"
-RUNNER_KEYS = (
-    "work_dir", "train_dataloader", "val_dataloader", "train_cfg", "val_cfg", "optim_wrapper", "param_scheduler",
-    "val_evaluator", "default_hooks", "launcher", "log_processor", "log_level", "default_scope", "randomness",
-    "load_from", "resume",
-)  # fmt: skip
+_JOB, _AREAS = "job.json", "areas.npz"
+_REQUIRED = ("encoder", "data_root", "work_dir")
+_OPTIONAL = ("settings", "arch", "pretrained", "skip_bad")
 
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """What a trained head makes of the validation images.
+    """What a trained head makes of the validation images."""
 
-    Attributes:
-        areas: of every image and class; all scores can be computed from them again.
-        names: of the images, in the same order.
-        scores: of the head.
-        floor: of always predicting the class that has most pixels in the training annotations.
-        most_frequent: that class, from 0.
-        left_out: (file, what is wrong) of images that were left out.
-    """
-
-    areas: Areas
-    names: tuple[str, ...]
-    scores: SegmentationScores
-    floor: SegmentationScores
-    most_frequent: int
-    left_out: tuple[tuple[str, str], ...]
+    areas: Areas  # of every image and class; all scores can be computed from them again
+    names: tuple[str, ...]  # of the images, in the same order
+    scores: SegmentationScores  # of the head
+    floor: SegmentationScores  # of always predicting the class that has most pixels in the training annotations
+    most_frequent: int  # that class, from 0
+    left_out: tuple[tuple[str, str], ...]  # (file, what is wrong) of images that were left out
 
 
 def train_and_score(
@@ -68,7 +61,7 @@ def train_and_score(
     *,
     arch: str | None = None,
     pretrained: bool = True,
-    report: Report | None = None,
+    report: Callable[[float, str], None] | None = None,
     skip_bad: bool = False,
 ) -> SegmentationResult:
     """Train a head for an encoder on ADE20K's training images and score it on its validation images.
@@ -78,11 +71,10 @@ def train_and_score(
     every one of them returns the result.
 
     Args:
-        encoder: see `Encoder`.
+        encoder, arch, pretrained: see `Encoder`.
         data_root: a folder with ADE20K, see `find_ade20k`.
         work_dir: checkpoints, logs and the config go there; one folder for one run.
         settings: the recipe.
-        arch, pretrained: see `Encoder`.
         report: called with the fraction that is done and what is going on, in the first process.
         skip_bad: leave out bad images instead of refusing them.
 
@@ -93,6 +85,7 @@ def train_and_score(
     require_mmseg()
     tree = check_tree(data_root, classes=settings.classes, skip_bad=skip_bad)
     work_dir = writable_folder(Path(work_dir).expanduser()).resolve()
+    stored = work_dir / _AREAS
     with _processes() as (rank, count), _own_random_state(settings.seed):
         backbone = Encoder(
             encoder, arch=arch, frozen=settings.frozen, size=settings.size, pretrained=pretrained, seed=settings.seed
@@ -100,27 +93,18 @@ def train_and_score(
         source = {"encoder": str(encoder), "arch": arch, "pretrained": pretrained}
         if isinstance(encoder, nn.Module):
             source = {"encoder": backbone.architecture}
-        config = build_config(
-            backbone, source, tree, work_dir, settings, processes=count, cuda=torch.cuda.is_available()
-        )
+        cuda = torch.cuda.is_available()
+        config = build_config(backbone, source, tree, work_dir, settings, processes=count, cuda=cuda)
         if rank == 0:
             _claim(work_dir, backbone, tree, settings)
         _wait()
-        if not (work_dir / AREAS).exists():
+        if not stored.exists():
             areas = _train(backbone, config, work_dir, report if rank == 0 else None)
             if areas is not None:
-                write_atomically(work_dir / AREAS, lambda file: _store(file, areas))
+                write_atomically(stored, lambda file: np.savez_compressed(file, **areas.arrays()))  # type: ignore[arg-type]
             _wait()
-        with np.load(work_dir / AREAS) as stored:
-            return _result(Areas(**stored), tree)
-
-
-def _store(path: Path, areas: Areas) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, **areas.arrays())  # type: ignore[arg-type]
-
-
-def _result(areas: Areas, tree: CheckedTree) -> SegmentationResult:
+    with np.load(stored) as arrays:
+        areas = Areas(**arrays)
     frequent = int(tree.pixels.argmax())
     floor = scores_from_areas(constant_areas(areas.label, frequent))
     return SegmentationResult(areas, tree.names["validation"], scores_from_areas(areas), floor, frequent, tree.bad)
@@ -136,21 +120,22 @@ def _claim(work_dir: Path, backbone: Encoder, tree: CheckedTree, settings: Segme
         "data": tree.sha256,
         "images": {split: digest_of(list(names)) for split, names in tree.names.items()},
     }
-    text = json.dumps(job, indent=1, sort_keys=True)
-    path = work_dir / JOB
+    path = work_dir / _JOB
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key, value in json.loads(text).items() if before.get(key) != value]
+        other = sorted(key for key, value in job.items() if before.get(key) != value)
         if other:
             raise UserError(
                 f"{work_dir} holds a run with other {', '.join(other)}", "choose another folder, or delete this one"
             )
     for split, names in tree.names.items():
-        write_text(work_dir / LISTS[split], "".join(f"{name}\n" for name in names))
-    write_text(path, text)
+        write_text(work_dir / IMAGE_LISTS[split], "".join(f"{name}\n" for name in names))
+    write_text(path, json.dumps(job, indent=1, sort_keys=True))
 
 
-def _train(backbone: Encoder, config: dict[str, Any], work_dir: Path, report: Report | None) -> Areas | None:
+def _train(
+    backbone: Encoder, config: dict[str, Any], work_dir: Path, report: Callable[[float, str], None] | None
+) -> Areas | None:
     """Run mmengine's Runner; the areas in the first process, None in the others."""
     from mmengine.runner import Runner
 
@@ -158,16 +143,18 @@ def _train(backbone: Encoder, config: dict[str, Any], work_dir: Path, report: Re
 
     checkpoint = newest_checkpoint(work_dir)
     whole = PlainConfig({**config, "load_from": checkpoint, "resume": checkpoint is not None})
+    known = inspect.signature(Runner).parameters
+    arguments = {key: value for key, value in whole.items() if key in known}
+    arguments["model"] = {**whole.model, "backbone": {"type": lambda: backbone}}  # open already
     with warnings.catch_warnings():
         # mmsegmentation warns of its own deprecated calls, and that ignored pixels count in the loss's mean: its recipe
         warnings.filterwarnings("ignore", category=UserWarning, module=r"mmseg\.")
         runner = Runner(
-            model={**whole.model, "backbone": {"type": lambda: backbone}},  # open already; the config says where from
+            **arguments,
             cfg=whole,
             # a run in the same second would otherwise share its loggers and counters
             experiment_name=uuid4().hex,
             env_cfg={"mp_cfg": {"mp_start_method": multiprocessing.get_start_method(), "opencv_num_threads": 0}},
-            **{key: whole.get(key) for key in RUNNER_KEYS},
         )
         runner.register_hook(ReportHook(report))
         runner.train()
@@ -190,17 +177,17 @@ def newest_checkpoint(work_dir: Path) -> str | None:
 @contextmanager
 def _processes() -> Iterator[tuple[int, int]]:
     """This process's rank and how many there are; the group is made where torchrun started us and there is none."""
-    if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-        return
-    # mmengine's init_dist calls CUDA on a CPU too
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
+    if ours:
+        # mmengine's init_dist calls CUDA on a CPU too
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield distributed.get_rank(), distributed.get_world_size()
+        yield (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     finally:
-        distributed.destroy_process_group()
+        if ours:
+            distributed.destroy_process_group()
 
 
 def _wait() -> None:
@@ -221,8 +208,7 @@ def _own_random_state(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-REQUIRED = ("encoder", "data_root", "work_dir")
-OPTIONAL = ("settings", "arch", "pretrained", "skip_bad")
+# A run from a file
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -233,29 +219,17 @@ def read_job(path: Path) -> dict[str, Any]:
     """
     try:
         job = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in REQUIRED if key not in job]
-        unknown = [key for key in job if key not in REQUIRED + OPTIONAL]
+        missing = [key for key in _REQUIRED if key not in job]
+        unknown = [key for key in job if key not in _REQUIRED + _OPTIONAL]
         if missing or unknown:
             raise ValueError(f"missing: {missing}, unknown: {unknown}")
         job["settings"] = SegmentationSettings(**job.get("settings", {}))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not a job: {error}",
-            f"a JSON object with {', '.join(REQUIRED)}; optional: {', '.join(OPTIONAL)}",
+            f"give a JSON object with {', '.join(_REQUIRED)}; optional: {', '.join(_OPTIONAL)}",
         ) from error
     return job
-
-
-def summary(result: SegmentationResult) -> dict[str, Any]:
-    """The scores that a line of JSON can hold."""
-    return {
-        "miou": result.scores.miou,
-        "macc": result.scores.macc,
-        "aacc": result.scores.aacc,
-        "miou_floor": result.floor.miou,
-        "images": len(result.names),
-        "left_out": len(result.left_out),
-    }
 
 
 def main(arguments: list[str]) -> int:
@@ -270,7 +244,9 @@ def main(arguments: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 2
     if first:
-        print(json.dumps(summary(result)))
+        scores = {"miou": result.scores.miou, "macc": result.scores.macc, "aacc": result.scores.aacc}
+        counts = {"images": len(result.names), "left_out": len(result.left_out)}
+        print(json.dumps({**scores, "miou_floor": result.floor.miou, **counts}))
     return 0
 
 

@@ -127,6 +127,9 @@ def _text(place: Place) -> str:
     assert module is not None
     plain = _Plain({name for name, target in module.imports.items() if _read(".".join(target)) is not None})
     statements = [plain.visit(ast.parse(ast.unparse(statement))) for statement in module.definitions[place[1]]]
+    for node in (node for statement in statements for node in ast.walk(statement)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If | ast.With | ast.For) and not node.body:
+            node.body = [ast.Pass()]  # nothing but a docstring or an import was there
     return hashlib.sha256("\n".join(map(ast.unparse, statements)).encode()).hexdigest()
 
 
@@ -136,15 +139,15 @@ class _Plain(ast.NodeTransformer):
     def __init__(self, modules: set[str]) -> None:
         self.modules = modules
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return ast.Pass() if is_text else self.generic_visit(node)
+        return None if is_text else self.generic_visit(node)
 
-    def visit_Import(self, node: ast.Import) -> ast.AST:
-        return ast.Pass()
+    def visit_Import(self, node: ast.Import) -> None:
+        return None
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
-        return ast.Pass()
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        return None
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         if isinstance(node.value, ast.Name) and node.value.id in self.modules:

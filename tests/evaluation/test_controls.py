@@ -22,8 +22,7 @@ from equibench.pairs.manifest import Pairs, draw_pairs, draw_theta
 from equibench.pairs.views import Views
 from equibench.probes.mlp import Split, fit_probes
 from equibench.profiles import get_profile
-from equibench.task import TASKS
-from equibench.task import regression_tasks
+from equibench.task import TASKS, regression_tasks
 from equibench.transforms.transformation import TRANSFORMATIONS, ViewSpec
 
 WHOLE, DISC = ViewSpec("paper_like", "black", None), ViewSpec("headline", "reflect", 3.0)

@@ -10,8 +10,8 @@ import torch
 
 from equibench.data.dataset import Dataset, image_source
 from equibench.errors import UserError
-from equibench.evaluation import features
 from equibench.pairs.manifest import bank_pairs, composed_pairs, draw_pairs, fixed_pairs, half_way, image_pairs
+from equibench.pairs import views as module
 from equibench.pairs.views import ViewStore
 from equibench.task import TASKS
 from equibench.transforms.transformation import (
@@ -55,7 +55,7 @@ def test_views_on_demand_are_those_on_disk(
     kept = np.array(store.second(pairs).images[slice(None)])
     store.discard(pairs)
     assert not list(tmp_path.glob("*.npy"))
-    monkeypatch.setattr(features, "STORE_LIMIT", 0)
+    monkeypatch.setattr(module, "STORE_LIMIT", 0)
     on_demand = store.second(pairs).images
     assert len(on_demand) == 60
     np.testing.assert_array_equal(on_demand[slice(25, 45)], kept[25:45])

@@ -132,7 +132,7 @@ def test_a_fifth_is_known(solids_dataset: Dataset, use: str) -> None:
     counts = np.bincount(solids_dataset.train.labels[known]) / np.bincount(solids_dataset.train.labels[train])
     np.testing.assert_allclose(counts, 0.2, atol=0.02)  # of each class
     spec, count = view_spec("headline", 32), len(train)
-    stream = PairStream(solids_dataset, "train", method(use), spec, 0, known=0.2)
+    stream = PairStream(solids_dataset, "train", method(use), spec, 0, known_fraction=0.2)
     index = stream._rows(0, count)[0]
     assert set(index) == set(known) if use == "required" else set(train)
     flags = stream.batch(0, 64, encoder()).known["rotation"].numpy()
@@ -143,7 +143,7 @@ def test_of_objects_the_known_ones_are_known_with_all_their_views(objects: Datas
     known = known_indices(objects, 0.2)
     owner = np.asarray(objects.train.objects)
     assert len(known) == VIEWS * len(set(owner[known]))
-    stream = open_stream(objects, "train", method("required"), view_spec("rendered", 32), 0, known=0.2)
+    stream = open_stream(objects, "train", method("required"), view_spec("rendered", 32), 0, known_fraction=0.2)
     assert isinstance(stream, ObjectStream)
     assert stream.count == len(set(owner[known]))
 

@@ -12,10 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from equibench.encoders.layers import record_layers
-from equibench.encoders.open import FACTS, WEIGHTS
 from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.encoders.zoo import build
 from equibench.errors import UserError
+from equibench.pretrain.runs import FACTS, WEIGHTS
 from equibench.profiles import EncoderSize, get_profile
 from equibench.segmentation.backbone import Encoder, fitted, spread
 from equibench.transforms.transformation import view_spec

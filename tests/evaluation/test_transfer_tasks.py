@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from equibench.data.transfer_stand_ins import write_stand_in
 from rich.console import Console
 from scored import Pixels
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
@@ -16,7 +17,6 @@ from equibench.audit.compare import compare
 from equibench.audit.verify import verify
 from equibench.data.dataset import Dataset
 from equibench.data.transfer import load_transfer
-from equibench.data.transfer_stand_ins import write_stand_in
 from equibench.encoders.adapter import ImageEncoder, Preprocessing
 from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
@@ -25,8 +25,8 @@ from equibench.evaluation.context import OwnData, Setting, Subject
 from equibench.evaluation.evaluate import evaluate
 from equibench.profiles import get_profile
 from equibench.records import Record, predictions_path, read_predictions
-from equibench.task import TASKS
 from equibench.runner import table as api
+from equibench.task import TASKS
 from equibench.transforms.transformation import view_spec
 
 TINY = get_profile("tiny")

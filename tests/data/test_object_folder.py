@@ -187,9 +187,9 @@ def test_a_full_disk_is_told_before_anything_is_read(root: Path, monkeypatch: py
 
 def test_rendered_data_say_so(root: Path) -> None:
     (root / "render.json").write_text("{}")
-    assert load(root).name == "3diebench-generated"
-    dataset = load(root, name="solids-generated")
-    assert (dataset.name, dataset.description[:17]) == ("solids-generated", "solids-generated ")
+    assert load(root).name == "rendered-3diebench"
+    dataset = load(root, name="rendered-solids")
+    assert (dataset.name, dataset.description[:17]) == ("rendered-solids", "rendered-solids (")
 
 
 def test_a_wrong_folder_or_size_is_refused(root: Path) -> None:

@@ -15,11 +15,11 @@ from equibench.data.dataset import SPLITS, Dataset, ImageSet, image_source, spli
 from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
 from equibench.pairs.manifest import draw_pairs, draw_theta, pretraining_epoch
-from equibench.utils.random import uniforms
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.method import Baseline, Views
 from equibench.profiles import get_profile
 from equibench.transforms.transformation import BUILT_IN, MEAN, STD, TRANSFORMATIONS, view_spec
+from equibench.utils.random import uniforms
 
 TINY = get_profile("tiny")
 SIZES = (40, 6, 10)

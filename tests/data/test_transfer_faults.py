@@ -12,12 +12,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transfer_stand_ins import STAND_INS
 from transfer_tree import edit, tree
 
 from equibench.data import transfer
 from equibench.data.transfer import load_transfer
 from equibench.data.transfer_sources import GENERATED
-from equibench.data.transfer_stand_ins import STAND_INS
 from equibench.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cache")

@@ -1,4 +1,4 @@
-"""Training with mmsegmentation on the stand-in: floors, frozen encoders, interruption, several processes."""
+"""Training with mmsegmentation on rendered scenes: floors, frozen encoders, interruption, several processes."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from equibench.errors import UserError
-from equibench.segmentation.stub import missing_packages
+from equibench.segmentation import missing_packages
 
 if missing_packages():
     pytest.skip(f"needs {', '.join(missing_packages())}", allow_module_level=True)
 
 from mmengine import Config
 
-from equibench.data.ade20k import stand_in_folder
+from equibench.data.ade20k import rendered_scenes_folder
 from equibench.segmentation.config import SegmentationSettings
 from equibench.segmentation.run import SegmentationResult, train_and_score
 
@@ -43,7 +43,7 @@ def tiny_vit(patch: int = 8) -> VisionTransformer:
 
 @pytest.fixture(scope="module")
 def tree() -> Path:
-    return stand_in_folder(images=(12, 6), size=32)
+    return rendered_scenes_folder(images=(12, 6), size=32)
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
@@ -55,8 +55,8 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 # Training
 
 
-def test_training_on_the_stand_in_beats_the_floor(tmp_path: Path) -> None:
-    root = stand_in_folder(images=(160, 40), size=64)
+def test_training_on_rendered_scenes_beats_the_floor(tmp_path: Path) -> None:
+    root = rendered_scenes_folder(images=(160, 40), size=64)
     told: list[float] = []
     settings = SegmentationSettings(
         iterations=200, batch=8, crop=64, lr=2e-3, warmup=20, classes=12, channels=64, channels_per_level=16,

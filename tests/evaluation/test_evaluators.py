@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from equibench.evaluation.catalogue import CATALOGUE
 from scored import PAIRS, FlipInvariant, Hash, Pixels
 from torch import nn
 
@@ -19,15 +20,13 @@ from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 from equibench.evaluation import action, invariance
 from equibench.evaluation import evaluator as regression_pairs
-from equibench.evaluation.catalogue import CATALOGUE
 from equibench.evaluation.context import Setting, Subject
 from equibench.evaluation.controls import CONTROLS
 from equibench.evaluation.evaluate import evaluate, evaluation_digest
 from equibench.evaluation.evaluator import FAMILIES, family_of
 from equibench.records import Record, predictions_path, read_predictions
-from equibench.task import TASKS
 from equibench.runner.open import Prepared, ScoreOptions, prepare
-from equibench.task import Task
+from equibench.task import TASKS, Task
 from equibench.transforms.transformation import view_spec
 
 NAMES = [name for name in TASKS.names() if TASKS.get(name).data is None and not TASKS.get(name).observed]

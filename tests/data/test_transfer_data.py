@@ -1,4 +1,4 @@
-"""The data sets of linear transfer: their lists against torchvision's readers, splits, errors, and the stand-ins."""
+"""The data sets of linear transfer: their lists against torchvision's readers, splits and places."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 import torchvision.datasets as published
 from PIL import Image
 from torchvision.transforms import v2
+from transfer_stand_ins import STAND_INS
 from transfer_tree import edit, tree
 
 from equibench.data import cifar as cifar100
@@ -20,7 +21,6 @@ from equibench.data import transfer
 from equibench.data.dataset import Dataset, ImageSet, split_indices
 from equibench.data.transfer import load_transfer
 from equibench.data.transfer_sources import GENERATED, SOURCES, list_transfer, set_apart
-from equibench.data.transfer_stand_ins import STAND_INS
 from equibench.errors import UserError
 from equibench.utils.arrays import ARRAYS, content_digest
 from equibench.utils.download import Unavailable
@@ -130,10 +130,10 @@ def test_cifar10_is_split_as_everywhere_in_the_suite(
 ) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(transfer, "load_dataset", lambda name, **how: asked.append(how) or solids_dataset)
-    found = load_transfer("cifar10", size=32, data_root=tmp_path, stand_in=True)
+    found = load_transfer("cifar10", size=32, data_root=tmp_path)
     parts = split_indices(solids_dataset)
     assert asked == [{"data_root": tmp_path, "download": False}]
-    assert (found.name, found.stand_in, found.metric) == ("cifar10", False, "top1")
+    assert (found.name, found.metric) == ("cifar10", "top1")
     for split in ("train", "val"):
         np.testing.assert_array_equal(getattr(found, split).images, solids_dataset.train.images[parts[split]])
         np.testing.assert_array_equal(getattr(found, split).labels, solids_dataset.train.labels[parts[split]])
@@ -179,7 +179,7 @@ def test_every_layout(tmp_path: Path, name: str) -> None:
         assert np.bincount(part.labels).tolist() == [each] * 6
     pixels = [{image.tobytes() for image in part.images} for part in (found.train, found.val, found.test)]
     assert len(pixels[0] | pixels[1] | pixels[2]) == 78, "no image is in two splits"
-    assert (found.name, found.stand_in, found.bad) == (f"{name}-generated", True, 0)
+    assert (found.name, found.bad) == (f"rendered-{name}", 0)
     assert "not real" in found.description
     assert found.metric == ("mean_per_class" if name in ("pets", "aircraft") else "top1")
     joined = {
@@ -276,9 +276,9 @@ def test_a_download_is_complete_or_not_there(cache: Path, monkeypatch: pytest.Mo
         load_transfer("food101", size=8, download=True)
     assert [path.name for path in cache.iterdir() if path.is_dir()] == ["arrays"]
     monkeypatch.setattr(published, "Food101", lambda root, download: tree("food101", Path(root)))
-    assert load_transfer("food101", size=8, download=True).stand_in
+    assert load_transfer("food101", size=8, download=True).name == "rendered-food101"
     assert (cache / "food-101").is_dir()
     monkeypatch.setattr(published, "DTD", lambda root, download: tree("dtd", Path(root) / "dtd"))
-    assert load_transfer("dtd", size=8, download=True).stand_in
+    assert load_transfer("dtd", size=8, download=True).name == "rendered-dtd"
     with pytest.raises(Unavailable, match="SUN397 is not in"):
         load_transfer("sun397", size=8, download=True)

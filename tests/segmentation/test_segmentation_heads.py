@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from equibench.metrics.segmentation import scores_from_areas
-from equibench.segmentation.stub import missing_packages
+from equibench.segmentation import missing_packages
 
 if missing_packages():
     pytest.skip(f"needs {', '.join(missing_packages())}", allow_module_level=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from equibench.data import solids as solid_shapes
-from equibench.utils.random import uniforms
 from equibench.render import meshes, scene
 from equibench.render import scene as raster
+from equibench.utils.random import uniforms
 
 
 def white(corners: np.ndarray) -> meshes.Mesh:

@@ -20,20 +20,20 @@ from typer.testing import CliRunner
 from equibench.cli import data as cli_data
 from equibench.data import solids as solid_shapes
 from equibench.errors import UserError
-from equibench.utils.random import uniforms
 from equibench.render import generate as generator
 from equibench.render import scene
-from equibench.render.generate import contact_sheet, ensure_rendered_objects, estimate, render
-from equibench.render.jobs import make_work, split_objects
+from equibench.render.generate import contact_sheet, ensure_rendered_objects, estimate, render, split_objects
+from equibench.render.jobs import RenderSettings, make_work
+from equibench.utils.random import uniforms
 
 SETTINGS = {"objects": 2, "views": 2, "size": 32, "seed": 5}
-HIGHEST = [np.pi / 2, np.pi / 2, np.pi / 2, 1, np.pi / 4, 2 * np.pi, 1]  # PROTOCOL 1.1
+HIGHEST = [np.pi / 2, np.pi / 2, np.pi / 2, 1, np.pi / 4, 2 * np.pi, 1]  # docs/protocol.md 2.4
 LOWEST = [-np.pi / 2, -np.pi / 2, -np.pi / 2, 0, 0, 0, 0]
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> generator.Rendered:
-    return render(tmp_path_factory.mktemp("rendered") / "data", jobs=1, **SETTINGS)
+    return render(tmp_path_factory.mktemp("rendered") / "data", RenderSettings(jobs=1, **SETTINGS))
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -113,19 +113,19 @@ def test_a_fifth_of_each_class_is_for_validation() -> None:
 
 
 def test_bytes_do_not_depend_on_processes(rendered: generator.Rendered, tmp_path: Path) -> None:
-    render(tmp_path / "data", jobs=2, **SETTINGS)
+    render(tmp_path / "data", RenderSettings(jobs=2, **SETTINGS))
     assert content(tmp_path / "data") == content(rendered.root)
 
 
 def test_views_do_not_depend_on_how_many_there_are(rendered: generator.Rendered, tmp_path: Path) -> None:
-    render(tmp_path, jobs=1, **{**SETTINGS, "objects": 3, "views": 3})
+    render(tmp_path, RenderSettings(jobs=1, **{**SETTINGS, "objects": 3, "views": 3}))
     more, fewer = content(tmp_path), content(rendered.root)
     views = {name for name in fewer if name.endswith(".jpg") or "latent" in name}
     assert {name: more[name] for name in views} == {name: fewer[name] for name in views}
 
 
 def test_the_seed_decides_object_and_views(tmp_path: Path) -> None:
-    first, again, other = (make_work(tmp_path, None, 2, 2, 32, seed).job("cube", "00001") for seed in (5, 5, 6))
+    first, again, other = (make_work(tmp_path, RenderSettings(**{**SETTINGS, "seed": seed})).job("cube", "00001") for seed in (5, 5, 6))
     for field in ("source", "latents"):
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
         assert not np.isclose(getattr(first, field), getattr(other, field)).any()
@@ -143,25 +143,26 @@ def test_what_is_damaged_is_rendered_again_and_nothing_else(rendered: generator.
     (root / "val_labels.npy").unlink()
     whole = root / "box" / "00000" / "image_0.jpg"
     before = whole.stat().st_mtime_ns
-    assert estimate(root, **SETTINGS).missing == 3
-    assert render(root, jobs=1, **SETTINGS).new == 3
+    assert estimate(root, RenderSettings(**SETTINGS)).missing == 3
+    assert render(root, RenderSettings(jobs=1, **SETTINGS)).new == 3
     assert content(root) == content(rendered.root)
     assert whole.stat().st_mtime_ns == before
     assert not list(root.glob(".unfinished*"))
-    assert render(root, jobs=1, **SETTINGS).new == 0
+    assert render(root, RenderSettings(jobs=1, **SETTINGS)).new == 0
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_is_gone_on_with(rendered: generator.Rendered, tmp_path: Path) -> None:
     root = tmp_path / "data"
-    code = f"from equibench.render.generate import render\nrender({str(root)!r}, jobs=2, **{SETTINGS!r})"
+    code = "from equibench.render.generate import render\nfrom equibench.render.jobs import RenderSettings\n"
+    code += f"render({str(root)!r}, RenderSettings(jobs=2, **{SETTINGS!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list(root.glob("*/*/image_1.jpg"))) < 3 and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    again = render(root, jobs=1, **SETTINGS)
+    again = render(root, RenderSettings(jobs=1, **SETTINGS))
     assert again.new < 20
     assert content(root) == content(rendered.root)
     assert not list(root.glob(".unfinished*"))
@@ -170,25 +171,25 @@ def test_a_killed_run_is_gone_on_with(rendered: generator.Rendered, tmp_path: Pa
 def test_other_settings_and_other_folders_are_refused(rendered: generator.Rendered, tmp_path: Path) -> None:
     for change in ({"views": 3}, {"size": 48}, {"seed": 6}, {"objects": 3}):
         with pytest.raises(UserError, match=rf"rendered with other settings: {next(iter(change))} "):
-            render(rendered.root, **{**SETTINGS, **change})
+            render(rendered.root, RenderSettings(**{**SETTINGS, **change}))
     (tmp_path / "photograph.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="not empty"):
-        render(tmp_path, **SETTINGS)
+        render(tmp_path, RenderSettings(**SETTINGS))
     for change in ({"views": 1}, {"size": 8}, {"seed": -1}, {"objects": 1}, {"jobs": 0}):
         with pytest.raises(UserError, match="too small"):
-            render(tmp_path / "new", **{**SETTINGS, **change})
+            render(tmp_path / "new", RenderSettings(**{**SETTINGS, **change}))
     assert not (tmp_path / "new").exists()
 
 
 def test_a_full_disk_is_seen_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
     with pytest.raises(UserError, match="GB free"):
-        render(tmp_path, jobs=1, **SETTINGS)
+        render(tmp_path, RenderSettings(jobs=1, **SETTINGS))
     assert not list(tmp_path.glob("*/*/image_0.jpg"))
 
 
 def test_estimate_is_near_the_truth_and_writes_nothing(rendered: generator.Rendered, tmp_path: Path) -> None:
-    found = estimate(tmp_path / "data", **SETTINGS)
+    found = estimate(tmp_path / "data", RenderSettings(**SETTINGS))
     assert not (tmp_path / "data").exists()
     assert (found.missing, found.views) == (20, 2)
     assert found.seconds > 0
@@ -196,7 +197,7 @@ def test_estimate_is_near_the_truth_and_writes_nothing(rendered: generator.Rende
     assert found.bytes == pytest.approx(blocks * 4096, rel=0.3)
 
 
-def test_the_stand_in_is_rendered_once(tmp_path: Path) -> None:
+def test_rendered_objects_are_rendered_once(tmp_path: Path) -> None:
     first = ensure_rendered_objects(tmp_path, objects=2, views=2, size=16, seed=0, jobs=1)
     times = {path: path.stat().st_mtime_ns for path in first.rglob("*.*")}
     assert len(times) > 80

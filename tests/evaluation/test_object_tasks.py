@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from equibench.evaluation.object_retrieval import bank_pairs
 from object_data import VIEWS, with_objects
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
@@ -22,11 +23,9 @@ from equibench.data.dataset import Dataset, ImageSet, image_source
 from equibench.evaluation.context import Subject
 from equibench.evaluation.evaluate import evaluate, evaluation_digest
 from equibench.evaluation.evaluator import family_of
-from equibench.evaluation.object_retrieval import bank_pairs
 from equibench.records import Record, predictions_path, read_predictions
-from equibench.task import TASKS
 from equibench.runner.open import Prepared, ScoreOptions, prepare
-from equibench.task import object_tasks
+from equibench.task import TASKS, object_tasks
 
 PAIRS = (400, 100, 150)
 SIDE = 8
