@@ -1,3 +1,3 @@
-"""Evaluation tasks, one file a family; every module here is imported by the registry."""
+"""Evaluation tasks, one file a subject; every module here is imported by the registry."""
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def compare(
     """Compare two scored encoders on the tasks that both have been scored on.
 
     Args:
-        a, b: names of scored encoders, results folders, or both as in "results/demo/table2:vicreg" (`archive.select`).
+        a, b: names of scored encoders, results folders, or both as in "results/demo/table2:vicreg" (see `find.select`).
         tasks: only these; all common ones if None. A Python file stands for the tasks that it registers.
         features: which feature set is compared.
         places: folders in which records and predictions are looked for.

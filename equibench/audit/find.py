@@ -72,10 +72,10 @@ def unknown_transformation(arrays: Arrays) -> str | None:
 
 
 def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
-    """The records of one subject.
+    """The records of one row.
 
     Args:
-        name: the subject's name in any record below `places`; a results folder or records file with one scored
+        name: the row's name in any record below `places`; a results folder or records file with one scored
             encoder; or such a path and a name, as in "results/demo/table2:vicreg".
 
     Raises:

@@ -75,12 +75,7 @@ class _Plan:
 
 
 def load_transfer(
-    name: str,
-    *,
-    size: int,
-    data_root: Path | str | None = None,
-    skip_bad: bool = False,
-    download: bool = False,
+    name: str, *, size: int, data_root: Path | str | None = None, skip_bad: bool = False, download: bool = False
 ) -> TransferData:
     """Opens a data set of linear transfer, after decoding it into the cache where this is the first time.
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -73,25 +72,16 @@ def render(out: Path | str, settings: RenderSettings) -> Rendered:
     """
     work = make_work(out, settings)
     work.read_plan()
-    with _writing(work.root), exclusive(work.root / ".render.lock"):
-        with exclusive(work.root / _WORKERS):
-            pass  # what a killed run had left at work has ended
-        facts, missing, new = work.read_plan(), work.missing(), 0  # another run may have worked here meanwhile
-        if missing or not facts.get("complete"):
-            for remains in work.root.glob(f"{UNFINISHED}*"):  # of a run that was killed: the lock is ours
-                shutil.rmtree(remains, ignore_errors=True)
-            work.write_plan()
-            found = _estimate(work, missing)
-            if found.bytes > found.free:
-                raise UserError(
-                    f"{found.missing:,} objects of {found.views} views take about {found.bytes / 1e9:,.1f} GB; "
-                    f"the disk has {found.free / 1e9:,.1f} GB free",
-                    "choose a folder on a larger disk, or fewer objects, fewer views, a smaller size",
-                )
-            bad = _carry_out(work, missing)
-            facts, new = _finish(work, bad), len(missing) - len(bad)
-    chosen = {key: facts[key] for key in ("classes", "train", "val", "left_out")}
-    return Rendered(work.root, views=settings.views, new=new, **chosen)
+    try:
+        with exclusive(writable_folder(work.root) / ".render.lock"):
+            with exclusive(work.root / _WORKERS):
+                pass  # what a killed run had left at work has ended
+            return _render(work)
+    except OSError as error:
+        raise UserError(
+            f"{work.root} cannot be written: {error.strerror or error}",
+            "free some space or change its permissions, and run the same command again: it goes on where it was",
+        ) from error
 
 
 def estimate(out: Path | str, settings: RenderSettings) -> Estimate:
@@ -120,23 +110,34 @@ def ensure_rendered_objects(
     return render(Path(root).expanduser() / name, settings).root
 
 
-# The work
-
-
-def _carry_out(work: Work, missing: list[tuple[str, str]]) -> dict[str, str]:
-    """Render the missing objects; returns why some of them could not be read."""
-    jobs = (work.job(synset, name) for synset, name in missing)
-    processes = min(work.settings.processes, max(len(missing), 1))
-    bad = {}
-    with (
-        progress(f"rendering {work.root.name}", len(missing)) as advance,
-        closing(render_all(jobs, processes, work.settings.skip_bad, work.root / _WORKERS)) as outcomes,
-    ):
-        for key, problem in outcomes:
-            advance()
-            if problem:
-                bad[key] = problem
-    return dict(sorted(bad.items()))
+def _render(work: Work) -> Rendered:
+    """The work of `render`, whose lock is ours."""
+    facts, missing = work.read_plan(), work.missing()  # another run may have worked here meanwhile
+    bad: dict[str, str] = {}
+    if missing or not facts.get("complete"):
+        for remains in work.root.glob(f"{UNFINISHED}*"):  # of a run that was killed
+            shutil.rmtree(remains, ignore_errors=True)
+        work.write_plan()
+        found = _estimate(work, missing)
+        if found.bytes > found.free:
+            raise UserError(
+                f"{found.missing:,} objects of {found.views} views take about {found.bytes / 1e9:,.1f} GB; "
+                f"the disk has {found.free / 1e9:,.1f} GB free",
+                "choose a folder on a larger disk, or fewer objects, fewer views, a smaller size",
+            )
+        jobs = (work.job(synset, name) for synset, name in missing)
+        processes = min(work.settings.processes, max(len(missing), 1))
+        with (
+            progress(f"rendering {work.root.name}", len(missing)) as advance,
+            closing(render_all(jobs, processes, work.settings.skip_bad, work.root / _WORKERS)) as outcomes,
+        ):
+            for key, problem in outcomes:
+                advance()
+                if problem:
+                    bad[key] = problem
+        facts = _finish(work, dict(sorted(bad.items())))
+    chosen = {key: facts[key] for key in ("classes", "train", "val", "left_out")}
+    return Rendered(work.root, views=work.settings.views, new=len(missing) - len(bad), **chosen)
 
 
 def _finish(work: Work, bad: dict[str, str]) -> dict[str, Any]:
@@ -156,13 +157,8 @@ def _finish(work: Work, bad: dict[str, str]) -> dict[str, Any]:
         images, labels = zip(*entries, strict=True)
         for name, values in (("images", np.array(images)), ("labels", np.array(labels, np.int64))):
             write_atomically(work.root / f"{split}_{name}.npy", partial(np.save, arr=values))
-    facts = {
-        "classes": {synset: len(names) for synset, names in kept.items()},
-        "train": len(lists["train"]),
-        "val": len(lists["val"]),
-        "left_out": bad,
-        "complete": True,
-    }
+    facts: dict[str, Any] = {"classes": {synset: len(names) for synset, names in kept.items()}}
+    facts |= {split: len(entries) for split, entries in lists.items()} | {"left_out": bad, "complete": True}
     work.write_plan(**facts)
     return facts
 
@@ -173,22 +169,6 @@ def split_objects(seed: int, synset: str, names: list[str]) -> dict[str, list[st
     count = min(max(round(_VALIDATION_SHARE * len(names)), 1), len(names) - 1)
     chosen = sorted(names, key=lambda name: (drawn[name], name))[:count]
     return {"train": sorted(set(names) - set(chosen)), "val": sorted(chosen)}
-
-
-@contextmanager
-def _writing(root: Path) -> Iterator[None]:
-    """Makes the folder, and turns what goes wrong with writing into it into a UserError."""
-    try:
-        writable_folder(root)
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{root} cannot be written: {error.strerror or error}",
-            "free some space or change its permissions, and run the same command again: it goes on where it was",
-        ) from error
-
-
-# Time and space
 
 
 def _estimate(work: Work, missing: list[tuple[str, str]]) -> Estimate:
@@ -224,11 +204,9 @@ def contact_sheet(
 ) -> Path:
     """Writes a PNG with one row of views for each object, and returns its path.
 
-    The objects are taken from each class in turn, those for training before those for validation.
-
     Args:
         root: the folder that holds train_images.npy and val_images.npy.
-        objects: rows at most, 1 or more.
+        objects: rows at most, 1 or more, taken from each class in turn, those for training first.
         views: columns, views 0, 1, ...; 1 or more.
         cell: side of each picture in pixels; that of the first one if not given.
 

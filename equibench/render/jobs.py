@@ -88,11 +88,7 @@ class Job:
     size: int  # side of the pictures in pixels
 
     def mesh(self) -> Mesh:
-        """The object's mesh.
-
-        Raises:
-            UserError: its file cannot be read.
-        """
+        """The object's mesh; a UserError where its file cannot be read."""
         return read_mesh(self.source) if isinstance(self.source, Path) else solid_object(self.synset, self.source)
 
 
@@ -110,7 +106,7 @@ class Work:
         return {synset: len(found) for synset, found in self.objects.items()}
 
     def job(self, synset: str, name: str) -> Job:
-        """One object with all that is drawn for it: it depends on the seed, its class and its name alone."""
+        """One object with what is drawn for it, which depends on the seed, its class and its name alone."""
         seed, source = self.settings.seed, self.objects[synset][name]
         drawn = uniforms((1, OBJECT_DRAWS), "render", "object", seed, synset, name)[0]
         latents = draw_latents(uniforms((self.settings.views, len(LATENTS)), "render", "view", seed, synset, name))
@@ -137,13 +133,11 @@ class Work:
             raise UserError(f"{root} is a file", "choose a folder")
         if plan:
             before = plan.get("settings", {})
-            differ = {key: value for key, value in self._decisive().items() if before.get(key) != value}
+            decisive = self._decisive().items()
+            differ = [f"{key} {before.get(key)} (now {value})" for key, value in decisive if before.get(key) != value]
             if differ:
-                told = ", ".join(f"{key} {before.get(key)} (now {value})" for key, value in differ.items())
-                raise UserError(
-                    f"{root} was rendered with other settings: {told}",
-                    "give the same settings to go on with it, or choose another folder",
-                )
+                problem = f"{root} was rendered with other settings: {', '.join(differ)}"
+                raise UserError(problem, "give the same settings to go on with it, or choose another folder")
         elif root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
             raise UserError(
                 f"{root} is not empty, and no {_PLAN} in it says what was rendered", "choose another folder"
@@ -151,19 +145,10 @@ class Work:
         return plan
 
     def write_plan(self, **facts: Any) -> None:
-        """Write the plan, with what is known of how far it is carried out.
-
-        Raises:
-            UserError: the folder cannot be written.
-        """
-        plan = {
-            "generator": f"equibench {__version__}",
-            "settings": self._decisive(),
-            "latents": list(LATENTS),
-            "classes": self.classes,
-            "complete": False,
-        }
-        write_text(self.root / _PLAN, json.dumps(plan | facts, indent=1) + "\n")
+        """Write the plan, with what is known of how far it is carried out."""
+        plan = {"generator": f"equibench {__version__}", "settings": self._decisive(), "latents": list(LATENTS)}
+        plan |= {"classes": self.classes, "complete": False} | facts
+        write_text(self.root / _PLAN, json.dumps(plan, indent=1) + "\n")
 
     def _decisive(self) -> dict[str, Any]:
         """The settings that decide what the folder holds."""
@@ -189,10 +174,8 @@ def make_work(out: Path | str, settings: RenderSettings) -> Work:
         objects = {synset: dict(list(found.items())[: settings.objects]) for synset, found in listed.items()}
     for synset, found in objects.items():
         if len(found) < 2:
-            raise UserError(
-                f"the class {synset} has one object; one is needed for training and one for validation",
-                "add an object to the class or remove the class",
-            )
+            problem = f"the class {synset} has one object; one is needed for training and one for validation"
+            raise UserError(problem, "add an object to the class or remove the class")
     return Work(Path(out).expanduser(), settings, objects)
 
 
@@ -225,14 +208,11 @@ def write_view(folder: Path, number: int, mesh: Mesh, latents: Array, size: int)
 def render_all(
     jobs: Iterable[Job], processes: int, skip_bad: bool = False, lock: Path | None = None
 ) -> Generator[tuple[str, str], None, None]:
-    """Carry out the jobs, each in one of so many processes.
+    """Carry out the jobs, each in one of so many processes; yields "<synset>/<object>" and what was wrong, or "".
 
     Args:
         skip_bad: whether to go on where an object cannot be read.
         lock: a file that every further process keeps locked, shared with the others, until it has ended.
-
-    Yields:
-        "<synset>/<object>" and why it could not be read, empty where it was rendered; as they are ready.
 
     Raises:
         UserError: an object cannot be read, and ``skip_bad`` is not set; a process died.
@@ -263,7 +243,7 @@ def render_all(
 
 
 def _render_object(job: Job, skip_bad: bool) -> tuple[str, str]:
-    """Render all views of an object; its folder appears when all are there. Returns what `render_all` yields."""
+    """Render all views of an object; its folder appears when all are there."""
     key = f"{job.synset}/{job.name}"
     try:
         mesh = job.mesh()
@@ -296,13 +276,12 @@ def _start(lock: Path | None) -> None:
 
             fcntl.flock(_locked[-1], fcntl.LOCK_SH)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        if not parent.is_alive():  # another run may have begun before the file was locked
-            os._exit(1)
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    assert parent is not None, "only further processes are set up"
+    if not parent.is_alive():  # another run may have begun before the file was locked
+        os._exit(1)
 
+    def end_with_parent() -> None:  # one that is killed cannot end its workers, so they watch it
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
-def _end_with(sentinel: int) -> None:
-    """End this process as soon as its parent has: one that is killed cannot end its workers, so they watch it."""
-    connection.wait([sentinel])
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -29,7 +29,7 @@ _EDGE = 28.0  # how sharply patches meet: their colours mix over about 1 / _EDGE
 OBJECT_DRAWS = 6 + 5 * _PATCHES[1]  # uniform numbers that an object is made from
 
 _SUFFIXES = (".obj", ".glb", ".gltf", ".stl", ".ply")
-_UPRIGHT_Y = (".obj", ".glb", ".gltf")  # by custom these have y upwards, the others z
+_UPRIGHT_Y = _SUFFIXES[:3]  # by custom these have y upwards, the others z
 _GREY = 0.7  # of a mesh that brings no colours
 _LAYOUTS = (
     "give FOLDER with FOLDER/<class>/<object>.obj (or .glb, .gltf, .stl, .ply), FOLDER/<class>/<object>/*.obj, "
@@ -246,9 +246,7 @@ def _only(files: list[Path]) -> Path:
     files = [path for path in files if path.parent / "models" not in places]
     chosen = files if len(files) == 1 else [path for path in files if path.stem == "model_normalized"]
     if len(chosen) != 1:
-        raise UserError(
-            f"{files[0]} and {files[1]} are two meshes of one object", "leave one, or call one model_normalized"
-        )
+        raise UserError(f"{files[0]} and {files[1]} are two meshes of one object", "call one model_normalized")
     return chosen[0]
 
 
@@ -293,11 +291,7 @@ def _colours(part: Any) -> Array:
 
 
 def import_trimesh() -> ModuleType:
-    """The library that reads mesh files.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The library that reads mesh files; a UserError where it is not installed."""
     try:
         import trimesh
     except ImportError as error:

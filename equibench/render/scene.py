@@ -3,9 +3,7 @@
 What is fixed is as published (docs/protocol.md 2.7 and the generator of the data): the floor lies at z = -1, the camera
 2.5 from the origin at 45° from the vertical, the spot 4 from the origin with an opening of 22.5°, above all a wide
 white light. What varies is a view's seven latents. Colours are HSV, taken as linear light; the rest (how strong the
-lights are, the light that the floor throws back, the shadow's soft edge, the gloss) is this module's own.
-
-What the camera and the spot see of the triangles is found by a z-buffer, in NumPy.
+lights are, the light that the floor throws back, the shadow's soft edge, the gloss, the z-buffer) is this module's own.
 """
 
 from __future__ import annotations
@@ -57,17 +55,23 @@ def render_view(mesh: Mesh, latents: Array, size: int) -> Array:
     spot = _SPOT_DISTANCE * np.array([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)])
     rotation = object_rotation(latents).as_matrix()
     corners = mesh.corners @ (RADIUS * rotation.T)
-    seen = see(eye.project(corners, side), side)
+    samples, faces, weights = see(eye.project(corners, side), side)
     away = corners - spot
     on_floor = spot + away * ((_FLOOR - spot[2]) / away[..., 2:])  # where the spot's rays through the corners arrive
     shadow = cover(eye.project(on_floor, side), side)
     soft = ndimage.gaussian_filter(shadow.astype(np.float32), _SOFT * side)
     floor_colour = hsv(latents[3], 0.6, 0.6).astype(np.float32)
     light = (_SPOT * hsv(latents[6], 1.0, 0.8)).astype(np.float32)
-    picture = _floor(side, spot, soft, floor_colour, light).reshape(-1, 3)
-    picture[seen.samples] = _surface(mesh, seen, corners, rotation, eye, spot, floor_colour, light)
+    arriving, towards = _spot_light(_floor_points(side), spot)
+    lit = arriving * towards[..., 2] * (1 - soft)
+    picture = (floor_colour * (np.float32(_SKY) + lit[..., None] * light)).reshape(-1, 3)
+    shown = [np.einsum("nk,nkc->nc", weights.astype(np.float32), part[faces].astype(np.float32))
+             for part in (corners, mesh.normals, mesh.colours)]  # fmt: skip
+    picture[samples] = _surface(*shown, rotation, eye, spot, floor_colour, light)
     pixels = np.einsum("rycxk->rck", picture.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3)) / SUPERSAMPLING**2
-    return np.rint(_to_screen(pixels) * 255).astype(np.uint8)
+    pixels = np.clip(pixels, 0, 1)  # what is brighter than white is white
+    screen = np.where(pixels <= 0.0031308, pixels * 12.92, 1.055 * pixels ** (1 / 2.4) - 0.055)  # sRGB
+    return np.rint(screen * 255).astype(np.uint8)
 
 
 def _spot_light(points: Array, spot: Array) -> tuple[Array, Array]:
@@ -89,23 +93,12 @@ def _floor_points(side: int) -> Array:
     return (eye.position + rays * ((_FLOOR - eye.position[2]) / rays[..., 2:])).astype(np.float32)
 
 
-def _floor(side: int, spot: Array, shadow: Array, colour: Array, light: Array) -> Array:
-    """(side, side, 3) float32 radiance of the floor."""
-    arriving, towards = _spot_light(_floor_points(side), spot)
-    lit = arriving * towards[..., 2] * (1 - shadow)
-    return colour * (np.float32(_SKY) + lit[..., None] * light)
-
-
 def _surface(
-    mesh: Mesh, seen: Seen, corners: Array, rotation: Array, eye: Camera, spot: Array, floor: Array, light: Array
+    points: Array, normals: Array, colours: Array, rotation: Array, eye: Camera, spot: Array, floor: Array, light: Array
 ) -> Array:
-    """(n, 3) float32 radiance of the object at the samples that show it."""
-    weights, faces = seen.weights.astype(np.float32), seen.faces
-    points, normals, colours = (
-        np.einsum("nk,nkc->nc", weights, part[faces].astype(np.float32))
-        for part in (corners, mesh.normals, mesh.colours)
-    )
+    """(n, 3) float32 radiance of the object at points with normals, as yet unturned, and colours, (n, 3) each."""
     normals = _unit(normals @ rotation.T.astype(np.float32))
+    colours = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)  # sRGB to linear light
     view = _unit(eye.position.astype(np.float32) - points)
     # meshes seldom say which side of a face is the outside: it is the one that is seen
     normals *= np.where(_dot(normals, view) < 0, -1, 1).astype(np.float32)[:, None]
@@ -114,7 +107,7 @@ def _surface(
     shine = _GLOSS * np.maximum(_dot(normals, _unit(towards + view)), 0) ** np.float32(_SHININESS) * (facing > 0)
     up = (1 + normals[:, 2:]) / 2
     around = np.float32(_SKY) * up + np.float32(_BOUNCE) * (1 - up) * floor
-    return _to_light(colours) * (around + (arriving * facing)[:, None] * light) + (arriving * shine)[:, None] * light
+    return colours * (around + (arriving * facing)[:, None] * light) + (arriving * shine)[:, None] * light
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -123,17 +116,6 @@ def _dot(a: Array, b: Array) -> Array:
 
 def _unit(vectors: Array) -> Array:
     return vectors / np.maximum(np.sqrt(_dot(vectors, vectors)), np.float32(1e-6))[..., None]
-
-
-def _to_light(colour: Array) -> Array:
-    """Screen values in [0, 1] to linear light (sRGB)."""
-    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
-
-
-def _to_screen(light: Array) -> Array:
-    """Linear light to screen values in [0, 1] (sRGB); what is brighter than white is white."""
-    light = np.clip(light, 0, 1)
-    return np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
 # The camera and the z-buffer
@@ -174,19 +156,14 @@ def camera() -> Camera:
     return Camera(position, np.stack([right, np.cross(right, sight), sight]), _FOCAL)
 
 
-@dataclass(frozen=True)
-class Seen:
-    """The samples that show a triangle."""
-
-    samples: Array  # (n,) row * side + column, ascending
-    faces: Array  # (n,) the nearest triangle there
-    weights: Array  # (n, 3) shares of its corners at the point seen, corrected for perspective; they sum to 1
-
-
-def see(corners: Array, side: int) -> Seen:
+def see(corners: Array, side: int) -> tuple[Array, Array, Array]:
     """What each sample shows of triangles with corners (F, 3, 3) as from `Camera.project`.
 
     A triangle is seen from both sides, and not at all if one of its corners lies behind the camera.
+
+    Returns:
+        The samples that show a triangle (n,) as row * side + column, ascending; the nearest triangle there (n,); shares
+        of its corners at the point seen (n, 3), corrected for perspective, which sum to 1.
     """
     nearest = np.zeros(side * side)
     faces = np.full(side * side, -1)
@@ -208,7 +185,7 @@ def see(corners: Array, side: int) -> Seen:
     a, b, c = _edges(corners[faces])
     shares = a * (column + 0.5)[:, None] + b * (row + 0.5)[:, None] + c
     shares = np.maximum(shares, 0) * inverse[faces]  # linear in the picture are the shares over the depth
-    return Seen(samples, faces, shares / np.einsum("nk->n", shares)[:, None])
+    return samples, faces, shares / np.einsum("nk->n", shares)[:, None]
 
 
 def cover(corners: Array, side: int) -> Array:

@@ -40,6 +40,9 @@ SEGMENTATION_TIMES = 12
 PROBE_SECONDS = 1e-4
 """Of training a pair's probes for one epoch."""
 
+_timed: dict[tuple[object, ...], float] = {}
+"""Seconds of pretraining by method, profile, data and device, as far as they were measured in this process."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -243,7 +246,6 @@ def estimate(jobs: Sequence[Job], rows: Rows, context: Context) -> list[float]:
             past[line["baseline"]] = line["pretraining_seconds"]
         if line.get("encoder_sha256") and line["features"] == "full":
             scored.setdefault(line["task"], []).append(line["seconds"])
-    methods: dict[type, float] = {}
     image: list[float] = []
 
     def image_seconds(row: Row | None) -> float:
@@ -255,10 +257,7 @@ def estimate(jobs: Sequence[Job], rows: Rows, context: Context) -> list[float]:
     for job in jobs:
         seconds = 0.0
         if job.pretrain:
-            method = BASELINES.get(job.place.row).method
-            if job.place.row not in past and method not in methods:
-                methods[method] = _time_pretraining(job.place.row, context)
-            seconds += past.get(job.place.row) or methods[method]
+            seconds += past.get(job.place.row) or _time_pretraining(job.place.row, context)
         row = None if job.pretrain else rows.find(job.place)
         for task in job.tasks:
             if row is not None and not row.has_encoder:
@@ -302,10 +301,13 @@ def time_image(row: Row | None, context: Context) -> float:
 
 
 def _time_pretraining(row: str, context: Context) -> float:
-    """Time a step on a small batch and scale by the pairs of a run."""
+    """Time a step on a small batch and scale by the pairs of a run; once for all rows of a method on such data."""
     from equibench.pretrain.batches import open_stream
 
     profile = context.profile
+    kind = (BASELINES.get(row).method, profile, context.dataset.name, context.device.type)
+    if kind in _timed:
+        return _timed[kind]
     batch = min(profile.pretraining.batch, 32)
     module = loop.build(BASELINES.get(row), profile, context.variant, 0, len(context.dataset.class_names))
     module.to(context.device)
@@ -317,7 +319,8 @@ def _time_pretraining(row: str, context: Context) -> float:
             loss = module.method.loss(views, loop.encode_pair(module.encoder, views))["loss"]
         loss.backward()  # type: ignore[no-untyped-call]
 
-    return _seconds(step) / batch * profile.pretraining.pairs
+    _timed[kind] = _seconds(step) / batch * profile.pretraining.pairs
+    return _timed[kind]
 
 
 def _seconds(work: Callable[[], None]) -> float:
@@ -346,7 +349,8 @@ def do_job(
     row = rows.find(job.place)
     assert row is not None
     if job.tasks and context.is_first:
-        title = row_title(job.place.row) + (f" after {job.place.step:,} steps" if job.place.step else "")
+        title = row_title(job.place.row) if isinstance(rows, TableRows) else row.name
+        title += f" after {job.place.step:,} steps" if job.place.step else ""
         title += f", {job.tasks[0].name}" if len(job.tasks) == 1 else ""
         with progress.unit(f"score {title}", number) as advance:
             for count, task in enumerate(job.tasks):

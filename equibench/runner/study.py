@@ -29,21 +29,21 @@ class Part:
     """One table, curve or score of a study.
 
     Attributes:
-        kind: "table", "curve" or "score"; `subject` is the table's name or the encoder that is scored.
+        kind: "table", "curve" or "score"; `target` is the table's name or the encoder that is scored.
         folder: where its results go.
         options: fields of the configuration.
     """
 
     kind: str
-    subject: str
+    target: str
     folder: Path
     options: dict[str, Any]
 
     @property
     def words(self) -> str:
         """What it is, in one line."""
-        subject = "" if self.kind == "curve" else f" {self.subject}"
-        return f"{self.kind}{subject}" + "".join(f", {key} {value}" for key, value in self.options.items())
+        target = "" if self.kind == "curve" else f" {self.target}"
+        return f"{self.kind}{target}" + "".join(f", {key} {value}" for key, value in self.options.items())
 
 
 def read_study(file: str | Path) -> list[Part]:
@@ -79,8 +79,8 @@ def run_study(file: str | Path) -> Iterator[TableResult | CurveResult | ScoreRes
     """
     for part in read_study(file):
         if part.kind == "table":
-            yield table(part.subject, out=part.folder, **part.options)
+            yield table(part.target, out=part.folder, **part.options)
         elif part.kind == "curve":
             yield curve(out=part.folder, **part.options)
         else:
-            yield score(part.subject, out=part.folder, **part.options)
+            yield score(part.target, out=part.folder, **part.options)

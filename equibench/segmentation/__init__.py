@@ -50,27 +50,24 @@ def install_stub() -> bool:
     """
     if EXTENSION in sys.modules or importlib.util.find_spec(EXTENSION) is not None:
         return False
-    stub = _Stub(EXTENSION)
+    stub = sys.modules[EXTENSION] = ModuleType(EXTENSION)
     # a spec without a loader: mmengine takes that for "no compiled operations", which is right
-    stub.__spec__ = ModuleSpec(EXTENSION, None)
-    sys.modules[EXTENSION] = stub
+    vars(stub).update(__spec__=ModuleSpec(EXTENSION, None), __getattr__=_operation)
     return True
 
 
-class _Stub(ModuleType):
-    """A module that has every operation; none can be called."""
+def _operation(name: str) -> Callable[..., NoReturn]:
+    """An attribute of the stub, which has every operation; none can be called."""
+    if name.startswith("__"):
+        raise AttributeError(name)
 
-    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
-        if name.startswith("__"):
-            raise AttributeError(name)
+    def operation(*_arguments: object, **_named: object) -> NoReturn:
+        raise UserError(
+            f"mmcv's compiled operation {name!r} was called, and the mmcv installed here has none (mmcv-lite)",
+            "install the full mmcv, or choose a head that does without it",
+        )
 
-        def operation(*_arguments: object, **_named: object) -> NoReturn:
-            raise UserError(
-                f"mmcv's compiled operation {name!r} was called, and the mmcv installed here has none (mmcv-lite)",
-                "install the full mmcv, or choose a head that does without it",
-            )
-
-        return operation
+    return operation
 
 
 # importing mmsegmentation takes seconds, which only those who came from there have already spent

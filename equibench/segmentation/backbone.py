@@ -43,8 +43,7 @@ class Encoder(nn.Module):
         out_indices: depths (blocks, stages or resolutions, from 0) of the maps; None: four, evenly spaced, the last
             included (2, 5, 8, 11 of 12 blocks, as in mmsegmentation).
         frozen: no gradients, and eval mode for good: BatchNorm statistics do not move, dropout is off.
-        size: side in pixels to which every image is resized; None leaves images as they are. For encoders that take
-            one size only.
+        size: side in pixels to which images are resized, for encoders that take one size only; None: as they are.
         pretrained: False: a named architecture untrained, seeded by `seed`.
 
     Attributes:
@@ -75,10 +74,8 @@ class Encoder(nn.Module):
         depths = self._tap(opened)
         self.out_indices = spread(depths) if out_indices is None else tuple(out_indices)
         if not self.out_indices or not all(0 <= index < depths for index in self.out_indices):
-            raise UserError(
-                f"out_indices {self.out_indices} are not all depths of {self.architecture}",
-                f"it has {depths} depths, 0 to {depths - 1}",
-            )
+            problem = f"out_indices {self.out_indices} are not all depths of {self.architecture}"
+            raise UserError(problem, f"it has {depths} depths, 0 to {depths - 1}")
         cut: Any = getattr(self.network, "prune_intermediate_layers", None)
         if cut is not None:  # what lies behind the last map would be stored, and in training get no gradient
             cut(sorted(set(self.out_indices)), prune_norm=True, prune_head=True)
@@ -164,8 +161,7 @@ class Encoder(nn.Module):
 def _open(encoder: Source, arch: str | None, pretrained: bool, seed: int) -> ImageEncoder:
     if isinstance(encoder, ImageEncoder):
         return copy.deepcopy(encoder).cpu()
-    if not isinstance(encoder, nn.Module) and Path(encoder).expanduser().is_dir():
-        folder = Path(encoder).expanduser()
+    if not isinstance(encoder, nn.Module) and (folder := Path(encoder).expanduser()).is_dir():
         # all but the folder says where a baseline's run lies, which is known here
         run = open_run(folder, runs=folder, profile="", data="", variant="headline", seed=0, views=NO_MASK)
         assert run is not None, "a folder is opened or refused"

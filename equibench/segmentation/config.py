@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 IMAGE_LISTS = {split: f"{split}.txt" for split in SPLITS}
 _CHOICES = {"head": ("hypernet", "linear"), "level_norm": ("lrn", "batch")}
-_LEAST = {"iterations": 1, "batch": 1, "crop": 8, "checkpoint_every": 1, "workers": 0}
+_LEAST = {"iterations": 1, "batch": 1, "crop": 8, "checkpoint_every": 1, "workers": 0, "weight_decay": 0, "lr": 1e-12}
 _STRIDE = 4  # of the hyper feature: a quarter of the image
 
 
@@ -52,18 +52,10 @@ class SegmentationSettings:
             value = getattr(self, name)
             if value not in known:
                 raise UserError(f"unknown {name} {value!r}{closest(value, known)}", f"choose from {', '.join(known)}")
-        for name, possible, expected in (
-            (
-                "warmup",
-                0 <= self.warmup < self.iterations,
-                f"give at least 0 and less than {self.iterations} iterations",
-            ),
-            ("classes", 2 <= self.classes <= CLASSES, f"give 2 to {CLASSES}"),
-            ("lr", self.lr > 0, "give more than 0"),
-            ("weight_decay", self.weight_decay >= 0, "give at least 0"),
-        ):
-            if not possible:
-                raise UserError(f"{name}={getattr(self, name)} is out of range", expected)
+        if not 0 <= self.warmup < self.iterations:
+            raise UserError(f"warmup={self.warmup} is out of range", f"give 0 to {self.iterations - 1} iterations")
+        if not 2 <= self.classes <= CLASSES:
+            raise UserError(f"classes={self.classes} is out of range", f"give 2 to {CLASSES}")
 
 
 def build_config(

@@ -51,7 +51,6 @@ class KeyedDataset(Dataset):
         self.metainfo = self.dataset.metainfo
 
     def __len__(self) -> int:
-        """How many images an epoch has; samples are numbered on beyond it."""
         return len(self.dataset)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -71,7 +70,6 @@ class KeyedSampler(Sampler):
         self.images = len(dataset)
 
     def __len__(self) -> int:
-        """Samples of this process in one epoch; it goes on beyond it."""
         return -(-self.images // self.world)
 
     def __iter__(self) -> Iterator[int]:
@@ -120,7 +118,6 @@ class AreaMetric(IoUMetric):
         self.collect_dir = collect_dir  # where processes leave their results for the first one
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """The per-image areas -> mIoU, mAcc and aAcc in percent."""
         self.areas = Areas(*(torch.stack(part).numpy().astype(np.int64) for part in zip(*results, strict=True)))
         scores = scores_from_areas(self.areas)
         return {"aAcc": 100 * scores.aacc, "mIoU": 100 * scores.miou, "mAcc": 100 * scores.macc}
@@ -131,7 +128,6 @@ class PlainConfig(Config):
 
     @property
     def pretty_text(self) -> str:
-        """Python source that `mmengine.Config.fromfile` reads."""
         items = self.to_dict().items()
         return "".join(f"{key} = {pformat(value, width=110, sort_dicts=False)}\n" for key, value in items)
 
@@ -168,19 +164,15 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(uniforms((count, 1), "segmentation", seed, "order", epoch)[:, 0], kind="stable")
 
 
-def _register() -> None:
-    """A scope of our own beside mmsegmentation's, whose registries find it by the prefix `equibench.`."""
-    mmseg.utils.register_all_modules(init_default_scope=False)
-    for parent, parts in (
-        (registry.MODELS, (Encoder, HyperNetHead, LinearHead)),
-        (registry.DATASETS, (KeyedDataset,)),
-        (registry.DATA_SAMPLERS, (KeyedSampler,)),
-        (registry.LOOPS, (Loop,)),
-        (registry.METRICS, (AreaMetric,)),
-    ):
-        own = registry.Registry(parent.name, parent=parent, scope="equibench")
-        for part in parts:
-            own.register_module(module=part)
-
-
-_register()
+# A scope of our own beside mmsegmentation's, whose registries find it by the prefix `equibench.`
+mmseg.utils.register_all_modules(init_default_scope=False)
+for _parent, _parts in (
+    (registry.MODELS, (Encoder, HyperNetHead, LinearHead)),
+    (registry.DATASETS, (KeyedDataset,)),
+    (registry.DATA_SAMPLERS, (KeyedSampler,)),
+    (registry.LOOPS, (Loop,)),
+    (registry.METRICS, (AreaMetric,)),
+):
+    _own = registry.Registry(_parent.name, parent=_parent, scope="equibench")
+    for _part in _parts:
+        _own.register_module(module=_part)

@@ -26,13 +26,11 @@ class HyperNetHead(BaseDecodeHead):
 
     Args:
         in_channels: of each map.
-        num_classes: how many.
         upsample: factor from the first map's resolution to the common one: its stride / 4.
         channels_per_level: 42 in the paper, which makes 126 of three levels; 128 is a practical choice.
         channels: between the 3 x 3 and the 1 x 1 convolution.
         level_norm: "lrn" (size 5, alpha 1e-4, beta 0.75), or "batch" for `norm_cfg` in its place.
-        norm_cfg: "BN" or, over several GPUs, "SyncBN".
-        others: as mmsegmentation's BaseDecodeHead.
+        norm_cfg, others: as mmsegmentation's BaseDecodeHead; over several GPUs the norm is "SyncBN".
     """
 
     def __init__(
@@ -53,18 +51,18 @@ class HyperNetHead(BaseDecodeHead):
         )  # fmt: skip
         self.upsample = upsample
         self.reduce = nn.ModuleList(nn.Conv2d(c, channels_per_level, 5, padding=2) for c in in_channels)
-        self.norms = nn.ModuleList(self._level_norm(level_norm, channels_per_level) for _ in in_channels)
+        assert level_norm in ("lrn", "batch"), f"level_norm is 'lrn' or 'batch', not {level_norm!r}"
+        self.norms = nn.ModuleList(
+            nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+            if level_norm == "lrn"
+            else build_norm_layer(self.norm_cfg, channels_per_level)[1]
+            for _ in in_channels
+        )
         self.mix = nn.Sequential(
             nn.Conv2d(len(in_channels) * channels_per_level, channels, 3, padding=1, bias=False),
             build_norm_layer(self.norm_cfg, channels)[1],
             nn.ReLU(inplace=True),
         )
-
-    def _level_norm(self, kind: str, channels: int) -> nn.Module:
-        if kind == "lrn":
-            return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
-        assert kind == "batch", f"level_norm is 'lrn' or 'batch', not {kind!r}"
-        return build_norm_layer(self.norm_cfg, channels)[1]
 
     def hyper_feature(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps (N, C_l, h_l, w_l) -> (N, levels * channels_per_level, h, w) at the common resolution."""

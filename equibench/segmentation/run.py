@@ -36,9 +36,9 @@ from equibench.segmentation.backbone import Encoder, Source
 from equibench.segmentation.config import IMAGE_LISTS, SegmentationSettings, build_config
 from equibench.utils.files import digest_of, writable_folder, write_atomically, write_text
 
+_Report = Callable[[float, str], None]
 _JOB, _AREAS = "job.json", "areas.npz"
-_REQUIRED = ("encoder", "data_root", "work_dir")
-_OPTIONAL = ("settings", "arch", "pretrained", "skip_bad")
+_REQUIRED, _OPTIONAL = ("encoder", "data_root", "work_dir"), ("settings", "arch", "pretrained", "skip_bad")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def train_and_score(
     *,
     arch: str | None = None,
     pretrained: bool = True,
-    report: Callable[[float, str], None] | None = None,
+    report: _Report | None = None,
     skip_bad: bool = False,
 ) -> SegmentationResult:
     """Train a head for an encoder on ADE20K's training images and score it on its validation images.
@@ -87,10 +87,9 @@ def train_and_score(
     work_dir = writable_folder(Path(work_dir).expanduser()).resolve()
     stored = work_dir / _AREAS
     with _processes() as (rank, count), _own_random_state(settings.seed):
-        backbone = Encoder(
-            encoder, arch=arch, frozen=settings.frozen, size=settings.size, pretrained=pretrained, seed=settings.seed
-        )
-        source = {"encoder": str(encoder), "arch": arch, "pretrained": pretrained}
+        opening: dict[str, Any] = {"arch": arch, "pretrained": pretrained}
+        backbone = Encoder(encoder, frozen=settings.frozen, size=settings.size, seed=settings.seed, **opening)
+        source = {"encoder": str(encoder), **opening}
         if isinstance(encoder, nn.Module):
             source = {"encoder": backbone.architecture}
         cuda = torch.cuda.is_available()
@@ -125,17 +124,14 @@ def _claim(work_dir: Path, backbone: Encoder, tree: CheckedTree, settings: Segme
         before = json.loads(path.read_text(encoding="utf-8"))
         other = sorted(key for key, value in job.items() if before.get(key) != value)
         if other:
-            raise UserError(
-                f"{work_dir} holds a run with other {', '.join(other)}", "choose another folder, or delete this one"
-            )
+            problem = f"{work_dir} holds a run with other {', '.join(other)}"
+            raise UserError(problem, "choose another folder, or delete this one")
     for split, names in tree.names.items():
         write_text(work_dir / IMAGE_LISTS[split], "".join(f"{name}\n" for name in names))
     write_text(path, json.dumps(job, indent=1, sort_keys=True))
 
 
-def _train(
-    backbone: Encoder, config: dict[str, Any], work_dir: Path, report: Callable[[float, str], None] | None
-) -> Areas | None:
+def _train(backbone: Encoder, config: dict[str, Any], work_dir: Path, report: _Report | None) -> Areas | None:
     """Run mmengine's Runner; the areas in the first process, None in the others."""
     from mmengine.runner import Runner
 
@@ -149,13 +145,9 @@ def _train(
     with warnings.catch_warnings():
         # mmsegmentation warns of its own deprecated calls, and that ignored pixels count in the loss's mean: its recipe
         warnings.filterwarnings("ignore", category=UserWarning, module=r"mmseg\.")
-        runner = Runner(
-            **arguments,
-            cfg=whole,
-            # a run in the same second would otherwise share its loggers and counters
-            experiment_name=uuid4().hex,
-            env_cfg={"mp_cfg": {"mp_start_method": multiprocessing.get_start_method(), "opencv_num_threads": 0}},
-        )
+        processes = {"mp_start_method": multiprocessing.get_start_method(), "opencv_num_threads": 0}
+        # without a name of its own, a run would share its loggers and counters with another of the same second
+        runner = Runner(**arguments, cfg=whole, experiment_name=uuid4().hex, env_cfg={"mp_cfg": processes})
         runner.register_hook(ReportHook(report))
         runner.train()
     areas = runner.val_evaluator.metrics[0].areas
@@ -208,9 +200,6 @@ def _own_random_state(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-# A run from a file
-
-
 def read_job(path: Path) -> dict[str, Any]:
     """The arguments of `train_and_score` from a JSON file.
 
@@ -225,10 +214,8 @@ def read_job(path: Path) -> dict[str, Any]:
             raise ValueError(f"missing: {missing}, unknown: {unknown}")
         job["settings"] = SegmentationSettings(**job.get("settings", {}))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a job: {error}",
-            f"give a JSON object with {', '.join(_REQUIRED)}; optional: {', '.join(_OPTIONAL)}",
-        ) from error
+        expected = f"give a JSON object with {', '.join(_REQUIRED)}; optional: {', '.join(_OPTIONAL)}"
+        raise UserError(f"{path} is not a job: {error}", expected) from error
     return job
 
 

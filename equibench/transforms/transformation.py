@@ -85,7 +85,7 @@ def _unchanged(theta: _Array, size: int) -> _Array:
 
 @dataclass(frozen=True)
 class Transformation:
-    """One family g(x, θ).
+    """One parametric transformation g(x, θ).
 
     Attributes:
         name: its id; also the id of its regression task.

@@ -1,4 +1,4 @@
-"""Progress of a plan: a bar with an ETA for the whole and one for the unit at work; else plain lines."""
+"""Progress of a plan: a bar with an ETA for the whole and one for the job at work; else plain lines."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ QUIET_SECONDS = 15.0
 
 @dataclass
 class _Active:
-    """A unit at work."""
+    """A job at work."""
 
     name: str
     estimate: float
     bar: rich.progress.TaskID
     started: float
-    first: float = 0.0  # a resumed unit starts beyond 0
+    first: float = 0.0  # a resumed job starts beyond 0
     fraction: float = 0.0
 
     def left(self) -> float:
@@ -36,12 +36,12 @@ class _Active:
 
 
 class Progress:
-    """Progress over units whose seconds are estimated beforehand and corrected by what the finished ones took.
+    """Progress over jobs whose seconds are estimated beforehand and corrected by what the finished ones took.
 
     Args:
         estimates: seconds of each job still to be done, by its number.
         console: where to print; standard error by default, so that standard output holds the table alone.
-        jobs: how many units are worked on at a time.
+        jobs: how many jobs are worked on at a time.
     """
 
     def __init__(self, estimates: Sequence[float] = (), console: Console | None = None, jobs: int = 1) -> None:
@@ -80,28 +80,28 @@ class Progress:
         self._active[number] = _Active(name, estimate, bar, time.monotonic())
 
     def advance(self, number: int, fraction: float, note: str) -> None:
-        """A unit has come so far."""
-        unit = self._active[number]
-        unit.first, unit.fraction = unit.first or fraction, fraction
-        self._bar.update(unit.bar, completed=fraction, state=f"{note}, {clock(unit.left())} left")
+        """A job has come so far."""
+        one = self._active[number]
+        one.first, one.fraction = one.first or fraction, fraction
+        self._bar.update(one.bar, completed=fraction, state=f"{note}, {clock(one.left())} left")
         done = self.expected + sum(u.fraction * u.estimate for u in self._active.values())
         self._bar.update(self._whole, completed=done, state=f"{clock(self.left())} left")
         if not self.console.is_terminal and time.monotonic() - self.printed > QUIET_SECONDS:
             self.printed = time.monotonic()
-            self._say(f"{unit.name}: {fraction:.0%}, {note}, {clock(unit.left())} left; all: {clock(self.left())} left")
+            self._say(f"{one.name}: {fraction:.0%}, {note}, {clock(one.left())} left; all: {clock(self.left())} left")
 
     def stop(self, number: int) -> None:
-        """A unit is done."""
-        unit = self._active.pop(number)
-        self._bar.remove_task(unit.bar)
-        seconds = time.monotonic() - unit.started
-        self.expected, self.took = self.expected + unit.estimate, self.took + seconds
-        self._say(f"{unit.name}: done in {clock(seconds)}; all: {clock(self.left())} left")
+        """A part of a job is done."""
+        one = self._active.pop(number)
+        self._bar.remove_task(one.bar)
+        seconds = time.monotonic() - one.started
+        self.expected, self.took = self.expected + one.estimate, self.took + seconds
+        self._say(f"{one.name}: done in {clock(seconds)}; all: {clock(self.left())} left")
 
     def left(self) -> float:
-        """Seconds until all units are done, at the pace so far."""
+        """Seconds until all jobs are done, at the pace so far."""
         pace = self.took / self.expected if self.expected > 0 else 1.0
-        active = [unit.left() for unit in self._active.values()]
+        active = [one.left() for one in self._active.values()]
         return max([(sum(active) + pace * max(self.pending, 0.0)) / self.jobs, *active])
 
     def warn(self, message: str) -> None:

@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
+from equibench.report.study_tables import BLOCKS, COMPARISONS, OWN, TASK_NAMES, THREE, read_table
 
 from equibench.audit.compare import Difference, compare
 from equibench.errors import UserError
 from equibench.evaluation.controls import CONTROLS
 from equibench.registry import load_file
-from equibench.report.study_tables import BLOCKS, COMPARISONS, OWN, TASK_NAMES, THREE, read_table
 from equibench.utils.files import write_text
 
 PAIRS = [("reconstruction", "sie_all"), ("reconstruction", "vicreg"), ("sie_all", "vicreg")]

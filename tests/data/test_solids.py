@@ -10,7 +10,6 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from equibench.data import solids
-from equibench.data import solids as solid_shapes
 from equibench.errors import UserError
 
 
@@ -29,10 +28,10 @@ def surface(name: str, count: int = 60_000) -> np.ndarray:
     if name == "sphere":
         return ball
     if name == "ellipsoid":
-        return ball * solid_shapes.ELLIPSOID_AXES
+        return ball * solids.ELLIPSOID_AXES
     if name in ("cube", "box"):
         cube = ball / np.abs(ball).max(1, keepdims=True)
-        return cube * (solid_shapes.CUBE_HALF if name == "cube" else solid_shapes.BOX_HALF)
+        return cube * (solids.CUBE_HALF if name == "cube" else solids.BOX_HALF)
     if name == "octahedron":
         return ball / np.abs(ball).sum(1, keepdims=True)
     if name == "tetrahedron":
@@ -42,20 +41,20 @@ def surface(name: str, count: int = 60_000) -> np.ndarray:
         return np.einsum("nk,nkd->nd", weights, corners[faces])
     side = np.arange(count) % 2 == 0
     if name == "cylinder":
-        radius, half = solid_shapes.CYLINDER
+        radius, half = solids.CYLINDER
         reach = np.where(side, 1, np.sqrt(across)) * radius
         return np.column_stack([circle * reach[:, None], half * np.where(side, along, np.sign(along))])
     if name == "cone":
-        radius, base = solid_shapes.CONE
+        radius, base = solids.CONE
         reach = np.sqrt(across)
         height = np.where(side, 1 - reach * (1 - base), base)
         return np.column_stack([circle * (radius * reach)[:, None], height])
     if name == "capsule":
-        radius, half = solid_shapes.CAPSULE
+        radius, half = solids.CAPSULE
         ends = ball * radius + np.sign(ball[:, 2:]) * [0, 0, half]
         return np.where(side[:, None], np.column_stack([circle * radius, half * along]), ends)
     assert name == "torus"
-    ring, tube = solid_shapes.TORUS
+    ring, tube = solids.TORUS
     angle = np.pi * along
     return np.column_stack([circle * (ring + tube * np.cos(angle))[:, None], tube * np.sin(angle)])
 

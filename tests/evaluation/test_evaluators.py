@@ -1,4 +1,4 @@
-"""Every family of tasks through the pipeline: whatever is registered can be measured, and theory is met."""
+"""Every evaluator through the pipeline: whatever is registered can be measured, and theory is met."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from equibench.evaluation.catalogue import CATALOGUE
 from scored import PAIRS, FlipInvariant, Hash, Pixels
 from torch import nn
 
 import equibench.runner.open
+from equibench.config import RunConfig
 from equibench.data.dataset import Dataset
 from equibench.errors import UserError
-from equibench.evaluation import action, invariance
-from equibench.evaluation import evaluator as regression_pairs
-from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation import action, evaluator, invariance
+from equibench.evaluation.context import Context, Row
 from equibench.evaluation.controls import CONTROLS
 from equibench.evaluation.evaluate import evaluate, evaluation_digest
-from equibench.evaluation.evaluator import FAMILIES, family_of
+from equibench.evaluation.evaluator import EVALUATORS, evaluator_of, metric_info
 from equibench.records import Record, predictions_path, read_predictions
-from equibench.runner.open import Prepared, ScoreOptions, prepare
+from equibench.runner.open import OpenedScore, open_score
 from equibench.task import TASKS, Task
 from equibench.transforms.transformation import view_spec
 
@@ -40,81 +39,81 @@ def _small_data(solids_dataset: Dataset) -> Iterator[None]:
         yield
 
 
-def opened(source: Any, folder: Path, **options: Any) -> Prepared:
+def opened(source: Any, folder: Path, **options: Any) -> OpenedScore:
     given = {"profile": "tiny", "pairs": PAIRS, "pretrained": False, "runs": folder, "controls": False, **options}
-    return prepare(source, ScoreOptions(**given), ExitStack())
+    return open_score(source, RunConfig.of(**given), ExitStack())
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def network(tmp_path_factory: pytest.TempPathFactory) -> OpenedScore:
     """An untrained network of the usual kind: it has layers and a token map."""
     return opened("timm:test_resnet", tmp_path_factory.mktemp("network"), size=32, pooling="layer3", layers=["layer1"])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_registered_task_can_be_measured(name: str, network: Prepared) -> None:
-    task, setting = TASKS.get(name), network.setting
-    family, subject = family_of(task), network.subjects[0]
-    records = {r.features: r for r in evaluate(subject, task, setting)}
+def test_every_registered_task_can_be_measured(name: str, network: OpenedScore) -> None:
+    task, context = TASKS.get(name), network.context
+    kind, row = evaluator_of(task), network.rows[0]
+    records = {r.features: r for r in evaluate(row, task, context)}
     assert set(records) - {"invariant", "equivariant"} == {"full", "layer:layer1"}
-    stored = read_predictions(predictions_path(setting.work, evaluation_digest(subject, task, setting)))
+    stored = read_predictions(predictions_path(context.work, evaluation_digest(row, task, context)))
     for features in ("full", "layer:layer1"):
         record = records[features]
-        found = record.headline_value()
+        found = record.interval()
         assert found is not None
         value, low, high = found
         assert all(map(isfinite, found))
         assert low <= value <= high
-        assert record.headline == family.headline
-        assert set(record.metrics) <= set(CATALOGUE)
-        assert record.headline == "r2" or record.headline in CATALOGUE
-        assert {key: getattr(record, key) for key in family.scores(stored, features)} == family.scores(stored, features)
-        draws = family.resampled(stored, features)
+        assert record.main_metric == kind.main_metric
+        assert set(record.metrics) <= set(kind.metrics)
+        assert metric_info(record.main_metric) == kind.metrics[kind.main_metric]
+        assert record.metrics == kind.scores(stored, features)
+        draws = kind.resampled(stored, features)
         assert np.nanquantile(draws, [0.025, 0.975]) == pytest.approx([low, high], abs=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pairs_and_digests_are_the_same_whenever_they_are_drawn(name: str, network: Prepared, tmp_path: Path) -> None:
-    task, setting = TASKS.get(name), network.setting
-    again = replace(setting, work=tmp_path, _pairs={})
-    family = family_of(task)
-    assert family.manifests(task, again) == family.manifests(task, setting)
-    sizes, _ = family.manifests(task, setting)
-    assert sum(sizes) == sum(len(pairs.image) for pairs in family.pairs(task, setting))
-    digest = evaluation_digest(network.subjects[0], task, setting)
-    assert evaluation_digest(network.subjects[0], task, again) == digest
-    fewer = replace(setting, profile=replace(setting.profile, probing=replace(setting.probing, pairs=(64, 16, 32))))
-    assert evaluation_digest(network.subjects[0], task, replace(fewer, _pairs={})) != digest
+def test_pairs_and_digests_are_the_same_whenever_drawn(name: str, network: OpenedScore, tmp_path: Path) -> None:
+    task, context = TASKS.get(name), network.context
+    again = replace(context, work=tmp_path, _shared={})
+    kind = evaluator_of(task)
+    assert kind.manifests(task, again) == kind.manifests(task, context)
+    sizes, _ = kind.manifests(task, context)
+    assert sum(sizes) == sum(len(pairs.image) for pairs in kind.pairs(task, context))
+    digest = evaluation_digest(network.rows[0], task, context)
+    assert evaluation_digest(network.rows[0], task, again) == digest
+    fewer = replace(context, profile=replace(context.profile, probing=replace(context.probing, pairs=(64, 16, 32))))
+    assert evaluation_digest(network.rows[0], task, replace(fewer, _shared={})) != digest
 
 
-def test_the_views_are_in_the_digest_of_every_subject(network: Prepared) -> None:
-    task, setting = TASKS.get("rotation"), network.setting
-    assert setting.spec == view_spec("headline", 32)
-    other = replace(setting, variant="paper_like")
-    for subject in [network.subjects[0], *map(Subject, CONTROLS)]:  # a control has no identity that would tell
-        assert evaluation_digest(subject, task, other) != evaluation_digest(subject, task, setting)
+def test_the_views_are_in_the_digest_of_every_row(network: OpenedScore) -> None:
+    task, context = TASKS.get("rotation"), network.context
+    assert context.spec == view_spec("headline", 32)
+    other = replace(context, variant="paper_like")
+    for row in [network.rows[0], *map(Row, CONTROLS)]:  # a control has no identity that would tell
+        assert evaluation_digest(row, task, other) != evaluation_digest(row, task, context)
 
 
 def test_an_action_is_fitted_on_a_limited_number_of_training_pairs_alone(
-    network: Prepared, monkeypatch: pytest.MonkeyPatch
+    network: OpenedScore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(regression_pairs, "FIT_PAIRS", 50)
+    monkeypatch.setattr(evaluator, "FIT_PAIRS", 50)
     monkeypatch.setattr(invariance, "FIT_IMAGES", 50)
-    triples = regression_pairs.encoded(network.subjects[0], TASKS.get("rotation.action"), network.setting)["full"]
+    triples = evaluator.encoded(network.rows[0], TASKS.get("rotation.action"), network.context)["full"]
     for split, count in (("train", 50), ("val", 32), ("test", 64)):
         assert [len(part) for part in (triples[split].first, triples[split].second, triples[split].theta)] == [
             count
         ] * 3
-    measured = evaluate(network.subjects[0], TASKS.get("rotation.invariance"), network.setting)
-    assert measured[0].headline_value() is not None
+    measured = evaluate(network.rows[0], TASKS.get("rotation.invariance"), network.context)
+    assert measured[0].interval() is not None
 
 
 def test_an_action_without_an_inverse_in_its_range_is_scored_without_it(
-    network: Prepared, monkeypatch: pytest.MonkeyPatch
+    network: OpenedScore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     far = replace(action.TRANSFORMATIONS["flip"], inverse=lambda theta: theta + 5)
     monkeypatch.setitem(action.TRANSFORMATIONS, "flip", far)
-    found = FAMILIES["action"].measure(network.subjects[0], TASKS.get("flip.action"), network.setting)
+    found = EVALUATORS.get("action").measure(network.rows[0], TASKS.get("flip.action"), network.context)
     assert "full/inverse_error" not in found.arrays
 
 
@@ -125,17 +124,17 @@ class Scores:
     """Metrics of one encoder by task, measured when they are asked for."""
 
     def __init__(self, encoder: nn.Module, folder: Path) -> None:
-        self.prepared = opened(encoder, folder, pairs=(400, 60, 150))
+        self.opened = opened(encoder, folder, pairs=(400, 60, 150))
         self.records: dict[str, Record] = {}
 
     def __call__(self, name: str) -> Record:
         if name not in self.records:
-            self.records[name] = evaluate(self.prepared.subjects[0], TASKS.get(name), self.setting)[0]
+            self.records[name] = evaluate(self.opened.rows[0], TASKS.get(name), self.context)[0]
         return self.records[name]
 
     @property
-    def setting(self) -> Setting:
-        return self.prepared.setting
+    def context(self) -> Context:
+        return self.opened.context
 
     def metric(self, task: str, metric: str) -> float:
         value = self(task).metrics[metric].value
@@ -161,9 +160,7 @@ def test_an_encoder_that_ignores_flips_shows_nothing_of_them(encoders: dict[str,
     assert found.metric("flip.action", "identity_r2") == 1
     assert found.metric("flip.action", "equivariance_r2") == pytest.approx(1, abs=1e-3)
     assert found.metric("flip.action", "theta_gain") == pytest.approx(0, abs=0.02)
-    r2 = found("flip").r2
-    assert r2 is not None
-    assert r2 < 0.05
+    assert found.metric("flip", "r2") < 0.05
     assert found.metric("flip", "auc") == pytest.approx(0.5, abs=0.1)
 
 
@@ -177,7 +174,7 @@ def test_pixels_are_moved_by_a_matrix(encoders: dict[str, Scores]) -> None:
     assert found.metric("flip.action", "explained_variance") > 0.99
     assert found.metric("rotation.action", "equivariance_r2") > 0.7
     assert found.metric("flip.wahba", "wahba") < 0.1 < found.metric("flip.wahba", "wahba_identity")
-    assert found.metric("rotation.retrieval", "mrr") > 2 * (found("rotation.retrieval").metrics["mrr"].chance or 1)
+    assert found.metric("rotation.retrieval", "mrr") > 2 * (found("rotation.retrieval").metrics["mrr"].floor or 1)
     assert 0.05 < found.metric("rotation.invariance", "invariance_ratio") < 1
 
 
@@ -186,9 +183,7 @@ def test_unrelated_features_get_what_guessing_gets(transformation: str, encoders
     found = encoders["hash"]
     # half of the flips are none, and there f(gx) is f(x): told θ, W is right about these; else f(x) / 2 is the best
     half = transformation == "flip"
-    r2 = found(transformation).r2
-    assert r2 is not None
-    assert half or r2 < 0.02
+    assert half or found.metric(transformation, "r2") < 0.02
     assert found.metric(f"{transformation}.action", "equivariance_r2") == pytest.approx(0.5 if half else 0, abs=0.1)
     assert found.metric(f"{transformation}.action", "r2_without_theta") == pytest.approx(0.25 if half else 0, abs=0.1)
     assert found.metric(f"{transformation}.action", "theta_gain") == pytest.approx(1 / 3 if half else 0, abs=0.1)
@@ -196,13 +191,13 @@ def test_unrelated_features_get_what_guessing_gets(transformation: str, encoders
         for metric in found(f"{transformation}.retrieval").metrics.values():
             assert metric.low is not None
             assert metric.high is not None
-            assert metric.low - 0.02 < (metric.chance or 0) < metric.high + 0.02
+            assert metric.low - 0.02 < (metric.floor or 0) < metric.high + 0.02
     assert found.metric(f"{transformation}.invariance", "invariance_ratio") == pytest.approx(
         0.5 if half else 1, abs=0.1
     )
     assert found.metric(f"{transformation}.wahba", "wahba") == pytest.approx(2, abs=0.3)
 
 
-def test_an_unknown_family_is_said_with_the_nearest() -> None:
+def test_an_unknown_evaluator_is_said_with_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'action'"):
-        family_of(Task("x", "X", 1, "flip", False, "", family="actoin"))
+        evaluator_of(Task(name="x", title="X", version=1, transformation="flip", evaluator="actoin"))

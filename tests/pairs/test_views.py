@@ -10,8 +10,8 @@ import torch
 
 from equibench.data.dataset import Dataset, image_source
 from equibench.errors import UserError
-from equibench.pairs.manifest import bank_pairs, composed_pairs, draw_pairs, fixed_pairs, half_way, image_pairs
 from equibench.pairs import views as module
+from equibench.pairs.manifest import bank_pairs, composed_pairs, draw_pairs, fixed_pairs, half_way, image_pairs
 from equibench.pairs.views import ViewStore
 from equibench.task import TASKS
 from equibench.transforms.transformation import (

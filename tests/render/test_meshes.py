@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equibench.data import solids as solid_shapes
+from equibench.data import solids
 from equibench.errors import UserError
 from equibench.render import meshes
-from equibench.render import meshes as mesh_files
 from equibench.render.generate import estimate, render
 from equibench.render.jobs import RenderSettings
 
@@ -37,13 +36,13 @@ def volume(corners: np.ndarray) -> float:
 
 
 def test_solids_have_their_surfaces_and_volumes() -> None:
-    box, cube = solid_shapes.BOX_HALF, solid_shapes.CUBE_HALF
-    (r, h), (cone, base) = solid_shapes.CYLINDER, solid_shapes.CONE
-    (ring, tube), (cap, half) = solid_shapes.TORUS, solid_shapes.CAPSULE
+    box, cube = solids.BOX_HALF, solids.CUBE_HALF
+    (r, h), (cone, base) = solids.CYLINDER, solids.CONE
+    (ring, tube), (cap, half) = solids.TORUS, solids.CAPSULE
     ball = 4 / 3 * np.pi
     volumes = {
         "sphere": ball,
-        "ellipsoid": ball * np.prod(solid_shapes.ELLIPSOID_AXES),
+        "ellipsoid": ball * np.prod(solids.ELLIPSOID_AXES),
         "cube": 8 * np.prod(cube),
         "box": 8 * np.prod(box),
         "cylinder": 2 * np.pi * r**2 * h,
@@ -53,7 +52,7 @@ def test_solids_have_their_surfaces_and_volumes() -> None:
         "capsule": ball * cap**3 + 2 * np.pi * cap**2 * half,
         "tetrahedron": 8 / 3 / 3**1.5,
     }
-    for name, distance in solid_shapes.SHAPES.items():
+    for name, distance in solids.SHAPES.items():
         corners = meshes.TRIANGLES[name]()
         np.testing.assert_allclose(distance(*corners.reshape(-1, 3).T), 0, atol=1e-9, err_msg=name)
         assert volume(corners) == pytest.approx(volumes[name], rel=0.01), name
@@ -141,14 +140,14 @@ def test_mesh_files_are_rendered(mesh_folder: Path, tmp_path: Path) -> None:
 
 def test_axes_colours_and_normals_of_mesh_files(mesh_folder: Path) -> None:
     """Files with y upwards are set upright; colours come along; polygons become triangles."""
-    ply = mesh_files.read_mesh(mesh_folder / "crate" / "a.ply")
+    ply = meshes.read_mesh(mesh_folder / "crate" / "a.ply")
     extent = np.ptp(ply.corners.reshape(-1, 3), axis=0)
     np.testing.assert_allclose(extent / extent[0], [1, 2, 4])
     np.testing.assert_allclose(ply.colours.reshape(-1, 3), [[1, 0, 0.2]] * 36)
-    obj = mesh_files.read_mesh(mesh_folder / "crate" / "b.obj")
+    obj = meshes.read_mesh(mesh_folder / "crate" / "b.obj")
     extent = np.ptp(obj.corners.reshape(-1, 3), axis=0)
     np.testing.assert_allclose(extent / extent[0], [1, 4, 2])
-    np.testing.assert_allclose(obj.colours, mesh_files._GREY)
+    np.testing.assert_allclose(obj.colours, 0.7)
     np.testing.assert_allclose(np.linalg.norm(obj.normals, axis=-1), 1)
 
 
@@ -165,7 +164,7 @@ def test_materials_and_textures_of_an_obj(tmp_path: Path) -> None:
     ):
         file = tmp_path / f"{name}.obj"
         file.write_text(f"mtllib paint.mtl\n{square}usemtl {name}\nf 1/1 2/2 3/3\nf 1/1 3/3 4/4\n")
-        colours = np.rint(mesh_files.read_mesh(file).colours.reshape(-1, 3) * 255).astype(int)
+        colours = np.rint(meshes.read_mesh(file).colours.reshape(-1, 3) * 255).astype(int)
         assert {tuple(map(int, colour)) for colour in colours} == expected
 
 
@@ -194,11 +193,11 @@ def test_folders_that_hold_no_meshes_are_told(mesh_folder: Path, tmp_path: Path)
         with pytest.raises(UserError, match=words):
             render(tmp_path / "data", RenderSettings(meshes=folder, **SETTINGS))
     write_obj(mesh_folder / "crate" / "a.obj")
-    with pytest.raises(UserError, match="two files of one object"):
+    with pytest.raises(UserError, match="two meshes of one object"):
         render(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS))
     (mesh_folder / "crate" / "a.obj").unlink()
     write_obj(mesh_folder / "crate" / "c" / "other.obj")
-    with pytest.raises(UserError, match="holds 2 meshes"):
+    with pytest.raises(UserError, match="two meshes of one object"):
         render(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS))
     shutil.rmtree(mesh_folder / "crate")
     shutil.rmtree(mesh_folder / "02691156" / "object1")

@@ -7,7 +7,6 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from equibench.render import scene
-from equibench.render import scene as raster
 
 
 def random_triangles(count: int, side: int, seed: int = 0) -> np.ndarray:
@@ -35,15 +34,15 @@ def test_coverage_is_that_of_every_sample_tested_by_itself() -> None:
     corners = random_triangles(60, 40)
     reference = inside(corners, 40)
     for triangle, expected in zip(corners, reference, strict=True):
-        np.testing.assert_array_equal(raster.cover(triangle[None], 40), expected)
-    np.testing.assert_array_equal(raster.cover(corners, 40), reference.any(axis=0))
+        np.testing.assert_array_equal(scene.cover(triangle[None], 40), expected)
+    np.testing.assert_array_equal(scene.cover(corners, 40), reference.any(axis=0))
 
 
 def test_batches_do_not_change_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     corners = random_triangles(80, 50)
-    whole = raster.see(corners, 50)
-    monkeypatch.setattr(raster, "BATCH", 100)
-    cut = raster.see(corners, 50)
+    whole = scene.see(corners, 50)
+    monkeypatch.setattr(scene, "_BATCH", 100)
+    cut = scene.see(corners, 50)
     for field in ("samples", "faces", "weights"):
         np.testing.assert_array_equal(getattr(whole, field), getattr(cut, field))
 
@@ -53,7 +52,7 @@ def test_the_nearest_triangle_is_seen() -> None:
     side, eye = 32, scene.camera()
     rng = np.random.default_rng(3)
     world = rng.uniform(-0.6, 0.6, (25, 3, 3))
-    seen = raster.see(eye.project(world, side), side)
+    seen = scene.see(eye.project(world, side), side)
     shown = np.full(side * side, -1)
     shown[seen.samples] = seen.faces
     rays = eye.rays(side).reshape(-1, 3)
@@ -77,7 +76,7 @@ def test_a_near_triangle_hides_a_far_one_in_either_order() -> None:
     big = np.array([[2.0, 2, 0.5], [28, 2, 0.5], [2, 28, 0.5]])
     small = np.array([[4.0, 4, 0.9], [12, 4, 0.9], [4, 12, 0.9]])
     for order in ((big, small), (small, big)):
-        seen = raster.see(np.stack(order), 30)
+        seen = scene.see(np.stack(order), 30)
         shown = np.full((30, 30), -1)
         shown.flat[seen.samples] = seen.faces
         assert order[shown[6, 6]] is small
@@ -88,7 +87,7 @@ def test_area_of_a_triangle() -> None:
     triangle = np.array([[[31.3, 40.2, 1.0], [401.7, 77.9, 1.0], [118.4, 433.6, 1.0]]])
     (x0, y0), (x1, y1), (x2, y2) = triangle[0, :, :2]
     exact = abs(x0 * (y1 - y2) + x1 * (y2 - y0) + x2 * (y0 - y1)) / 2
-    assert raster.cover(triangle, 512).sum() == pytest.approx(exact, rel=2e-3)
+    assert scene.cover(triangle, 512).sum() == pytest.approx(exact, rel=2e-3)
 
 
 def test_triangles_that_share_edges_leave_no_gap_and_no_overlap() -> None:
@@ -98,10 +97,10 @@ def test_triangles_that_share_edges_leave_no_gap_and_no_overlap() -> None:
         np.array([[4.5, 4.5, 1], [28.5, 4.5, 1], [28.5, 28.5, 1], [4.5, 28.5, 1]]),
     )
     fan = np.stack([np.stack([centre, corners[k], corners[(k + 1) % 4]]) for k in range(4)])
-    assert raster.cover(fan, 33).sum() == 25 * 25
-    assert len(raster.see(fan, 33).samples) == 25 * 25
+    assert scene.cover(fan, 33).sum() == 25 * 25
+    assert len(scene.see(fan, 33).samples) == 25 * 25
     shifted = fan + [0.123, 0.321, 0]
-    assert sum(raster.cover(one[None], 33).sum() for one in shifted) == raster.cover(shifted, 33).sum() == 24 * 24
+    assert sum(scene.cover(one[None], 33).sum() for one in shifted) == scene.cover(shifted, 33).sum() == 24 * 24
 
 
 def test_edge_on_behind_and_outside_are_not_drawn() -> None:
@@ -109,8 +108,8 @@ def test_edge_on_behind_and_outside_are_not_drawn() -> None:
     behind = [[3.0, 3, 1], [9, 3, -1], [3, 9, 1]]
     infinite = [[3.0, 3, 1], [np.inf, 3, 1], [3, 9, 1]]
     outside = [[-30.0, -30, 1], [-9, -30, 1], [-30, -9, 1]]
-    assert not raster.cover(np.array([on_edge, behind, infinite, outside]), 16).any()
-    assert len(raster.see(np.empty((0, 3, 3)), 16).samples) == 0
+    assert not scene.cover(np.array([on_edge, behind, infinite, outside]), 16).any()
+    assert len(scene.see(np.empty((0, 3, 3)), 16).samples) == 0
 
 
 def test_known_points_through_the_published_camera() -> None:
@@ -138,7 +137,7 @@ def test_a_tiny_triangle_is_drawn_where_the_closed_form_says(point: tuple[float,
     x = side * (0.5 + 50 / 36 * -p[0] / depth)
     y = side * (0.5 - 50 / 36 * up / depth)
     tiny = p + 0.012 * np.array([[1, 0, 0], [-0.5, 0.6, -0.6], [-0.5, -0.6, 0.6]])
-    rows, columns = np.nonzero(raster.cover(scene.camera().project(tiny[None], side), side))
+    rows, columns = np.nonzero(scene.cover(scene.camera().project(tiny[None], side), side))
     assert len(rows) > 4
     assert columns.mean() + 0.5 == pytest.approx(x, abs=0.5)
     assert rows.mean() + 0.5 == pytest.approx(y, abs=0.5)
@@ -155,7 +154,7 @@ def test_the_object_turns_as_scipy_says() -> None:
     np.testing.assert_allclose(rotation.as_matrix(), about_z @ about_y @ about_x, atol=1e-12)
     points = np.random.default_rng(0).uniform(-0.5, 0.5, (20, 3))
     eye = scene.camera()
-    turned_back = raster.Camera(rotation.inv().apply(eye.position), Rotation.inv(rotation).apply(eye.axes), eye.focal)
+    turned_back = scene.Camera(rotation.inv().apply(eye.position), Rotation.inv(rotation).apply(eye.axes), eye.focal)
     np.testing.assert_allclose(eye.project(rotation.apply(points), 100), turned_back.project(points, 100), atol=1e-9)
 
 

@@ -7,9 +7,9 @@ import colorsys
 import numpy as np
 import pytest
 
-from equibench.data import solids as solid_shapes
+from equibench.data import solids
+from equibench.data.object_layout import LATENTS
 from equibench.render import meshes, scene
-from equibench.render import scene as raster
 from equibench.utils.random import uniforms
 
 
@@ -24,7 +24,7 @@ def linear(pixel: np.ndarray) -> np.ndarray:
 
 
 def view(mesh: meshes.Mesh, size: int = 64, **latents: float) -> np.ndarray:
-    given = {name: latents.get(name, 0.0) for name in scene.LATENTS}
+    given = {name: latents.get(name, 0.0) for name in LATENTS}
     return scene.render_view(mesh, np.array(list(given.values())), size)
 
 
@@ -60,12 +60,12 @@ def test_the_spot_has_its_colour_and_the_object_its_shadow(hue: float) -> None:
 def test_a_ball_is_as_large_as_it_is_seen() -> None:
     """A ball of radius 0.6 at 2.5: seen under asin(0.6 / 2.5), and the picture's half under atan(18 / 50)."""
     corners = scene.RADIUS * white(meshes.TRIANGLES["sphere"]()).corners
-    covered = raster.cover(scene.camera().project(corners, 300), 300)
+    covered = scene.cover(scene.camera().project(corners, 300), 300)
     radius = 300 * 50 / 36 * np.tan(np.arcsin(0.6 / 2.5))
     assert covered.sum() == pytest.approx(np.pi * radius**2, rel=5e-3)
 
 
-@pytest.mark.parametrize("name", solid_shapes.CLASS_NAMES)
+@pytest.mark.parametrize("name", solids.CLASS_NAMES)
 def test_the_pose_shows_whatever_the_symmetry(name: str) -> None:
     """Turns that map all or some of these solids onto themselves change the picture of every one of them."""
     solid = meshes.solid_object(name, uniforms((1, meshes.OBJECT_DRAWS), "test", name)[0])

@@ -18,7 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from equibench.cli import data as cli_data
-from equibench.data import solids as solid_shapes
+from equibench.data import solids
 from equibench.errors import UserError
 from equibench.render import generate as generator
 from equibench.render import scene
@@ -48,7 +48,7 @@ def content(root: Path) -> dict[str, bytes]:
 def test_layout_and_types(rendered: generator.Rendered) -> None:
     root = rendered.root
     synsets = sorted(path.name for path in root.iterdir() if path.is_dir())
-    assert synsets == sorted(solid_shapes.CLASS_NAMES) == list(rendered.classes)
+    assert synsets == sorted(solids.CLASS_NAMES) == list(rendered.classes)
     for synset in synsets:
         for folder in (root / synset).iterdir():
             assert {path.name for path in folder.iterdir()} == {
@@ -125,7 +125,9 @@ def test_views_do_not_depend_on_how_many_there_are(rendered: generator.Rendered,
 
 
 def test_the_seed_decides_object_and_views(tmp_path: Path) -> None:
-    first, again, other = (make_work(tmp_path, RenderSettings(**{**SETTINGS, "seed": seed})).job("cube", "00001") for seed in (5, 5, 6))
+    first, again, other = (
+        make_work(tmp_path, RenderSettings(**{**SETTINGS, "seed": seed})).job("cube", "00001") for seed in (5, 5, 6)
+    )
     for field in ("source", "latents"):
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
         assert not np.isclose(getattr(first, field), getattr(other, field)).any()

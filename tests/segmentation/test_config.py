@@ -14,7 +14,6 @@ from equibench.errors import UserError
 from equibench.segmentation.config import SegmentationSettings
 from equibench.segmentation.run import main, newest_checkpoint, read_job
 
-
 # Settings, jobs, checkpoints
 
 
