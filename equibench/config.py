@@ -56,7 +56,7 @@ class RunConfig:
     )
     seeds: tuple[int, ...] = _option((0,), "pretraining seeds, separated by commas", SIZE, numbers=int)
     seed: int = _option(0, "pretraining seed, or that of the untrained control", SIZE)
-    data: str | Path = _option("cifar10", "cifar10, solids, or a folder of images", DATA)
+    data: str | Path = _option("cifar10", "one of cifar10, solids; or a folder of images", DATA)
     data_root: Path | None = _option(
         None, "folder that holds the data sets; else $EQUIBENCH_DATA, the cache, a download", DATA
     )
@@ -70,11 +70,11 @@ class RunConfig:
         None, "three numbers in units of [0, 1], instead of its own", ENCODER, numbers=float
     )
     std: tuple[float, ...] | None = _option(None, "three numbers, instead of its own", ENCODER, numbers=float)
-    interpolation: str | None = _option(None, "bilinear, bicubic or nearest", ENCODER)
-    pooling: str = _option("default", "default (the model's own), cls, mean, or a layer's name", ENCODER)
+    interpolation: str | None = _option(None, "one of bilinear, bicubic, nearest", ENCODER)
+    pooling: str = _option("default", "one of default (the model's own), cls, mean; or a layer's name", ENCODER)
     allow_partial: bool = _option(False, "score although some keys do not fit", ENCODER)
     allow_random: bool = _option(False, "score although under 99 % of the parameters were loaded", ENCODER)
-    device: str = _option("auto", "auto, cpu or cuda", MACHINE)
+    device: str = _option("auto", "one of auto, cpu, cuda", MACHINE)
     devices: int = _option(1, "how many devices (on each node, under torchrun or SLURM)", MACHINE)
     jobs: int | None = _option(None, "jobs worked on side by side, one thread each; as many as cores on a CPU", MACHINE)
     runs: Path = _option(Path("runs"), "folder for work in progress: checkpoints, features, the journal", MACHINE)

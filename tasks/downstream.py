@@ -1,9 +1,9 @@
 """Downstream tasks: linear transfer to seven data sets (P1 Table 5) and segmentation of ADE20K (P1 Table 6).
 
 Linear transfer is logistic regression on frozen features (docs/protocol.md 7.3): the penalty is chosen among 45 on the
-validation images, the fit repeated on training and validation images together, and tested once. As in the literature, Pets and
-Aircraft are scored by the mean over classes, the others by top-1; both are in every record. Segmentation trains a head
-on the frozen encoder's maps at four depths (docs/protocol.md 7.5).
+validation images, the fit repeated on training and validation images together, and tested once. As in the literature,
+Pets and Aircraft are scored by the mean over classes, the others by top-1; both are in every record. Segmentation
+trains a head on the frozen encoder's maps at four depths (docs/protocol.md 7.5).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """3DIEBench (P1 Table 1): what can be read of a 3-D object's class, of its rotation and of its hues between two views.
 
 The views come with the data, as does θ, from the latents of each picture. Targets and coding are SIE's
-(docs/protocol.md 4.9); `r2_pooled` is the R² that SIE and P1 report, of which a constant predictor has 0.229 on rotations.
+(docs/protocol.md 4.9); `r2_pooled` is the R² that SIE and P1 report, of which a constant predictor has 0.229 on
+rotations.
 """
 
 from __future__ import annotations

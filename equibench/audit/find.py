@@ -1,4 +1,4 @@
-"""Records and the predictions behind them, found again: in results folders and in work in progress."""
+"""Records and the predictions behind them, found again in results and in work in progress; a signature explained."""
 
 from __future__ import annotations
 

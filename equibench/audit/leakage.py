@@ -1,4 +1,9 @@
-"""The small CNN behind a certificate: trained from scratch on the pixels of one input, scored by its test R²."""
+"""What a small CNN, trained from scratch on pixels, reads from parts of a pair: how much a task leaks.
+
+From both views it is a ceiling of what the pixels hold at that amount of data; from view 2 alone it is what leaks: a
+task that claims to be clean must leak at most `CLEAN_LEAK`. Two more inputs tell where a leak comes from: the border of
+view 2, and view 2 of noise pictures. Measured once per task version and kept with the tasks.
+"""
 
 from __future__ import annotations
 

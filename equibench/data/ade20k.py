@@ -1,6 +1,7 @@
-"""Generated pictures in ADE20K's layout, for want of ADE20K: solids before textured grounds, every pixel's class known.
+"""ADE20K's layout: the published data, found and checked; and rendered scenes in it, every pixel's class known.
 
-They are called "rendered-scenes" wherever they are named, and are no measure of what an encoder does on photographs.
+The scenes are solids before textured grounds. They are a data set of their own, "rendered-scenes", and no measure of
+what an encoder does on photographs.
 """
 
 from __future__ import annotations

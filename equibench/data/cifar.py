@@ -1,4 +1,4 @@
-"""Reading CIFAR-10 (Krizhevsky 2009) from either official version, no byte of it unchecked."""
+"""Reading CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from any official version, no byte of CIFAR-10 unchecked."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "
 
 
 @dataclass(frozen=True)
-class Source:
+class CifarFiles:
     """A folder that holds the batches of one of the two official versions."""
 
     folder: Path
@@ -51,19 +51,19 @@ class Source:
         return tuple(BINARY_MD5) if self.binary else PYTHON_FILES
 
 
-def find(root: Path) -> Source | None:
+def find(root: Path) -> CifarFiles | None:
     """The batches under ``root``, or in it; None where there is neither folder nor a single batch."""
     for folder, binary in ((root / BINARY_FOLDER, True), (root / PYTHON_FOLDER, False)):
         if folder.is_dir():
-            return Source(folder, binary)
+            return CifarFiles(folder, binary)
     for binary in (True, False):
-        source = Source(root, binary)
+        source = CifarFiles(root, binary)
         if any((root / name).is_file() for name in source.files):
             return source
     return None
 
 
-def stamp(source: Source) -> dict[str, list[int]]:
+def stamp(source: CifarFiles) -> dict[str, list[int]]:
     """Size in bytes and time of change in nanoseconds of each file: while they stay, a check holds.
 
     Raises:
@@ -83,7 +83,7 @@ def stamp(source: Source) -> dict[str, list[int]]:
     return states
 
 
-def check(source: Source) -> None:
+def check(source: CifarFiles) -> None:
     """Compares every file with its published MD5.
 
     Raises:
@@ -99,7 +99,7 @@ def check(source: Source) -> None:
             raise UserError(f"{path} is damaged: expected MD5 {expected}, found {found}.", _mend(source))
 
 
-def read(source: Source) -> dict[str, np.ndarray]:
+def read(source: CifarFiles) -> dict[str, np.ndarray]:
     """The arrays of a checked source.
 
     Returns ``train_images`` (N, 3, 32, 32) uint8 and ``train_labels`` (N,) int64, in the official order, and
@@ -113,7 +113,7 @@ def read(source: Source) -> dict[str, np.ndarray]:
     return arrays
 
 
-def fetch(cache: Path, *, network: bool) -> Source | None:
+def fetch(cache: Path, *, network: bool) -> CifarFiles | None:
     """The copy in the cache folder: extracted, or from an archive lying there, or (``network``) downloaded.
 
     The archive is deleted once it is extracted.
@@ -145,7 +145,7 @@ def _extract(archive: Path, folder: Path) -> None:
         raise UserError(f"{archive} could not be unpacked to {folder}.", "Unpack it there by hand.")
 
 
-def _expected_md5(source: Source) -> dict[str, str]:
+def _expected_md5(source: CifarFiles) -> dict[str, str]:
     if source.binary:
         return BINARY_MD5
     # Imported here, for it takes seconds and only the first use of the python version needs it.
@@ -179,7 +179,7 @@ def _read_python(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
     return halves
 
 
-def _mend(source: Source) -> str:
+def _mend(source: CifarFiles) -> str:
     url = URL if source.binary else PYTHON_URL
     return f"Replace it by the file of the official archive ({url}), or name another folder as data_root."
 

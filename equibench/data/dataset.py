@@ -1,3 +1,5 @@
+"""What a data set is: images with labels, a training and a test set, and their splits (docs/protocol.md 2)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,7 +1,4 @@
-"""A folder of images as a dataset: decoded, resized and cropped once, then opened as memory-mapped arrays.
-
-Which layouts are understood stands in `folder_layout`.
-"""
+"""A folder of images as a dataset: which layouts are understood, and the images decoded, resized and cropped once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The datasets by name: found, checked and prepared once, then opened as memory-mapped arrays (see `array_cache`)."""
+"""The datasets by name: found, checked and prepared once, then opened as memory-mapped arrays (see `utils.arrays`)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def load_dataset(
 
     Args:
         name: "cifar10", "solids", or the path of a folder of images (see `image_folder`). A folder that holds CIFAR-10
-            is CIFAR-10, and one in 3DIEBench's layout brings views of objects (see `object_folder`).
+            is CIFAR-10, and one in 3DIEBench's layout brings views of objects (see `objects`).
         data_root: folder with ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or one of these itself.
             Without it CIFAR-10 is looked for in $EQUIBENCH_DATA, then in the cache, then downloaded into the
             cache. The other data take no notice of it.
@@ -136,7 +136,7 @@ def _load_cifar10(data_root: Path | None, download: bool) -> Dataset:
     return _prepare_cifar10(source)
 
 
-def _local_source(data_root: Path | None) -> cifar10.Source | None:
+def _local_source(data_root: Path | None) -> cifar10.CifarFiles | None:
     """The copy that the caller or the environment names; None where neither does."""
     wanted = f"{cifar10.BINARY_FOLDER}/ or {cifar10.PYTHON_FOLDER}/"
     if data_root is not None:
@@ -154,7 +154,7 @@ def _local_source(data_root: Path | None) -> cifar10.Source | None:
     return source
 
 
-def _prepare_cifar10(source: cifar10.Source) -> Dataset:
+def _prepare_cifar10(source: cifar10.CifarFiles) -> Dataset:
     """Opens the arrays made from ``source``; checks and converts it first where it is new."""
     stamp = cifar10.stamp(source)
     place = hashlib.sha256(str(source.folder.resolve()).encode()).hexdigest()[:16]

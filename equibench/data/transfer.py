@@ -22,7 +22,7 @@ from PIL import Image
 from equibench.data.cifar import cifar100_state, read_cifar100
 from equibench.data.dataset import SMALLEST, SPLITS, Dataset, ImageSet, image_source, split_indices
 from equibench.data.load import load_dataset, root_of_cifar10
-from equibench.data.transfer_sources import SOURCES, Source, find_source, is_generated, list_transfer
+from equibench.data.transfer_sources import SOURCES, PublishedData, find_source, is_generated, list_transfer
 from equibench.errors import UserError
 from equibench.utils.arrays import (
     RowWriter,
@@ -81,8 +81,8 @@ def load_transfer(
 
     Each image is made RGB, its short side resized to ``size`` (bicubic), and the middle taken (Kornblith et al. 2019,
     as in docs/protocol.md 2.5); as in torchvision, a camera's note of its orientation is not heeded, and FGVC-Aircraft
-    keeps the strip with the photographer's name. Splits are the published ones; where validation images are not published, a
-    stratified draw with seed 0 sets them apart from the training images.
+    keeps the strip with the photographer's name. Splits are the published ones; where validation images are not
+    published, a stratified draw with seed 0 sets them apart from the training images.
 
     Args:
         name: one of `TRANSFER_DATASETS`.
@@ -153,7 +153,7 @@ def _as_data(name: str, stored: Stored, generated: bool, size: int) -> TransferD
 # Where it is
 
 
-def _find(source: Source, data_root: Path | str | None, download: bool) -> Path:
+def _find(source: PublishedData, data_root: Path | str | None, download: bool) -> Path:
     named = [data_root] if data_root is not None else [os.environ.get("EQUIBENCH_DATA") or None, cache_folder()]
     roots = [Path(root).expanduser() for root in named if root is not None]
     for root in roots:
@@ -171,7 +171,7 @@ def _find(source: Source, data_root: Path | str | None, download: bool) -> Path:
     raise kind(f"{source.title} is not in {where}.", f"Expected there:\n{source.tree}\n{fetch}")
 
 
-def _fetch(source: Source) -> Path:
+def _fetch(source: PublishedData) -> Path:
     """Lets torchvision download into a scratch folder, and puts the whole into the cache: complete or not there."""
     import torchvision.datasets
 

@@ -1,7 +1,4 @@
-"""Where the published data sets of linear transfer lie, and which image of theirs is of which class and split.
-
-How each published list is read stands in `transfer_lists`.
-"""
+"""Where the published data sets of linear transfer lie, how their lists are read, and which image is of which split."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ GENERATED = "GENERATED.txt"  # lies in a folder of the same layout whose images 
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedData:
     """What is published: how a data set is found, what its lists count, and how it is split and scored."""
 
     title: str
@@ -67,8 +64,8 @@ or cifar-100-binary/
   fine_label_names.txt, train.bin, test.bin"""
 
 SOURCES = {
-    "cifar10": Source("CIFAR-10", {}, "", {"train": 50_000, "test": 10_000}, 5_000),
-    "cifar100": Source(
+    "cifar10": PublishedData("CIFAR-10", {}, "", {"train": 50_000, "test": 10_000}, 5_000),
+    "cifar100": PublishedData(
         "CIFAR-100",
         {"cifar-100-binary": ("train.bin",), "cifar-100-python": ("meta", "train")},
         CIFAR100_TREE,
@@ -77,7 +74,7 @@ SOURCES = {
         torchvision="CIFAR100",
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     ),
-    "food101": Source(
+    "food101": PublishedData(
         "Food-101",
         {"food-101": ("images", "meta")},
         FOOD101_TREE,
@@ -86,8 +83,8 @@ SOURCES = {
         torchvision="Food101",
         url="http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
     ),
-    "sun397": Source("SUN397", {"SUN397": ("a/abbey",)}, SUN397_TREE, {"train": 19_850, "test": 19_850}, 3_970),
-    "dtd": Source(
+    "sun397": PublishedData("SUN397", {"SUN397": ("a/abbey",)}, SUN397_TREE, {"train": 19_850, "test": 19_850}, 3_970),
+    "dtd": PublishedData(
         "DTD",
         {"dtd/dtd": ("images", "labels"), "dtd": ("images", "labels")},  # torchvision unpacks it a folder deeper
         DTD_TREE,
@@ -95,7 +92,7 @@ SOURCES = {
         torchvision="DTD",
         url="https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
     ),
-    "pets": Source(
+    "pets": PublishedData(
         "Oxford-IIIT Pet",
         {"oxford-iiit-pet": ("images", "annotations/trainval.txt")},
         PETS_TREE,
@@ -105,7 +102,7 @@ SOURCES = {
         torchvision="OxfordIIITPet",
         url="https://www.robots.ox.ac.uk/~vgg/data/pets/data/images.tar.gz and .../annotations.tar.gz",
     ),
-    "aircraft": Source(
+    "aircraft": PublishedData(
         "FGVC-Aircraft",
         {"fgvc-aircraft-2013b": ("data/images", "data/variants.txt")},
         AIRCRAFT_TREE,
@@ -126,7 +123,7 @@ class Listed:
     state: str  # SHA-256 of paths, labels, sizes and times of change
 
 
-def find_source(source: Source, root: Path) -> Path | None:
+def find_source(source: PublishedData, root: Path) -> Path | None:
     """The folder of a data set: under ``root``, or ``root`` itself; None where it is neither."""
     for name in source.folders:
         if (root / name).is_dir():
@@ -143,8 +140,8 @@ def is_generated(root: Path) -> bool:
 def list_transfer(name: str, root: Path, *, skip_bad: bool = False) -> Listed:
     """The images that the published lists of a data set name, in an order that depends on nothing but their paths.
 
-    The validation images are those of the published list, else a stratified draw with seed 0 (docs/protocol.md 2.5): its
-    size is the published one, or of other images the same share.
+    The validation images are those of the published list, else a stratified draw with seed 0 (docs/protocol.md 2.5):
+    its size is the published one, or of other images the same share.
 
     Args:
         name: "food101", "sun397", "dtd", "pets" or "aircraft".
@@ -184,7 +181,7 @@ def set_apart(labels: Sequence[int], share: float) -> tuple[np.ndarray, np.ndarr
 # What may be wrong with them
 
 
-def _check(lists: Lists, source: Source | None) -> None:
+def _check(lists: Lists, source: PublishedData | None) -> None:
     """Compares the lists with each other, and with ``source`` where they should be the published ones."""
     train = lists["train"]
     seen: dict[str, Path] = {}

@@ -1,1 +1,1 @@
-""""""
+"""Evaluation: a row on a task becomes records. One file an evaluator, which registers itself."""

@@ -165,7 +165,8 @@ def action_ratios(
     `identity_error`    Σ ||P(e, f(x)) - f(x)||² / Σ ||f(x) - mean f(x)||²; 0 is best. Given with `identity`.
     `inverse_error`     Σ ||P(g⁻¹, P(g, f(x))) - f(x)||² / Σ ||f(gx) - f(x)||²; 0 is best. Given with `inverse`. This
                         is the composition error of docs/protocol.md 8.8 with what g moves as its unit, since
-                        g⁻¹ g x = x itself moves nothing; nan if g moves no feature. A P that only says the mean gets about 1/2.
+                        g⁻¹ g x = x itself moves nothing; nan if g moves no feature. A P that only says the mean
+                        gets about 1/2.
 
     Args:
         action: the fitted P.

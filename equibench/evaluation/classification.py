@@ -1,6 +1,8 @@
-"""Scores of a classification: top-1 and mean per class, their bootstrap over test images, and what guessing reaches.
+"""Which class is it? Logistic regression on frozen features of single images: linear transfer, and 3DIEBench's classes.
 
-Targets are labels (N,), predictions labels (N,) or, for several seeds, (seeds, N); scores are then means over seeds.
+A task that names its data brings them along (P1 Table 5); one on views of objects looks at the first views of the pairs
+that the other tasks on these data use (P1 Table 1). Labels are (N,), predictions (N,) or, for several seeds, (seeds,
+N).
 """
 
 from __future__ import annotations

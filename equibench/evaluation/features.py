@@ -1,8 +1,8 @@
-"""Views and features on disk: each view is rendered once, each view is encoded once per encoder.
+"""Features on disk: each view is encoded once per encoder.
 
-Both stores are addressed by a digest of everything that their content depends on, code included, so that one
-encoder's features can never be taken for another's. Files appear whole or not at all, and are written and read in
-batches, so that memory does not grow with the number of pairs.
+They are addressed by a digest of everything that they depend on, code included, so that one encoder's features can
+never be taken for another's. Files appear whole or not at all, and are written and read in batches, so that memory
+does not grow with the number of pairs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Scores of a semantic segmentation from four areas per image and class, so that they can be verified and resampled.
+"""Which class is each pixel? A decode head on the frozen encoder's maps, trained by mmsegmentation (P1 Table 6).
 
-A decode head on the frozen encoder's maps is trained by mmsegmentation (P1 Table 6), which `equibench[seg]` installs.
-What is kept are four areas per validation image and class, from which every score follows.
+`equibench[seg]` installs what it needs. What is kept are four areas per validation image and class, from which every
+score follows (`metrics.segmentation`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Heads shared by several methods."""
+"""What several methods share: projector, cross-attention decoder, and the terms of their losses."""
 
 from __future__ import annotations
 

@@ -85,11 +85,7 @@ def render(out: Path | str, settings: RenderSettings) -> Rendered:
 
 
 def estimate(out: Path | str, settings: RenderSettings) -> Estimate:
-    """What `render` would do with the same arguments; nothing is written to ``out``.
-
-    Raises:
-        UserError: as `render`, as far as it can be seen beforehand.
-    """
+    """What `render` would do, or the UserError that it would raise; nothing is written to ``out``."""
     work = make_work(out, settings)
     work.read_plan()
     return _estimate(work, work.missing())
@@ -98,12 +94,9 @@ def estimate(out: Path | str, settings: RenderSettings) -> Estimate:
 def ensure_rendered_objects(
     root: Path | str, *, objects: int, views: int, size: int, seed: int = 0, jobs: int | None = None
 ) -> Path:
-    """The folder below ``root`` that holds the solids with these settings, rendered as far as it is missing.
+    """The folder below ``root`` that holds the solids with these `RenderSettings`, rendered as far as it is missing.
 
-    Its name tells the settings, see `RenderSettings`, so that each has a folder of its own.
-
-    Raises:
-        UserError: as `render`; a number is too small.
+    Its name tells the settings, so that each has a folder of its own. A UserError is raised as by `render`.
     """
     settings = RenderSettings(objects=objects, views=views, size=size, seed=seed, jobs=jobs)
     name = f"solids-v{RENDER_VERSION}-{objects}x{views}-{size}px-seed{seed}"
@@ -196,9 +189,6 @@ def _estimate(work: Work, missing: list[tuple[str, str]]) -> Estimate:
     return Estimate(work.classes, views, len(missing), seconds, taken, shutil.disk_usage(existing).free)
 
 
-# Contact sheets
-
-
 def contact_sheet(
     root: Path | str, path: Path | str, *, objects: int = 10, views: int = 8, cell: int | None = None
 ) -> Path:
@@ -221,10 +211,9 @@ def contact_sheet(
     side = cell or _opened(rows[0][0]).width
     step = side + _GAP
     sheet = Image.new("RGB", (views * step + _GAP, len(rows) * step + _GAP), "white")
-    for row, pictures in enumerate(rows):
-        for column, picture in enumerate(pictures):
-            image = _opened(picture).resize((side, side), Image.Resampling.LANCZOS)
-            sheet.paste(image, (_GAP + column * step, _GAP + row * step))
+    for (row, column), picture in np.ndenumerate(np.array(rows)):
+        image = _opened(picture).resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(image, (_GAP + column * step, _GAP + row * step))
     write_atomically(path, lambda temporary: sheet.save(temporary, "PNG", optimize=True))
     return path
 

@@ -49,11 +49,7 @@ _locked: list[IO[bytes]] = []  # files that this process keeps open because it h
 
 @dataclass(frozen=True, kw_only=True)
 class RenderSettings:
-    """What is rendered, and how.
-
-    Raises:
-        UserError: a number is too small.
-    """
+    """What is rendered, and how; a UserError where a number is too small."""
 
     meshes: Path | str | None = None  # a folder of mesh files, see `list_meshes`; the ten solids if not given
     objects: int = 40  # of each class, 2 or more; a class of mesh files that has fewer gives all that it has
@@ -107,10 +103,10 @@ class Work:
 
     def job(self, synset: str, name: str) -> Job:
         """One object with what is drawn for it, which depends on the seed, its class and its name alone."""
-        seed, source = self.settings.seed, self.objects[synset][name]
-        drawn = uniforms((1, OBJECT_DRAWS), "render", "object", seed, synset, name)[0]
-        latents = draw_latents(uniforms((self.settings.views, len(LATENTS)), "render", "view", seed, synset, name))
-        return Job(self.root, synset, name, drawn if source is None else source, latents, self.settings.size)
+        key = (self.settings.seed, synset, name)
+        source = self.objects[synset][name] or uniforms((1, OBJECT_DRAWS), "render", "object", *key)[0]
+        latents = draw_latents(uniforms((self.settings.views, len(LATENTS)), "render", "view", *key))
+        return Job(self.root, synset, name, source, latents, self.settings.size)
 
     def missing(self) -> list[tuple[str, str]]:
         """Synset and name of the objects that are not there, not complete, or older than their mesh file."""
@@ -139,15 +135,13 @@ class Work:
                 problem = f"{root} was rendered with other settings: {', '.join(differ)}"
                 raise UserError(problem, "give the same settings to go on with it, or choose another folder")
         elif root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
-            raise UserError(
-                f"{root} is not empty, and no {_PLAN} in it says what was rendered", "choose another folder"
-            )
+            raise UserError(f"{root} is not empty, and has no {_PLAN} that says what it is", "choose another folder")
         return plan
 
     def write_plan(self, **facts: Any) -> None:
         """Write the plan, with what is known of how far it is carried out."""
-        plan = {"generator": f"equibench {__version__}", "settings": self._decisive(), "latents": list(LATENTS)}
-        plan |= {"classes": self.classes, "complete": False} | facts
+        made_by = {"generator": f"equibench {__version__}", "settings": self._decisive(), "latents": list(LATENTS)}
+        plan = {**made_by, "classes": self.classes, "complete": False, **facts}
         write_text(self.root / _PLAN, json.dumps(plan, indent=1) + "\n")
 
     def _decisive(self) -> dict[str, Any]:
@@ -159,11 +153,7 @@ class Work:
 
 
 def make_work(out: Path | str, settings: RenderSettings) -> Work:
-    """The work that the settings ask for.
-
-    Raises:
-        UserError: the meshes cannot be listed; a class has one object; trimesh is missing.
-    """
+    """The work that the settings ask for; a UserError where meshes cannot be listed or read, a class has one object."""
     objects: dict[str, dict[str, Path | None]]
     if settings.meshes is None:
         names = [f"{number:05d}" for number in range(settings.objects)]
@@ -183,18 +173,14 @@ def _is_complete(folder: Path, views: int) -> bool:
     """Whether a folder holds so many views, no file of them cut short."""
     try:
         for number in range(views):
-            if (folder / f"latent_{number}.npy").stat().st_size != _LATENT_BYTES:
-                return False
-            with (folder / f"image_{number}.jpg").open("rb") as file:
-                file.seek(-len(_JPEG_END), os.SEEK_END)
-                if file.read() != _JPEG_END:
+            with (folder / f"image_{number}.jpg").open("rb") as image:
+                image.seek(-len(_JPEG_END), os.SEEK_END)
+                latent = (folder / f"latent_{number}.npy").stat()
+                if image.read() != _JPEG_END or latent.st_size != _LATENT_BYTES:
                     return False
     except OSError:
         return False
     return not (folder / f"image_{views}.jpg").exists()
-
-
-# Carrying it out
 
 
 def write_view(folder: Path, number: int, mesh: Mesh, latents: Array, size: int) -> int:
@@ -228,8 +214,7 @@ def render_all(
         waiting = {pool.submit(_render_object, job, skip_bad) for job in islice(queue, 2 * processes)}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+            yield from (future.result() for future in done)
             waiting |= {pool.submit(_render_object, job, skip_bad) for job in islice(queue, len(done))}
     except BrokenProcessPool as error:
         raise UserError(

@@ -173,16 +173,6 @@ def _block(half: tuple[float, float, float]) -> Array:
     return _subdivide(faces, 4) * half
 
 
-def _cylinder() -> Array:
-    radius, half = solids.CYLINDER
-    return _revolve(_line([(0, -half), (radius, -half), (radius, half), (0, half)], [8, 24, 8]))
-
-
-def _cone() -> Array:
-    radius, base = solids.CONE
-    return _revolve(_line([(0, base), (radius, base), (0, 1)], [10, 30]))
-
-
 def _torus() -> Array:
     ring, tube = solids.TORUS
     turn = 2 * np.pi * (np.arange(41) % 40) / 40
@@ -204,13 +194,14 @@ def _tetrahedron() -> Array:
     return _subdivide(np.array([[a, b, c], [a, c, d], [a, d, b], [b, d, c]]), 5)
 
 
+(_RADIUS, _HALF), (_WIDTH, _BASE) = solids.CYLINDER, solids.CONE
 TRIANGLES: dict[str, Callable[[], Array]] = {
     "sphere": _sphere,
     "ellipsoid": lambda: _sphere() * solids.ELLIPSOID_AXES,
     "cube": lambda: _block(solids.CUBE_HALF),
     "box": lambda: _block(solids.BOX_HALF),
-    "cylinder": _cylinder,
-    "cone": _cone,
+    "cylinder": lambda: _revolve(_line([(0, -_HALF), (_RADIUS, -_HALF), (_RADIUS, _HALF), (0, _HALF)], [8, 24, 8])),
+    "cone": lambda: _revolve(_line([(0, _BASE), (_WIDTH, _BASE), (0, 1)], [10, 30])),
     "torus": _torus,
     "octahedron": _octahedron,
     "capsule": _capsule,

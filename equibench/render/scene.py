@@ -65,9 +65,13 @@ def render_view(mesh: Mesh, latents: Array, size: int) -> Array:
     arriving, towards = _spot_light(_floor_points(side), spot)
     lit = arriving * towards[..., 2] * (1 - soft)
     picture = (floor_colour * (np.float32(_SKY) + lit[..., None] * light)).reshape(-1, 3)
-    shown = [np.einsum("nk,nkc->nc", weights.astype(np.float32), part[faces].astype(np.float32))
-             for part in (corners, mesh.normals, mesh.colours)]  # fmt: skip
-    picture[samples] = _surface(*shown, rotation, eye, spot, floor_colour, light)
+    weights = weights.astype(np.float32)
+    points, normals, tints = (
+        np.einsum("nk,nkc->nc", weights, part[faces].astype(np.float32))
+        for part in (corners, mesh.normals, mesh.colours)
+    )
+    normals = _unit(normals @ rotation.T.astype(np.float32))
+    picture[samples] = _surface(points, normals, tints, eye, spot, floor_colour, light)
     pixels = np.einsum("rycxk->rck", picture.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3)) / SUPERSAMPLING**2
     pixels = np.clip(pixels, 0, 1)  # what is brighter than white is white
     screen = np.where(pixels <= 0.0031308, pixels * 12.92, 1.055 * pixels ** (1 / 2.4) - 0.055)  # sRGB
@@ -94,10 +98,9 @@ def _floor_points(side: int) -> Array:
 
 
 def _surface(
-    points: Array, normals: Array, colours: Array, rotation: Array, eye: Camera, spot: Array, floor: Array, light: Array
+    points: Array, normals: Array, colours: Array, eye: Camera, spot: Array, floor: Array, light: Array
 ) -> Array:
-    """(n, 3) float32 radiance of the object at points with normals, as yet unturned, and colours, (n, 3) each."""
-    normals = _unit(normals @ rotation.T.astype(np.float32))
+    """(n, 3) float32 radiance of the object at points with normals and colours, (n, 3) each."""
     colours = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)  # sRGB to linear light
     view = _unit(eye.position.astype(np.float32) - points)
     # meshes seldom say which side of a face is the outside: it is the one that is seen

@@ -1,3 +1,1 @@
-"""Tables for people: markdown for the repository, rich text for the terminal."""
-
-from __future__ import annotations
+"""Tables for people, made of records alone: markdown for the repository, rich text for the terminal."""

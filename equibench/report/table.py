@@ -1,4 +1,4 @@
-"""A table as markdown, for results/<profile>/."""
+"""A table in markdown, for results/<profile>/, and on the terminal: published | ours ± interval."""
 
 from __future__ import annotations
 

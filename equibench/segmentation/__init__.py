@@ -28,11 +28,7 @@ def missing_packages() -> tuple[str, ...]:
 
 
 def require_mmseg() -> None:
-    """Make `import mmseg` work, with a stub where mmcv has no compiled operations.
-
-    Raises:
-        UserError: a package is not installed.
-    """
+    """Make `import mmseg` work, if need be with a stub; a UserError where a package is not installed."""
     missing = missing_packages()
     if missing:
         raise UserError(

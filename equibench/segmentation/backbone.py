@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Encoder(nn.Module):
     Attributes:
         channels: of each map.
         strides: pixels of the image for each pixel of the map, for square images of `side`.
+        source: arguments that open it again, as far as a config can name it.
         mean, std: (3,) what images must be normalised with, in units of [0, 1].
 
     Raises:
@@ -56,19 +58,15 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: Source,
-        *,
-        arch: str | None = None,
-        out_indices: tuple[int, ...] | list[int] | None = None,
-        frozen: bool = True,
-        size: int | None = None,
-        pretrained: bool = True,
-        seed: int = 0,
-    ) -> None:
+        self, encoder: Source, *, arch: str | None = None, out_indices: Sequence[int] | None = None,
+        frozen: bool = True, size: int | None = None, pretrained: bool = True, seed: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
         opened = _open(encoder, arch, pretrained, seed)
         self.architecture, self.size, self.frozen = opened.architecture, size, frozen
+        self.source: dict[str, Any] = {"encoder": self.architecture}
+        if not isinstance(encoder, nn.Module):
+            self.source = {"encoder": str(encoder), "arch": arch, "pretrained": pretrained}
         self.mean, self.std = opened.preprocessing.mean, opened.preprocessing.std
         self.side = size or opened.preprocessing.size or _PROBE
         depths = self._tap(opened)
@@ -88,18 +86,18 @@ class Encoder(nn.Module):
 
     def _tap(self, opened: ImageEncoder) -> int:
         """Find where maps are taken out of the network; returns from how many depths."""
-        self.network: Any = opened.model.vit if isinstance(opened.model, ViTEncoder) else opened.model
-        self.multiple, self._layers, self._channels_last = 1, None, opened.channels_last
-        if isinstance(self.network, VisionTransformer):
+        network: Any = opened.model.vit if isinstance(opened.model, ViTEncoder) else opened.model
+        self.network, self.multiple, self._channels_last = network, 1, opened.channels_last
+        self._layers: list[str] | None = None
+        if isinstance(opened.model, ViTEncoder | VisionTransformer):
             # what timm decides when it builds a ViT with dynamic_img_size=True is decided here
-            embed: Any = self.network.patch_embed
-            self.network.dynamic_img_size = True
+            embed, network.dynamic_img_size = network.patch_embed, True
             embed.strict_img_size, embed.flatten = False, False  # the grid stays one until positions are added
             embed.output_fmt = Format.NHWC
             self.multiple = max(embed.patch_size)
-            return len(self.network.blocks)
-        if hasattr(self.network, "forward_intermediates") and hasattr(self.network, "feature_info"):
-            return len(self.network.feature_info)
+            return len(network.blocks)
+        if hasattr(network, "forward_intermediates") and hasattr(network, "feature_info"):
+            return len(network.feature_info)
         self._layers = self._last_of_each_resolution()
         return len(self._layers)
 

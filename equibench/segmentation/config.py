@@ -15,16 +15,11 @@ if TYPE_CHECKING:
 IMAGE_LISTS = {split: f"{split}.txt" for split in SPLITS}
 _CHOICES = {"head": ("hypernet", "linear"), "level_norm": ("lrn", "batch")}
 _LEAST = {"iterations": 1, "batch": 1, "crop": 8, "checkpoint_every": 1, "workers": 0, "weight_decay": 0, "lr": 1e-12}
-_STRIDE = 4  # of the hyper feature: a quarter of the image
 
 
 @dataclass(frozen=True)
 class SegmentationSettings:
-    """How a head is trained on an encoder: by default at 40,000 iterations of 16 images, DINOv2's for its linear head.
-
-    Raises:
-        UserError: a value is out of range.
-    """
+    """How a head is trained on an encoder, by default as DINOv2's linear one; a UserError if a value is out of range."""
 
     iterations: int = 40_000  # optimiser steps
     batch: int = 16  # images per step, over all processes
@@ -59,20 +54,12 @@ class SegmentationSettings:
 
 
 def build_config(
-    encoder: Encoder,
-    source: dict[str, Any],
-    tree: CheckedTree,
-    work_dir: Path,
-    settings: SegmentationSettings,
-    *,
-    processes: int = 1,
-    cuda: bool = False,
+    encoder: Encoder, tree: CheckedTree, work_dir: Path, settings: SegmentationSettings, *, processes: int, cuda: bool
 ) -> dict[str, Any]:
-    """A config for mmengine's Runner. Its model can be built from it again, if `source` names the encoder's weights.
+    """A config for mmengine's Runner; its model can be built from it again if `encoder.source` names the weights.
 
     Args:
         encoder: the backbone that will be used: its channels, strides and normalisation.
-        source: what the config says of where it comes from: arguments of `Encoder`.
         tree: the checked data; lists of its good images must lie in `work_dir` under the names in IMAGE_LISTS.
         processes: over how many a batch is shared.
         cuda: whether GPUs are used; without them there is no SyncBN, and DDP must not be told a device.
@@ -87,7 +74,7 @@ def build_config(
         "default_scope": "mmseg",
         "custom_imports": {"imports": ["equibench.segmentation.engine"], "allow_failed_imports": False},
         "work_dir": str(work_dir),
-        "model": _model(encoder, source, settings, "SyncBN" if cuda and processes > 1 else "BN"),
+        "model": _model(encoder, settings, "SyncBN" if cuda and processes > 1 else "BN"),
         **_data(tree, work_dir, settings, settings.batch // processes),
         **_schedule(settings),
         "launcher": "pytorch" if processes > 1 else "none",
@@ -100,17 +87,17 @@ def build_config(
     return config | unused
 
 
-def _model(encoder: Encoder, source: dict[str, Any], settings: SegmentationSettings, norm: str) -> dict[str, Any]:
+def _model(encoder: Encoder, settings: SegmentationSettings, norm: str) -> dict[str, Any]:
     crop = settings.crop
     head: dict[str, Any] = {
         "type": "equibench.LinearHead", "in_channels": list(encoder.channels), "num_classes": settings.classes,
         "norm_cfg": {"type": norm, "requires_grad": True},
     }  # fmt: skip
     if settings.head == "hypernet":
-        # an encoder that sees the crop at another size has its strides in pixels of that size
+        # to a quarter of the image; an encoder that sees the crop at another size has strides in pixels of that size
         stride = encoder.strides[0] * (crop / settings.size if settings.size else 1)
         head |= {
-            "type": "equibench.HyperNetHead", "upsample": stride / _STRIDE, "channels": settings.channels,
+            "type": "equibench.HyperNetHead", "upsample": stride / 4, "channels": settings.channels,
             "channels_per_level": settings.channels_per_level, "level_norm": settings.level_norm,
         }  # fmt: skip
     step = max(crop * 2 // 3, 1)
@@ -123,7 +110,7 @@ def _model(encoder: Encoder, source: dict[str, Any], settings: SegmentationSetti
             "bgr_to_rgb": True, "pad_val": 0, "seg_pad_val": 255, "size": (crop, crop),
         },
         "backbone": {
-            "type": "equibench.Encoder", **source, "frozen": settings.frozen, "size": settings.size,
+            "type": "equibench.Encoder", **encoder.source, "frozen": settings.frozen, "size": settings.size,
             "out_indices": list(encoder.out_indices),
         },
         "decode_head": head,
@@ -135,7 +122,7 @@ def _model(encoder: Encoder, source: dict[str, Any], settings: SegmentationSetti
 def _data(tree: CheckedTree, work_dir: Path, settings: SegmentationSettings, batch: int) -> dict[str, Any]:
     crop, scale = settings.crop, (4 * settings.crop, settings.crop)
     load, annotations, pack = ({"type": name} for name in ("LoadImageFromFile", "LoadAnnotations", "PackSegInputs"))
-    training = [
+    training: list[dict[str, Any]] = [
         load,
         annotations,
         {"type": "RandomResize", "scale": scale, "ratio_range": (0.5, 2.0), "keep_ratio": True},
@@ -145,7 +132,8 @@ def _data(tree: CheckedTree, work_dir: Path, settings: SegmentationSettings, bat
         pack,
     ]
     # the annotation is read after the resize: scores are taken at the image's own size
-    validation = [load, {"type": "Resize", "scale": scale, "keep_ratio": True}, annotations, pack]
+    resize: dict[str, Any] = {"type": "Resize", "scale": scale, "keep_ratio": True}
+    validation = [load, resize, annotations, pack]
 
     def dataset(split: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
         images, masks = (str(tree.root / kind / split) for kind in ("images", "annotations"))

@@ -34,17 +34,9 @@ class HyperNetHead(BaseDecodeHead):
     """
 
     def __init__(
-        self,
-        in_channels: Sequence[int],
-        num_classes: int,
-        *,
-        upsample: float = 4.0,
-        channels_per_level: int = 42,
-        channels: int = 256,
-        level_norm: str = "lrn",
-        norm_cfg: dict[str, Any] | None = None,
-        **others: Any,
-    ) -> None:
+        self, in_channels: Sequence[int], num_classes: int, *, upsample: float = 4.0, channels_per_level: int = 42,
+        channels: int = 256, level_norm: str = "lrn", norm_cfg: dict[str, Any] | None = None, **others: Any,
+    ) -> None:  # fmt: skip
         super().__init__(
             list(in_channels), channels, num_classes=num_classes, in_index=list(range(len(in_channels))),
             input_transform="multiple_select", norm_cfg=norm_cfg or {"type": "BN"}, **others,
@@ -52,12 +44,10 @@ class HyperNetHead(BaseDecodeHead):
         self.upsample = upsample
         self.reduce = nn.ModuleList(nn.Conv2d(c, channels_per_level, 5, padding=2) for c in in_channels)
         assert level_norm in ("lrn", "batch"), f"level_norm is 'lrn' or 'batch', not {level_norm!r}"
-        self.norms = nn.ModuleList(
-            nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
-            if level_norm == "lrn"
-            else build_norm_layer(self.norm_cfg, channels_per_level)[1]
-            for _ in in_channels
-        )
+        if level_norm == "lrn":
+            self.norms = nn.ModuleList(nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75) for _ in in_channels)
+        else:
+            self.norms = nn.ModuleList(build_norm_layer(self.norm_cfg, channels_per_level)[1] for _ in in_channels)
         self.mix = nn.Sequential(
             nn.Conv2d(len(in_channels) * channels_per_level, channels, 3, padding=1, bias=False),
             build_norm_layer(self.norm_cfg, channels)[1],

@@ -19,13 +19,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import distributed
 
 from equibench.data.ade20k import CheckedTree, check_tree
 from equibench.encoders.vit import weights_sha256
@@ -54,16 +55,9 @@ class SegmentationResult:
 
 
 def train_and_score(
-    encoder: Source,
-    data_root: Path | str | None,
-    work_dir: Path | str,
-    settings: SegmentationSettings,
-    *,
-    arch: str | None = None,
-    pretrained: bool = True,
-    report: _Report | None = None,
-    skip_bad: bool = False,
-) -> SegmentationResult:
+    encoder: Source, data_root: Path | str | None, work_dir: Path | str, settings: SegmentationSettings, *,
+    arch: str | None = None, pretrained: bool = True, report: _Report | None = None, skip_bad: bool = False,
+) -> SegmentationResult:  # fmt: skip
     """Train a head for an encoder on ADE20K's training images and score it on its validation images.
 
     A run that was interrupted goes on from its last checkpoint in `work_dir` and gives what it would have given (to
@@ -86,22 +80,20 @@ def train_and_score(
     tree = check_tree(data_root, classes=settings.classes, skip_bad=skip_bad)
     work_dir = writable_folder(Path(work_dir).expanduser()).resolve()
     stored = work_dir / _AREAS
-    with _processes() as (rank, count), _own_random_state(settings.seed):
-        opening: dict[str, Any] = {"arch": arch, "pretrained": pretrained}
-        backbone = Encoder(encoder, frozen=settings.frozen, size=settings.size, seed=settings.seed, **opening)
-        source = {"encoder": str(encoder), **opening}
-        if isinstance(encoder, nn.Module):
-            source = {"encoder": backbone.architecture}
+    with _processes() as (rank, count, wait), _own_random_state(settings.seed):
+        backbone = Encoder(
+            encoder, arch=arch, frozen=settings.frozen, size=settings.size, pretrained=pretrained, seed=settings.seed
+        )
         cuda = torch.cuda.is_available()
-        config = build_config(backbone, source, tree, work_dir, settings, processes=count, cuda=cuda)
+        config = build_config(backbone, tree, work_dir, settings, processes=count, cuda=cuda)
         if rank == 0:
             _claim(work_dir, backbone, tree, settings)
-        _wait()
+        wait()
         if not stored.exists():
             areas = _train(backbone, config, work_dir, report if rank == 0 else None)
             if areas is not None:
-                write_atomically(stored, lambda file: np.savez_compressed(file, **areas.arrays()))  # type: ignore[arg-type]
-            _wait()
+                write_atomically(stored, partial(np.savez_compressed, **areas.arrays()))  # type: ignore[arg-type]
+            wait()
     with np.load(stored) as arrays:
         areas = Areas(**arrays)
     frequent = int(tree.pixels.argmax())
@@ -158,17 +150,14 @@ def _train(backbone: Encoder, config: dict[str, Any], work_dir: Path, report: _R
 
 
 def newest_checkpoint(work_dir: Path) -> str | None:
-    """The checkpoint of the most iterations that is whole; None where there is none.
-
-    mmengine's own note of the last one may name a file that a kill cut short.
-    """
+    """The whole checkpoint of the most iterations, if any; the one that mmengine notes may have been cut by a kill."""
     found = sorted(work_dir.glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")), reverse=True)
     return next((str(path) for path in found if zipfile.is_zipfile(path)), None)
 
 
 @contextmanager
-def _processes() -> Iterator[tuple[int, int]]:
-    """This process's rank and how many there are; the group is made where torchrun started us and there is none."""
+def _processes() -> Iterator[tuple[int, int, Callable[[], object]]]:
+    """This process's rank, how many there are, and what waits for all; made where torchrun gave us no group yet."""
     ours = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized()
     if ours:
         # mmengine's init_dist calls CUDA on a CPU too
@@ -176,15 +165,13 @@ def _processes() -> Iterator[tuple[int, int]]:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+        if distributed.is_initialized():
+            yield distributed.get_rank(), distributed.get_world_size(), distributed.barrier
+        else:
+            yield 0, 1, lambda: None
     finally:
         if ours:
             distributed.destroy_process_group()
-
-
-def _wait() -> None:
-    if distributed.is_initialized():
-        distributed.barrier()
 
 
 @contextmanager
@@ -201,11 +188,7 @@ def _own_random_state(seed: int) -> Iterator[None]:
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """The arguments of `train_and_score` from a JSON file.
-
-    Raises:
-        UserError: the file cannot be read, lacks an argument or has one that does not exist.
-    """
+    """The arguments of `train_and_score` from a JSON file; a UserError where one is missing, unknown or wrong."""
     try:
         job = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in _REQUIRED if key not in job]

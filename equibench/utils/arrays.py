@@ -1,7 +1,7 @@
-"""The cache of prepared data: four arrays in a folder, complete or absent, opened as memory maps.
+"""The cache of prepared data: arrays in a folder, complete or absent, opened as memory maps; and how they are filled.
 
-A prepared dataset is a folder ``<cache>/arrays/<key>/`` of four ``.npy`` files and a ``meta.json``. It is
-written under another name and renamed when complete, so that a reader never sees half of one.
+Prepared data are a folder ``<cache>/arrays/<key>/`` of ``.npy`` files and a ``meta.json``. It is written under another
+name and renamed when complete, so that a reader never sees half of it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import os
 import shutil
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,14 +32,19 @@ from equibench.utils.download import exclusive
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 STALE_SECONDS = 24 * 3600  # an unfinished folder this old belongs to a process that was killed
+MOST_THREADS = 8
+AHEAD = 4  # items for each thread that are decoded before their turn: memory stays bounded
+
+Item = TypeVar("Item")
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
 class Stored:
     """What a folder of the cache holds."""
 
-    arrays: dict[str, np.ndarray]  # by the names in ARRAYS; memory-mapped and read-only
-    sha256: str  # digest of the content: dtype, shape and bytes of the four arrays
+    arrays: dict[str, np.ndarray]  # those of ARRAYS, and any others by their files' names; memory-mapped, read-only
+    sha256: str  # digest of the content: dtype, shape and bytes of those of ARRAYS
     facts: dict[str, Any]  # what else was to be remembered
 
 
@@ -56,13 +60,17 @@ def arrays_folder(key: str) -> Path:
 
 
 def content_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of the four arrays."""
+    """SHA-256 over name, dtype, shape and bytes of those of ARRAYS."""
     digest = hashlib.sha256()
     for name in ARRAYS:
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data)
+        update_digest(digest, name, arrays[name])
     return digest.hexdigest()
+
+
+def update_digest(digest: Any, name: str, array: np.ndarray) -> None:
+    """Feeds name, dtype, shape and bytes of an array to a hash."""
+    digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+    digest.update(np.ascontiguousarray(array).data)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,45 +86,66 @@ def open_arrays(folder: Path) -> Stored | None:
     """The arrays prepared in ``folder``; None where there are none, or a file was cut or removed since."""
     meta = read_json(folder / "meta.json")
     try:
-        if not meta or any((folder / f"{key}.npy").stat().st_size != meta["bytes"][key] for key in ARRAYS):
+        facts = dict(meta["facts"])
+        sizes = meta["bytes"] | facts.get("bytes", {})
+        if any((folder / f"{key}.npy").stat().st_size != size for key, size in sizes.items()):
             return None
-        return Stored(_map(folder), str(meta["sha256"]), dict(meta.get("facts") or {}))
+        return Stored(_map(folder, sizes), str(meta["sha256"]), facts)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def store_arrays(folder: Path, write: Callable[[Path], Mapping[str, Any] | None], *, space: str = "500 MB") -> Stored:
-    """Lets ``write`` fill a scratch folder with the four arrays, puts it in place as ``folder``, and opens it.
+def prepare_arrays(folder: Path, write: Callable[[Path], Mapping[str, Any]], *, needed: int, what: str) -> Stored:
+    """The arrays of ``folder``, which ``write`` makes where they are not there, in one process at a time.
 
     Args:
-        write: writes the ``.npy`` files and returns what else is to be remembered, or None.
-        space: about how much the arrays take, for the message where they cannot be written.
+        write: fills a scratch folder with ``.npy`` files, those of ARRAYS among them, and returns what else is to be
+            remembered; the key "bytes" is taken.
+        needed: how many bytes the arrays take.
+        what: names them in the message of a disk too small.
 
     Raises:
-        UserError: the cache folder cannot be written.
+        UserError: the cache folder cannot be written, or its disk is too small.
     """
-    with writing_to_cache(space):
-        with exclusive(folder.parent / ".store.lock"):
-            _remove_remains(folder.parent)
-        scratch = folder.parent / f".unfinished-{uuid.uuid4().hex}"
-        scratch.mkdir()
-        try:
-            facts = write(scratch)
-            sizes = {key: (scratch / f"{key}.npy").stat().st_size for key in ARRAYS}
-            meta = {"sha256": content_digest(_map(scratch)), "bytes": sizes, "facts": dict(facts or {})}
-            (scratch / "meta.json").write_text(json.dumps(meta))
-            with exclusive(folder.parent / ".store.lock"):
-                if open_arrays(folder) is None:
-                    shutil.rmtree(folder, ignore_errors=True)  # what lies there is incomplete, or it would open
-                # Where another process put it there first, its copy is as good.
-                with contextlib.suppress(OSError):
-                    os.rename(scratch, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    stored = open_arrays(folder)
+    space = f"{max(needed / 1e9, 0.1):,.1f} GB"
+    with writing_to_cache(space) as cache, exclusive(folder.parent / f".{folder.name}.lock"):
+        stored = open_arrays(folder)  # another process may have made them while this one waited
+        free = shutil.disk_usage(cache).free
+        if stored is None and needed * 1.01 > free:
+            raise UserError(
+                f"{what} take {space}, and the cache {cache} has {free / 1e9:,.1f} GB free",
+                "set EQUIBENCH_CACHE to a folder on a larger disk, or choose a smaller size",
+            )
+        if stored is None:
+            _store(folder, write)
+            stored = open_arrays(folder)
     if stored is None:
-        raise UserError(f"{folder} could not be written.", "Delete it, or set EQUIBENCH_CACHE to another.")
+        raise UserError(f"{folder} could not be written", "delete it, or set EQUIBENCH_CACHE to another folder")
     return stored
+
+
+def _store(folder: Path, write: Callable[[Path], Mapping[str, Any]]) -> None:
+    _remove_remains(folder.parent)
+    scratch = folder.parent / f".unfinished-{uuid.uuid4().hex}"
+    scratch.mkdir()
+    try:
+        facts = dict(write(scratch))
+        sizes = {path.stem: path.stat().st_size for path in sorted(scratch.glob("*.npy"))}
+        if others := {key: size for key, size in sizes.items() if key not in ARRAYS}:
+            facts["bytes"] = others
+        meta = {
+            "sha256": content_digest(_map(scratch, ARRAYS)),
+            "bytes": {key: sizes[key] for key in ARRAYS},
+            "facts": facts,
+        }
+        (scratch / "meta.json").write_text(json.dumps(meta))
+        if open_arrays(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)  # what lies there is incomplete, or it would open
+        # Where another process put it there first, its copy is as good.
+        with contextlib.suppress(OSError):
+            os.rename(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -128,8 +157,8 @@ def writing_to_cache(space: str = "500 MB") -> Iterator[Path]:
         yield cache
     except OSError as error:
         raise UserError(
-            f"The cache folder {cache} cannot be written: {error.strerror or error}",
-            f"Set EQUIBENCH_CACHE to a folder that can be written and has some {space} free.",
+            f"the cache folder {cache} cannot be written: {error.strerror or error}",
+            f"set EQUIBENCH_CACHE to a folder that can be written and has some {space} free",
         ) from error
 
 
@@ -166,8 +195,8 @@ class RowWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
-def _map(folder: Path) -> dict[str, np.ndarray]:
-    return {key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in ARRAYS}
+def _map(folder: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    return {key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in keys}
 
 
 def _remove_remains(folder: Path) -> None:
@@ -178,19 +207,106 @@ def _remove_remains(folder: Path) -> None:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-MOST_THREADS = 8
-AHEAD = 4  # items for each thread that are decoded before their turn: memory stays bounded
+# Images that are decoded into the cache
 
-Item = TypeVar("Item")
-Decoded = TypeVar("Decoded")
+
+def prepare_images(
+    folder: Path,
+    read: Callable[[], tuple[Mapping[str, Sequence[tuple[Item, int]]], Mapping[str, Any]]],
+    decode: Callable[[Item], np.ndarray],
+    *,
+    size: int,
+    title: str,
+    skip_bad: bool,
+    root: Path = Path(),
+) -> Stored:
+    """The arrays of ``folder``, decoded from images where they are not there; those of val end the training arrays.
+
+    The facts tell under "validation" how many these are, and under "bad" what was left out and why.
+
+    Args:
+        read: gives (image, label) for train, val (which may be missing) and test, and further facts.
+        decode: one image as (3, size, size) uint8; it may raise anything, which makes the image a bad one.
+        skip_bad: leave bad images out instead of refusing them.
+        root: what the images, as text, are relative to.
+
+    Raises:
+        UserError: an image is bad, or all of a split are; the cache folder cannot be written or its disk is too small.
+    """
+    stored = open_arrays(folder)
+    if stored is None:
+        splits, facts = read()
+        count = sum(map(len, splits.values()))
+        write = partial(_write_images, splits, decode, size=size, title=title, refuse=None if skip_bad else root)
+        what = f"{count:,} images of {size} px from {title}"
+        stored = prepare_arrays(folder, lambda to: {**write(to), **facts}, needed=count * 3 * size**2, what=what)
+    bad = stored.facts.get("bad")
+    if bad and not skip_bad:  # another call had asked to leave them out
+        raise _undecodable(root, *bad[0])
+    return stored
+
+
+def _write_images(
+    splits: Mapping[str, Sequence[tuple[Item, int]]],
+    decode: Callable[[Item], np.ndarray],
+    scratch: Path,
+    *,
+    size: int,
+    title: str,
+    refuse: Path | None,
+) -> dict[str, Any]:
+    """Fills the four arrays; a bad image is left out, or refused as one below ``refuse``."""
+    bad: list[tuple[str, str]] = []
+    kept: Counter[str] = Counter()
+    with contextlib.ExitStack() as stack:
+        advance = stack.enter_context(progress(f"reading {title}", sum(map(len, splits.values()))))
+
+        def writer(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> RowWriter:
+            return stack.enter_context(RowWriter(scratch / f"{name}.npy", shape, dtype))
+
+        images = {half: writer(f"{half}_images", (3, size, size), np.uint8) for half in ("train", "test")}
+        labels = {half: writer(f"{half}_labels", (), np.int64) for half in ("train", "test")}
+        for split in (name for name in ("train", "val", "test") if name in splits):
+            half = "test" if split == "test" else "train"
+            entries = splits[split]
+            decoded = decode_all((image for image, _ in entries), partial(_or_reason, decode))
+            stack.enter_context(contextlib.closing(decoded))
+            for (image, label), found in zip(entries, decoded, strict=True):
+                advance()
+                if not isinstance(found, str):
+                    images[half].append(found)
+                    labels[half].append(label)
+                    kept[split] += 1
+                elif refuse is not None:
+                    raise _undecodable(refuse, str(image), found)
+                else:
+                    bad.append((str(image), found))
+    for split in splits:
+        if not kept[split]:
+            reason = f"the first: {bad[0][0]}: {bad[0][1]}" if bad else ""
+            raise UserError(f"no {split} image of {title} can be decoded", reason)
+    return {"validation": kept["val"], "bad": bad}
+
+
+def _or_reason(decode: Callable[[Item], np.ndarray], image: Item) -> np.ndarray | str:
+    try:
+        return decode(image)
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        return f"{type(error).__name__}: {error}"
+
+
+def _undecodable(root: Path, image: str, reason: str) -> UserError:
+    fix = "replace or remove the file, or leave such files out with --skip-bad (skip_bad=True)"
+    return UserError(f"{root / image} cannot be decoded: {reason}", fix)
 
 
 def decode_all(items: Iterable[Item], decode: Callable[[Item], Decoded]) -> Generator[Decoded, None, None]:
     """What ``decode`` makes of each item, in their order, a few at a time on several threads.
 
-    What it raises is raised where the item's turn is. When the generator ends or is closed, what waits is cancelled.
+    Threads help, since Pillow works outside the GIL. What ``decode`` raises is raised where the item's turn is. When
+    the generator ends or is closed, what waits is cancelled.
     """
-    count = threads()
+    count = min(os.cpu_count() or 1, MOST_THREADS)
     pool = ThreadPoolExecutor(count)  # a thread starts when there is work for it: one item takes one
     waiting: deque[Future[Decoded]] = deque()
     try:
@@ -204,12 +320,7 @@ def decode_all(items: Iterable[Item], decode: Callable[[Item], Decoded]) -> Gene
         pool.shutdown(cancel_futures=True)
 
 
-def threads() -> int:
-    """On how many threads images are decoded: Pillow works outside the GIL."""
-    return min(os.cpu_count() or 1, MOST_THREADS)
-
-
-@contextmanager
+@contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
     """Shows a bar with the time that remains on standard error; yields what advances it, by one unless told."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
