@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from equibench.data.dataset import image_source
 from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.vit import ViTEncoder
-from equibench.evaluation.context import Setting
+from equibench.evaluation.context import Context
 from equibench.pairs.manifest import Pairs
 from equibench.probes.mlp import STD_FLOOR, _initial_layers
 from equibench.transforms.transformation import TRANSFORMATIONS, transform
@@ -55,16 +55,16 @@ class PlainProtocol:
 
     encoder: ImageEncoder | ViTEncoder
     pairs: Pairs
-    setting: Setting
+    context: Context
     batch: int
     rounded: bool = False
 
     def run(self, seed: int) -> NDArray[np.float64]:
         """Train one probe, keep the epoch that is best on the validation pairs, predict test: (N, K)."""
         probe, order = self.probe(seed, self.moments), torch.Generator().manual_seed(0)
-        optimizer = torch.optim.Adam(probe.parameters(), lr=self.setting.probing.lr, fused=True)
+        optimizer = torch.optim.Adam(probe.parameters(), lr=self.context.probing.lr, fused=True)
         best, kept = float("inf"), {}
-        for _ in range(self.setting.probing.epochs):
+        for _ in range(self.context.probing.epochs):
             self.train_epoch(probe, optimizer, order)
             error = (self.predict(probe, "val") - self.targets("val")).square().mean().item()
             if error < best:
@@ -76,12 +76,12 @@ class PlainProtocol:
     def probe(self, seed: int, moments: tuple[Tensor, Tensor]) -> PlainProbe:
         """An untrained probe, for features (2 D,) of this mean and standard deviation."""
         outputs = self.targets("train").shape[1]
-        return PlainProbe(len(moments[0]), self.setting.probing.width, outputs, seed, *moments)
+        return PlainProbe(len(moments[0]), self.context.probing.width, outputs, seed, *moments)
 
     def train_epoch(self, probe: PlainProbe, optimizer: torch.optim.Optimizer, order: torch.Generator) -> None:
         """Load, transform and encode every training pair, and train the probe on it."""
         targets = self.targets("train")
-        for rows in torch.randperm(len(targets), generator=order).split(self.setting.probing.batch):
+        for rows in torch.randperm(len(targets), generator=order).split(self.context.probing.batch):
             features = self.features("train", rows)
             with self._autocast():
                 loss = (probe(features) - targets[rows]).square().mean()
@@ -92,7 +92,7 @@ class PlainProtocol:
     @torch.no_grad()
     def predict(self, probe: PlainProbe, split: str) -> Tensor:
         """Standardised predictions (N, K) of a split, whose pairs are loaded, transformed and encoded."""
-        rows = torch.arange(len(self.targets(split))).split(self.setting.probing.batch)
+        rows = torch.arange(len(self.targets(split))).split(self.context.probing.batch)
         parts = []
         for part in rows:
             features = self.features(split, part)
@@ -108,7 +108,7 @@ class PlainProtocol:
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (2 D,) of the training pairs' features, from one more pass over them."""
-        rows = torch.arange(self.pairs.sizes[0]).split(self.setting.probing.batch)
+        rows = torch.arange(self.pairs.sizes[0]).split(self.context.probing.batch)
         x = torch.cat([self.features("train", part) for part in rows])
         std, mean = torch.std_mean(x, dim=0, correction=0)
         size = float((std.square() + mean.square()).mean().sqrt())
@@ -119,7 +119,7 @@ class PlainProtocol:
         """Both views' representations side by side (n, 2 D) of these pairs of a split."""
         self.encoder.eval()
         images, theta = self._load(split, rows)
-        moved = transform(images, {self.pairs.transformation: theta}, self.setting.spec.fill)
+        moved = transform(images, {self.pairs.transformation: theta}, self.context.spec.fill)
         if self.rounded:
             moved = moved.mul(255).round().clamp(0, 255) / 255
         with self._autocast():
@@ -130,15 +130,15 @@ class PlainProtocol:
     def _load(self, split: str, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and parameters of these pairs of a split."""
         mine = self.pairs.rows(split).start + rows.numpy()
-        images = image_source(self.setting.dataset, split).images[self.pairs.image[mine]]
+        images = image_source(self.context.dataset, split).images[self.pairs.image[mine]]
         return torch.from_numpy(images).float() / 255, torch.from_numpy(self.pairs.theta[mine]).float()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.setting.device.type, dtype=torch.bfloat16, enabled=self.setting.bf16)
+        return torch.autocast(self.context.device.type, dtype=torch.bfloat16, enabled=self.context.bf16)
 
     @cached_property
     def _coded(self) -> NDArray[np.float64]:
-        return TRANSFORMATIONS[self.pairs.transformation].encode(self.pairs.theta, self.setting.size)
+        return TRANSFORMATIONS[self.pairs.transformation].encode(self.pairs.theta, self.context.size)
 
     @cached_property
     def _target_moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

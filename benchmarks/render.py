@@ -3,7 +3,7 @@
     python benchmarks/render.py [--jobs 2] [--out benchmarks/render.json]
 
 Prints JSON. The rate is that of whole objects, mesh, JPEGs and files included, in processes that have started (their
-start is given apart). It is set against 50 views a second, which is what makes a stand-in of 20,000 views a matter of
+start is given apart). It is set against 50 views a second, which is what makes a data set of 20,000 views a matter of
 minutes; the parts say what a view of one process spends on what, the larger sizes what they cost. On a machine that is
 busy otherwise (see the load average) only the rate by CPU time means something. About a minute.
 """
@@ -18,15 +18,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
-from equibench.render.jobs import Job, render_all, write_view
+from equibench.render.jobs import RenderJob, render_all, write_view
 from equibench.render.meshes import OBJECT_DRAWS, Mesh, solid_object
-from equibench.render.scene import RADIUS, SUPERSAMPLING, camera, cover, draw_latents, object_rotation, render_view, see
+from equibench.render.scene import (
+    OBJECT_RADIUS,
+    OVERSAMPLING,
+    camera,
+    cover,
+    draw_latents,
+    object_rotation,
+    render_view,
+    see,
+)
+from equibench.utils.random import uniforms
 
 GOAL = 50.0  # views a second
 SOLID = "cylinder"  # has 4,992 faces, which is nearest to 5,000
@@ -69,25 +78,18 @@ def main() -> None:
 def throughput(folder: Path, jobs: int) -> tuple[float, float]:
     """Seconds until every process has rendered an object of two views, then views a second."""
 
-    def queue() -> Iterator[Job]:
+    def queue() -> Iterator[RenderJob]:
         for number in range(jobs + OBJECTS):
             views = 2 if number < jobs else VIEWS
             latents = draw_latents(uniforms((views, 7), "benchmark", "view", number))
             drawn = uniforms((1, OBJECT_DRAWS), "benchmark", number)[0]
-            yield Job(folder, SOLID, str(number), drawn, latents, SIZE)
+            yield RenderJob(folder, SOLID, str(number), drawn, latents, SIZE)
 
     began = time.perf_counter()
     for done, _ in enumerate(render_all(queue(), jobs), start=1):
         if done == jobs:
             started = time.perf_counter()
     return started - began, OBJECTS * VIEWS / (time.perf_counter() - started)
-
-
-def uniforms(*arguments: Any) -> np.ndarray:
-    """As in `pairs`, imported late: the processes import this file too, and need no torch."""
-    from equibench.pairs import manifest as pairs
-
-    return pairs.uniforms(*arguments)
 
 
 def view_of(mesh: Mesh, size: int) -> Callable[[int], object]:
@@ -107,9 +109,9 @@ def undisturbed(mesh: Mesh, folder: Path, times: int = 100) -> float:
 def parts(mesh: Mesh, folder: Path) -> dict[str, float]:
     """Milliseconds of the parts of a view in one process; they overlap: the first holds the next two."""
     latents = draw_latents(uniforms((64, 7), "benchmark", "parts"))
-    side, eye = SIZE * SUPERSAMPLING, camera()
-    turned = [eye.project(object_rotation(one).apply(mesh.corners.reshape(-1, 3)).reshape(-1, 3, 3) * RADIUS, side)
-              for one in latents]  # fmt: skip
+    side, eye = SIZE * OVERSAMPLING, camera()
+    corners = OBJECT_RADIUS * mesh.corners
+    turned = [eye.project(corners @ object_rotation(one).as_matrix().T, side) for one in latents]
     picture = Image.fromarray(render_view(mesh, latents[0], SIZE))
     measured: dict[str, Callable[[int], object]] = {
         "picture": view_of(mesh, SIZE),

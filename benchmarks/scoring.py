@@ -42,7 +42,7 @@ from equibench.data.load import load_dataset
 from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.open import open_encoder
 from equibench.encoders.vit import ViTEncoder, weights_sha256
-from equibench.evaluation.context import Setting, Subject
+from equibench.evaluation.context import Context, Row, vit_identity
 from equibench.evaluation.evaluate import evaluate
 from equibench.metrics.regression import r2_per_dimension
 from equibench.pairs.manifest import Pairs
@@ -50,7 +50,6 @@ from equibench.pretrain.loop import default_precision
 from equibench.pretrain.runs import build_encoder
 from equibench.profiles import Profile, get_profile
 from equibench.runner.open import CPU_BATCH
-from equibench.runner.plan import encoder_subject
 from equibench.task import TASKS, Task, regression_tasks
 from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
 
@@ -78,21 +77,21 @@ QUICK = Sizes((24, 8, 16), 10, (200, 100, 100), (100, 40, 60), 4, (14, 3, 3), 1)
 
 @dataclass(frozen=True)
 class Case:
-    """An encoder, its tasks and the setting in which it is scored."""
+    """An encoder, its tasks and the context in which it is scored."""
 
-    subject: Subject
+    row: Row
     tasks: list[Task]
-    setting: Setting
+    context: Context
 
     @property
     def encoder(self) -> ImageEncoder | ViTEncoder:
-        assert isinstance(self.subject.encoder, ImageEncoder | ViTEncoder)
-        return self.subject.encoder
+        assert isinstance(self.row.encoder, ImageEncoder | ViTEncoder)
+        return self.row.encoder
 
     @property
     def views(self) -> list[int]:
         """Views that each task has to encode: its own, and the first one the untransformed ones for all."""
-        own = sum(self.setting.probing.pairs)
+        own = sum(self.context.probing.pairs)
         return [2 * own] + [own] * (len(self.tasks) - 1)
 
 
@@ -148,19 +147,19 @@ def against_floor_and_plain(case: Case, batches: Sequence[int]) -> dict[str, Any
     batch, found = best_batch(case, batches)
     rendering, scoring, floor = [], [], []
     for task, views in zip(case.tasks, case.views, strict=True):
-        pairs = case.setting.pairs(task)
-        rendering.append(seconds(lambda p=pairs: render(case.setting, p)))
-        scoring.append(seconds(lambda t=task: evaluate(case.subject, t, case.setting)))
+        pairs = case.context.pairs(task)
+        rendering.append(seconds(lambda p=pairs: render(case.context, p)))
+        scoring.append(seconds(lambda t=task: evaluate(case.row, t, case.context)))
         floor.append(bare_seconds(case, batch, max(batch, views // FLOOR_SHARE)) * views)
-    probes = seconds(lambda: [evaluate(case.subject, task, case.setting) for task in case.tasks])
+    probes = seconds(lambda: [evaluate(case.row, task, case.context) for task in case.tasks])
     whole, bare = sum(rendering) + sum(scoring), sum(floor)
     plain = plain_seconds(case, batch)
     return {
-        "pairs": list(case.setting.probing.pairs),
+        "pairs": list(case.context.probing.pairs),
         "views": sum(case.views),
         "tasks": len(case.tasks),
-        "probe_epochs": case.setting.probing.epochs,
-        "probe_seeds": case.setting.probing.seeds,
+        "probe_epochs": case.context.probing.epochs,
+        "probe_seeds": case.context.probing.seeds,
         "milliseconds_per_view_by_batch": found,
         "best_batch": batch,
         "forward_seconds": round(bare, 2),
@@ -175,9 +174,9 @@ def against_floor_and_plain(case: Case, batches: Sequence[int]) -> dict[str, Any
     }
 
 
-def render(setting: Setting, pairs: Pairs) -> None:
+def render(context: Context, pairs: Pairs) -> None:
     """Make the views of these pairs that are not on the disk yet, which reading one of them does."""
-    for views in (setting.views.first(pairs), setting.views.second(pairs)):
+    for views in (context.views.first(pairs), context.views.second(pairs)):
         assert views.images[slice(0, 1)].size
 
 
@@ -192,11 +191,11 @@ def best_batch(case: Case, batches: Sequence[int]) -> tuple[int, dict[int, float
 
 def bare_seconds(case: Case, batch: int, count: int) -> float:
     """Seconds per image of the network alone, on normalised images that are there already."""
-    setting, encoder = case.setting, case.encoder.eval()
+    context, encoder = case.context, case.encoder.eval()
     network: nn.Module = encoder.model if isinstance(encoder, ImageEncoder) else encoder
-    images = torch.randn(batch, 3, setting.size, setting.size)
+    images = torch.randn(batch, 3, context.size, context.size)
     passes = -(-count // batch)
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.bf16):
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=context.bf16):
         network(images)
         return seconds(lambda: [network(images) for _ in range(passes)]) / (passes * batch)
 
@@ -208,10 +207,10 @@ def plain_seconds(case: Case, batch: int) -> dict[str, float]:
     one evaluation of the validation and of the test pairs: less than a choice of the epoch would cost.
     """
     task = next(t for t in case.tasks if t.transformation == "rotation")
-    protocol = PlainProtocol(case.encoder, case.setting.pairs(task), case.setting, batch)
+    protocol = PlainProtocol(case.encoder, case.context.pairs(task), case.context, batch)
     inputs = protocol.features("val", torch.arange(2)).shape[1]
     probe = protocol.probe(0, (torch.zeros(inputs), torch.ones(inputs)))  # not charged for the pass that finds them
-    probing = case.setting.probing
+    probing = case.context.probing
     optimizer = torch.optim.Adam(probe.parameters(), lr=probing.lr, fused=True)
     epoch = seconds(lambda: protocol.train_epoch(probe, optimizer, torch.Generator().manual_seed(0)))
     val = seconds(lambda: protocol.predict(probe, "val"))
@@ -229,8 +228,8 @@ def seeds(case: Case) -> dict[str, Any]:
     """Seconds of probes and scores on all tasks with more and more seeds, from stored features."""
     spent = {}
     for count in SEEDS:
-        setting = dataclasses.replace(case.setting, profile=with_probing(case.setting.profile, seeds=count))
-        spent[count] = seconds(lambda s=setting: [evaluate(case.subject, task, s) for task in case.tasks])
+        context = dataclasses.replace(case.context, profile=with_probing(case.context.profile, seeds=count))
+        spent[count] = seconds(lambda s=context: [evaluate(case.row, task, s) for task in case.tasks])
     slope = float(np.polyfit(list(spent), list(spent.values()), 1)[0])
     return {"seconds_by_seeds": {n: round(s, 2) for n, s in spent.items()}, "seconds_per_extra_seed": round(slope, 2)}
 
@@ -243,13 +242,14 @@ def agreement(sizes: Sizes, folder: Path) -> dict[str, Any]:
     data = load_dataset("solids", sizes=(10 * sizes.agreement[1], sizes.agreement[2]))
     profile = with_probing(get_profile("tiny"), pairs=sizes.agreement, epochs=sizes.agreement_epochs)
     case, found = own_case(profile, data, folder), {}
-    case = dataclasses.replace(case, setting=dataclasses.replace(case.setting, bf16=False))
+    case = dataclasses.replace(case, context=dataclasses.replace(case.context, bf16=False))
     for task in case.tasks:
-        record = next(r for r in evaluate(case.subject, task, case.setting) if r.features == "full")
-        assert record.r2 is not None
+        record = next(r for r in evaluate(case.row, task, case.context) if r.features == "full")
+        r2 = record.metrics["r2"]
+        assert r2.value is not None
         found[task.name] = {
-            "suite": round(record.r2, 5),
-            "std_over_probe_seeds": round(record.r2_std_probe or 0.0, 5),
+            "suite": round(r2.value, 5),
+            "std_over_probe_seeds": round(r2.std_probe or 0.0, 5),
             "plain": round(plain_r2(case, task, rounded=False), 5),
             "plain_rounded_as_stored": round(plain_r2(case, task, rounded=True), 5),
         }
@@ -266,10 +266,10 @@ def agreement(sizes: Sizes, folder: Path) -> dict[str, Any]:
 
 def plain_r2(case: Case, task: Task, *, rounded: bool) -> float:
     """The probe seeds' mean R² on the test pairs, by the usual protocol."""
-    pairs = case.setting.pairs(task)
-    protocol = PlainProtocol(case.encoder, pairs, case.setting, batch=128, rounded=rounded)
-    truth = TRANSFORMATIONS[task.transformation].encode(pairs.theta, case.setting.size)[pairs.rows("test")]
-    return float(np.mean([r2_per_dimension(truth, protocol.run(seed)) for seed in case.setting.probe_seeds]))
+    pairs = case.context.pairs(task)
+    protocol = PlainProtocol(case.encoder, pairs, case.context, batch=128, rounded=rounded)
+    truth = TRANSFORMATIONS[task.transformation].encode(pairs.theta, case.context.size)[pairs.rows("test")]
+    return float(np.mean([r2_per_dimension(truth, protocol.run(seed)) for seed in case.context.probe_seeds]))
 
 
 def linear(sizes: Sizes, folder: Path) -> dict[str, Any]:
@@ -280,7 +280,7 @@ def linear(sizes: Sizes, folder: Path) -> dict[str, Any]:
             pairs = tuple(times * n for n in sizes.linear)
             case = timm_case(MIDDLE, (pairs[0], pairs[1], pairs[2]), 20, folder / f"{number}-{times}")
             tasks = [t for t in case.tasks if t.transformation in ("rotation", "color")]
-            taken = seconds(lambda c=case, t=tasks: [evaluate(c.subject, task, c.setting) for task in t])
+            taken = seconds(lambda c=case, t=tasks: [evaluate(c.row, task, c.context) for task in t])
             spent[sum(pairs)] = min(taken, spent.get(sum(pairs), float("inf")))
     exponent = np.polyfit(np.log(list(spent)), np.log(list(spent.values())), 1)[0]
     return {
@@ -300,19 +300,20 @@ def timm_case(name: str, pairs: tuple[int, int, int], epochs: int, folder: Path)
     encoder = open_encoder(name, pretrained=False, views=view_spec("headline", 224)).encoder
     identity = encoder.identity
     assert identity is not None
-    subject = Subject(name, encoder, identity, str(identity["weights"]), batch=CPU_BATCH)
-    return Case(subject, tasks(), setting_of(profile, data, folder))
+    row = Row(name, lambda: encoder, identity, str(identity["weights"]), batch=CPU_BATCH)
+    return Case(row, tasks(), context_of(profile, data, folder))
 
 
 def own_case(profile: Profile, data: Dataset, folder: Path) -> Case:
     """A profile's untrained encoder, as a table lays it out."""
-    encoder, setting = build_encoder(profile, "headline", 0).eval(), setting_of(profile, data, folder)
-    subject = encoder_subject("encoder", encoder, weights_sha256(encoder), setting, seed=0, command="")
-    return Case(subject, tasks(), setting)
+    encoder, context = build_encoder(profile, "headline", 0).eval(), context_of(profile, data, folder)
+    weights = weights_sha256(encoder)
+    row = Row("encoder", lambda: encoder, vit_identity(weights, profile, context.spec), weights, seed=0)
+    return Case(row, tasks(), context)
 
 
-def setting_of(profile: Profile, data: Dataset, folder: Path) -> Setting:
-    return Setting(profile, data, "headline", folder, torch.device("cpu"), bf16=bf16())
+def context_of(profile: Profile, data: Dataset, folder: Path) -> Context:
+    return Context(profile, data, "headline", folder, torch.device("cpu"), bf16=bf16())
 
 
 def tasks() -> list[Task]:

@@ -24,14 +24,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from equibench.config import RunConfig
 from equibench.encoders.vit import ViTEncoder, weights_sha256
+from equibench.evaluation.context import Context, Row, vit_identity
 from equibench.evaluation.evaluate import evaluate
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.loop import build, pretrain
 from equibench.pretrain.method import BASELINES
 from equibench.profiles import Profile, get_profile
-from equibench.runner.open import Order, Workplace, open_workplace
-from equibench.runner.plan import encoder_subject
+from equibench.runner.open import open_context
 from equibench.task import TASKS, regression_tasks
 
 ROWS = ("vicreg", "sie_all", "reconstruction")
@@ -46,26 +47,26 @@ def main() -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        place = open_workplace(Order(profile, runs=Path(folder)))
+        context = open_context(RunConfig.of(profile=profile, runs=Path(folder)))
         facts: dict[str, object] = {
             "profile": profile.name,
-            "data": place.setting.dataset.name,
+            "data": context.dataset.name,
             "threads": torch.get_num_threads(),
-            "precision": "bf16-mixed" if place.setting.bf16 else "32-true",
+            "precision": "bf16-mixed" if context.bf16 else "32-true",
             "torch": torch.__version__,
-            "pretraining": {row: pretraining(row, profile, place, arguments.steps) for row in ROWS},
-            "evaluation": evaluation(profile, place),
+            "pretraining": {row: pretraining(row, profile, context, arguments.steps) for row in ROWS},
+            "evaluation": evaluation(profile, context),
         }
     print(json.dumps(facts, indent=1))
 
 
-def pretraining(row: str, profile: Profile, place: Workplace, steps: int) -> dict[str, float]:
+def pretraining(row: str, profile: Profile, context: Context, steps: int) -> dict[str, float]:
     """Median milliseconds of each part of a step, and the floor's, on the same batches."""
     module = build(BASELINES.get(row), profile, "headline", 0, 10)
-    stream = PairStream(place.setting.dataset, "train", module.method, place.setting.spec, 0)
+    stream = PairStream(context.dataset, "train", module.method, context.spec, 0)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
-    wrapped, optimizer = place.fabric.setup(module, optimizer)
-    bare = ViTEncoder(profile.encoder, profile.image_size, place.setting.spec)
+    wrapped, optimizer = context.fabric.setup(module, optimizer)
+    bare = ViTEncoder(profile.encoder, profile.image_size, context.spec)
     batch = profile.pretraining.batch
     seconds: dict[str, list[float]] = {"views": [], "model": [], "floor": []}
     for step in range(steps + 5):
@@ -73,19 +74,19 @@ def pretraining(row: str, profile: Profile, place: Workplace, steps: int) -> dic
 
         def model_step(views=views) -> None:
             losses, _ = wrapped(views)
-            place.fabric.backward(losses["loss"])
+            context.fabric.backward(losses["loss"])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
         def floor_step(views=views) -> None:
-            with place.fabric.autocast():
+            with context.fabric.autocast():
                 features = bare(torch.cat([views.v1, views.v2]))
             features.float().square().mean().backward()
 
         timed(seconds["model"], model_step)
         timed(seconds["floor"], floor_step)
     views, model, floor = (statistics.median(seconds[name][5:]) for name in ("views", "model", "floor"))
-    whole = run_step(row, profile, place, 4 * steps)
+    whole = run_step(row, profile, context, 4 * steps)
     return {
         "views_ms": round(1e3 * views, 2),
         "model_ms": round(1e3 * model, 2),
@@ -97,38 +98,39 @@ def pretraining(row: str, profile: Profile, place: Workplace, steps: int) -> dic
     }
 
 
-def run_step(row: str, profile: Profile, place: Workplace, steps: int) -> float:
+def run_step(row: str, profile: Profile, context: Context, steps: int) -> float:
     """Seconds of a step of a real run, with all that the loop does beside the model."""
     pairs = steps * profile.pretraining.batch
     short = dataclasses.replace(profile, pretraining=dataclasses.replace(profile.pretraining, pairs=pairs))
-    folder = place.setting.work / "benchmark" / row
-    return pretrain(BASELINES.get(row), short, place.setting.dataset, folder, fabric=place.fabric).seconds / steps
+    folder = context.work / "benchmark" / row
+    return pretrain(BASELINES.get(row), short, context.dataset, folder, fabric=context.fabric).seconds / steps
 
 
-def evaluation(profile: Profile, place: Workplace) -> dict[str, float]:
+def evaluation(profile: Profile, context: Context) -> dict[str, float]:
     """Seconds of the six-task evaluation from an empty store, and of its bare forward passes."""
     module = build(BASELINES.get("reconstruction"), profile, "headline", 0, 10)
     encoder = module.encoder.eval()
     tasks = [TASKS.get(name) for name in regression_tasks()]
-    subject = encoder_subject("reconstruction", encoder, weights_sha256(encoder), place.setting, seed=0, command="")
-    subject = dataclasses.replace(subject, half=encoder.invariant)
+    weights = weights_sha256(encoder)
+    identity = vit_identity(weights, profile, context.spec)
+    row = Row("reconstruction", lambda: encoder, identity, weights, half=encoder.invariant, seed=0)
     count = sum(profile.probing.pairs) * (1 + len(tasks))
     images = torch.rand(profile.encode_batch, 3, profile.image_size, profile.image_size)
 
     def forward() -> None:
-        with torch.inference_mode(), place.fabric.autocast():
+        with torch.inference_mode(), context.fabric.autocast():
             for _ in range(-(-count // profile.encode_batch)):
                 encoder.represent(images)
 
-    with torch.inference_mode(), place.fabric.autocast():
+    with torch.inference_mode(), context.fabric.autocast():
         encoder.represent(images)
     floors: list[float] = []
     whole: list[float] = []
     timed(floors, forward)
-    timed(whole, lambda: [evaluate(subject, task, place.setting) for task in tasks])
+    timed(whole, lambda: [evaluate(row, task, context) for task in tasks])
     # once the views of a table are rendered and one row's features are stored, what is left are the probes
     probes: list[float] = []
-    timed(probes, lambda: [evaluate(subject, task, place.setting) for task in tasks])
+    timed(probes, lambda: [evaluate(row, task, context) for task in tasks])
     timed(floors, forward)
     floor = statistics.mean(floors)
     return {

@@ -26,11 +26,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from equibench.config import RunConfig
+from equibench.evaluation.context import Context
 from equibench.pretrain.batches import PairStream
 from equibench.pretrain.loop import build, default_precision, pretrain
 from equibench.pretrain.method import BASELINES
 from equibench.profiles import Profile, get_profile
-from equibench.runner.open import Order, Workplace, open_workplace
+from equibench.runner.open import open_context
 from equibench.utils.files import write_text
 
 ROWS = ("vicreg", "sie_all", "reconstruction")
@@ -48,14 +50,14 @@ def main() -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="equibench-benchmark-") as folder:
-        place = open_workplace(Order(profile, runs=Path(folder)))
-        rows = {row: compare(row, profile, place, arguments.blocks) for row in ROWS}
+        context = open_context(RunConfig.of(profile=profile, runs=Path(folder)))
+        rows = {row: compare(row, profile, context, arguments.blocks) for row in ROWS}
     facts = {
         "profile": profile.name,
-        "data": place.setting.dataset.name,
-        "device": torch.cuda.get_device_name() if place.fabric.device.type == "cuda" else "cpu",
+        "data": context.dataset.name,
+        "device": torch.cuda.get_device_name() if context.fabric.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "precision": default_precision(place.fabric.device.type),
+        "precision": default_precision(context.fabric.device.type),
         "torch": torch.__version__,
         "load_average_before": round(load, 2),
         "goal": GOAL,
@@ -67,11 +69,11 @@ def main() -> None:
         write_text(arguments.out, text + "\n")
 
 
-def compare(row: str, profile: Profile, place: Workplace, blocks: int) -> dict[str, float]:
+def compare(row: str, profile: Profile, context: Context, blocks: int) -> dict[str, float]:
     """Throughput of a run and of the plain loop, taken in turns of `log_every` steps."""
-    entry, device = BASELINES.get(row), place.fabric.device
+    entry, device = BASELINES.get(row), context.fabric.device
     steps, batch = profile.pretraining.log_every, profile.pretraining.batch
-    plain, flops = plain_loop(row, profile, place)
+    plain, flops = plain_loop(row, profile, context)
     ours: list[float] = []
     theirs: list[float] = []
     peaks: list[float] = []
@@ -90,7 +92,7 @@ def compare(row: str, profile: Profile, place: Workplace, blocks: int) -> dict[s
     pairs = (blocks + 1) * steps * batch
     short = dataclasses.replace(profile, pretraining=dataclasses.replace(profile.pretraining, pairs=pairs))
     since = now(device)
-    pretrain(entry, short, place.setting.dataset, place.setting.work / row, fabric=place.fabric, report=take_turns)
+    pretrain(entry, short, context.dataset, context.work / row, fabric=context.fabric, report=take_turns)
     seconds, floor = (statistics.median(turns[1:]) / steps for turns in (ours, theirs))
     peak = max(peaks)
     return {
@@ -104,12 +106,12 @@ def compare(row: str, profile: Profile, place: Workplace, blocks: int) -> dict[s
     }
 
 
-def plain_loop(row: str, profile: Profile, place: Workplace) -> tuple[Callable[[int], None], int]:
+def plain_loop(row: str, profile: Profile, context: Context) -> tuple[Callable[[int], None], int]:
     """A step of plain PyTorch on batches that lie in memory, by number; and the operations of its matrix products."""
-    device, dataset = place.fabric.device, place.setting.dataset
+    device, dataset = context.fabric.device, context.dataset
     bf16 = default_precision(device.type) == "bf16-mixed"
     module = build(BASELINES.get(row), profile, "headline", 0, len(dataset.class_names)).to(device).train()
-    stream = PairStream(dataset, "train", module.method, place.setting.spec, 0)
+    stream = PairStream(dataset, "train", module.method, context.spec, 0)
     batch = profile.pretraining.batch
     batches = [stream.batch(number * batch, batch, module.encoder) for number in range(BATCHES_IN_MEMORY)]
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)

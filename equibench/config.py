@@ -16,6 +16,8 @@ from equibench.errors import UserError, closest
 from equibench.profiles import Profile, get_profile
 
 VARIANTS = ("headline", "paper_like")
+RESULTS = Path("results")
+"""Where results go unless told otherwise."""
 MEASURED, SIZE, DATA, ENCODER, MACHINE = "What to measure", "How much", "Data", "Encoder", "Machine and folders"
 """Groups of options on the command line."""
 

@@ -6,7 +6,7 @@ Run it in Table 2 beside the rest:  equibench table table2 --baseline examples/m
 from equibench.baselines.vicreg import vicreg_loss
 from torch import cat, nn
 
-from equibench.pretrain.method import Baseline, register_baseline
+from equibench import Baseline, register_baseline
 from equibench.pretrain.modules import projector
 
 

@@ -6,8 +6,7 @@ Measure what it gives away:  equibench certify examples/my_task.py
 import numpy as np
 import torch
 
-from equibench.task import Task, register_task
-from equibench.transforms.transformation import Transformation, register_transformation
+from equibench import Task, Transformation, register_task, register_transformation
 
 MOST = 0.3
 

@@ -9,20 +9,22 @@ from pathlib import Path
 
 import pytest
 
+import equibench.registry
+import equibench.utils.digests
 from equibench.errors import UserError, closest
 from equibench.pretrain.loop import build
 from equibench.pretrain.method import BASELINES, Baseline, register_baseline
 from equibench.profiles import get_profile
 from equibench.registry import Registry, load_file
 from equibench.task import TASKS, regression_tasks
-from equibench.transforms.transformation import TRANSFORMATIONS
-from equibench.utils import digests as version
+from equibench.transforms.transformation import TRANSFORMATIONS, transform_sequence
+from equibench.utils.digests import code_digest
 
 ROOT = Path(__file__).parent.parent
 
 GOOD = '''
 import torch
-from equibench.pretrain.baseline import Baseline, register_baseline
+from equibench.pretrain.method import Baseline, register_baseline
 
 @register_baseline("mine", title="My method", factor=3.0)
 class Mine(Baseline):
@@ -88,7 +90,9 @@ def test_name_like_no_other_gets_no_suggestion() -> None:
         get_profile("dmo")
 
 
-def test_a_name_is_registered_once() -> None:
+def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equibench.registry, "_registries", [])  # or files would be looked for in equibench.things
+    monkeypatch.setattr(equibench.registry, "_kinds", {})
     registry: Registry[int] = Registry("thing", "equibench.things")
     registry.add("one", 1)
     with pytest.raises(UserError, match="thing 'one' is registered twice"):
@@ -119,12 +123,15 @@ def test_a_good_file_registers_its_baselines(tmp_path: Path) -> None:
 
 
 def test_digest_follows_the_file_and_the_settings(tmp_path: Path) -> None:
-    digests = set()
-    for number, text in enumerate((GOOD, GOOD.replace("3.0", "4.0"), GOOD + "\n# more\n", GOOD)):
+    digests = []
+    said_otherwise = GOOD.replace("More lines.", "Other lines.") + "\n# more\n"
+    texts = (GOOD, said_otherwise, GOOD, GOOD.replace("3.0", "4.0"), GOOD.replace(".square()", ".abs()"))
+    for number, text in enumerate(texts):
         BASELINES._entries.pop("mine", None)
         load_file(file_of(tmp_path, text, f"mine{number}.py"), "baseline")
-        digests.add(BASELINES.get("mine").source_sha256)
-    assert len(digests) == 3
+        digests.append(BASELINES.get("mine").source_sha256)
+    assert digests[0] == digests[1] == digests[2]
+    assert len(set(digests)) == 3
 
 
 def test_files_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
@@ -175,21 +182,19 @@ def test_every_package_is_installed() -> None:
 
 
 def test_a_changed_transformation_makes_old_views_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = version.code_sha256("transforms")
-    monkeypatch.setattr(version, "_transformation_files", set())
-    version.code_sha256.cache_clear()
+    before = code_digest(transform_sequence)
+    monkeypatch.setattr(equibench.utils.digests, "_transformation_files", set())
     example = (ROOT / "examples/my_task.py").read_text(encoding="utf-8")
-    builtin = version.code_sha256("transforms")
+    builtin = code_digest(transform_sequence)
     digests = []
     for number, text in enumerate((example, example.replace("MOST = 0.3", "MOST = 0.2"))):
         text = text.replace('name="shear"', f'name="shear{number}"')
         text = text.replace('transformation="shear"', f'transformation="shear{number}"')
         (tmp_path / f"shear{number}.py").write_text(text)
         assert load_file(tmp_path / f"shear{number}.py", "task") == [f"shear{number}"]
-        digests.append(version.code_sha256("transforms"))
+        digests.append(code_digest(transform_sequence))
     assert len({builtin, *digests}) == 3
     monkeypatch.undo()
-    version.code_sha256.cache_clear()
     for number in (0, 1):
         del TASKS._entries[f"shear{number}"], TRANSFORMATIONS[f"shear{number}"]
-    assert version.code_sha256("transforms") == before
+    assert code_digest(transform_sequence) == before

@@ -35,14 +35,14 @@ def render(
     )
     console = Console(soft_wrap=True, highlight=False)
     if dry_run:
-        work = generator.estimate(out, settings)
+        work = generator.estimate_rendering(out, settings)
         console.print(f"{sum(work.classes.values()):,} objects in {len(work.classes)} classes, {work.views} views each")
         console.print(
             f"to render: {work.missing:,} objects, {work.missing * work.views:,} views, about {clock(work.seconds)}, "
             f"{work.bytes / 1e6:,.0f} MB on disk ({work.free / 1e6:,.0f} MB free)"
         )
         return
-    done = generator.render(out, settings)
+    done = generator.render_objects(out, settings)
     for name, problem in done.left_out.items():
         console.print(f"left out: {escape(name)}: {escape(problem)}", style="yellow")
     facts = [f"{done.train:,} objects for training", f"{done.val:,} for validation", f"{done.views} views each"]

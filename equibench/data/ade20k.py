@@ -11,8 +11,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,9 @@ from rich.console import Console
 from rich.progress import track
 
 from equibench.data import solids
+from equibench.data.dataset import data_roots
 from equibench.errors import UserError
-from equibench.utils.arrays import cache_folder, read_json, writing_to_cache
+from equibench.utils.arrays import cache_folder, decode_all, progress, read_json, writing_to_cache
 from equibench.utils.digests import code_digest
 from equibench.utils.download import exclusive
 from equibench.utils.files import write_text
@@ -175,7 +175,6 @@ NAME = "ADEChallengeData2016"
 SPLITS = ("training", "validation")
 IMAGE, MASK = ".jpg", ".png"
 CLASSES = 150
-MOST_THREADS = 8
 VERSION = 1  # raised whenever another thing is checked
 
 LAYOUT = f"""\
@@ -188,21 +187,13 @@ the layout of ADE20K is
 
 @dataclass(frozen=True)
 class CheckedTree:
-    """A tree of which every file has been decoded.
+    """A tree of which every file has been decoded."""
 
-    Attributes:
-        root: the folder that holds images/ and annotations/.
-        names: of the good images by split, sorted, relative to images/SPLIT and without their suffix.
-        bad: (file, what is wrong) for each that was left out.
-        pixels: (classes,) int64, how many pixels of the training annotations each class has.
-        sha256: digest of the files' paths, sizes and times of change.
-    """
-
-    root: Path
-    names: dict[str, tuple[str, ...]]
-    bad: tuple[tuple[str, str], ...]
-    pixels: NDArray[np.int64]
-    sha256: str
+    root: Path  # the folder that holds images/ and annotations/
+    names: dict[str, tuple[str, ...]]  # of the good images by split, sorted, relative to images/SPLIT, without suffix
+    bad: tuple[tuple[str, str], ...]  # (file, what is wrong) for each that was left out
+    pixels: NDArray[np.int64]  # (classes,), how many pixels of the training annotations each class has
+    sha256: str  # digest of the files' paths, sizes and times of change
 
 
 def find_ade20k(data_root: Path | str | None = None) -> Path:
@@ -211,13 +202,10 @@ def find_ade20k(data_root: Path | str | None = None) -> Path:
     Raises:
         UserError: it is not there; the message draws the layout.
     """
-    given = [Path(base).expanduser() for base in (data_root, os.environ.get("EQUIBENCH_DATA")) if base]
-    if data_root and not given[0].is_dir():
-        raise UserError(f"data_root {data_root} is not a folder", LAYOUT)
+    given, where = data_roots(data_root, LAYOUT)
     places = [base / below for base in given for below in ("", NAME, f"ade/{NAME}")]
     root = next((p for p in places if (p / "images").is_dir() and (p / "annotations").is_dir()), None)
     if root is None:
-        where = " or ".join(map(str, given)) or "$EQUIBENCH_DATA, which is not set"
         raise UserError(f"ADE20K is not in {where}", f"give the folder by --data-root or $EQUIBENCH_DATA; {LAYOUT}")
     for kind in ("images", "annotations"):
         for split in SPLITS:
@@ -227,9 +215,7 @@ def find_ade20k(data_root: Path | str | None = None) -> Path:
 
 
 def check_tree(data_root: Path | str | None = None, *, classes: int = CLASSES, skip_bad: bool = False) -> CheckedTree:
-    """Decode every image and annotation once, and count the training annotations' pixels.
-
-    What is found is kept in the cache until a file changes.
+    """Decode every image and annotation once, and count the training annotations' pixels; the cache keeps the result.
 
     Args:
         data_root: a folder with ADE20K, see `find_ade20k`.
@@ -273,8 +259,7 @@ def label_areas(tree: CheckedTree, split: str = "validation") -> NDArray[np.int6
         with Image.open(_paths(tree.root, split, name)[1]) as opened:
             return np.bincount(np.asarray(opened).ravel(), minlength=len(tree.pixels) + 1)[1:]
 
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
-        return np.stack(list(pool.map(areas, tree.names[split]))).astype(np.int64)
+    return np.stack(list(decode_all(tree.names[split], areas))).astype(np.int64)
 
 
 def _names(root: Path, split: str) -> list[str]:
@@ -300,40 +285,30 @@ def _state(root: Path, names: dict[str, list[str]], classes: int) -> str:
     return digest.hexdigest()
 
 
-Bad = tuple[str, str, str, str]
+_Bad = tuple[str, str, str, str]
 """Split, name, the file at fault (relative to the root) and what is wrong with it."""
 
 
-def _look(root: Path, names: dict[str, list[str]], classes: int, skip_bad: bool) -> tuple[list[Bad], NDArray[np.int64]]:
+def _look(
+    root: Path, names: dict[str, list[str]], classes: int, skip_bad: bool
+) -> tuple[list[_Bad], NDArray[np.int64]]:
+    """What is bad, and the training annotations' pixels of each class."""
     entries = [(split, name) for split in SPLITS for name in names[split]]
     pixels = np.zeros(classes + 1, dtype=np.int64)
-    bad: list[Bad] = []
-    shown = track(
-        _looked_at(root, entries, classes),
-        "checking ADE20K",
-        len(entries),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    for (split, name), found in zip(entries, shown, strict=True):
-        if isinstance(found, tuple) and not skip_bad:
-            raise _refused(root, *found)
-        if isinstance(found, tuple):
-            bad.append((split, name, *found))
-        elif split == "training":
-            pixels += found
+    bad: list[_Bad] = []
+    with (
+        progress("checking ADE20K", len(entries)) as advance,
+        closing(decode_all(entries, partial(_look_at, root, classes))) as looked_at,
+    ):
+        for (split, name), found in zip(entries, looked_at, strict=True):
+            advance()
+            if isinstance(found, tuple) and not skip_bad:
+                raise _refused(root, *found)
+            if isinstance(found, tuple):
+                bad.append((split, name, *found))
+            elif split == "training":
+                pixels += found
     return bad, pixels[1:]
-
-
-def _looked_at(
-    root: Path, entries: list[tuple[str, str]], classes: int
-) -> Iterator[NDArray[np.int64] | tuple[str, str]]:
-    """What each image's files hold, in order: Pillow decodes outside the GIL, so threads help."""
-    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS))
-    try:
-        yield from pool.map(partial(_look_at, root, classes), entries)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _look_at(root: Path, classes: int, entry: tuple[str, str]) -> NDArray[np.int64] | tuple[str, str]:
@@ -366,4 +341,5 @@ def _named(root: Path, path: Path) -> str:
 
 
 def _refused(root: Path, path: str, reason: str) -> UserError:
-    return UserError(f"{root / path}: {reason}", "mend or remove the file, or leave such images out with skip_bad=True")
+    fix = "mend or remove the file, or leave such images out with --skip-bad (skip_bad=True)"
+    return UserError(f"{root / path}: {reason}", fix)

@@ -1,4 +1,4 @@
-"""Reading CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from any official version, no byte of CIFAR-10 unchecked."""
+"""Reading CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from either official version, against their published checksums."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import pickle
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ PYTHON_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE = "cifar-10-binary.tar.gz"
 ARCHIVE_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 BINARY_FOLDER, PYTHON_FOLDER = "cifar-10-batches-bin", "cifar-10-batches-py"
-TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 BINARY_MD5 = {
     "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
     "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
@@ -34,86 +34,109 @@ BINARY_MD5 = {
     "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
-PYTHON_FILES = (*TRAIN_BATCHES, "test_batch", "batches.meta")
+PYTHON_MD5 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+}
+CIFAR100_MD5 = {
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+}
+CIFAR100_BINARY = dict.fromkeys(("fine_label_names.txt", "train.bin", "test.bin"), "")
 IMAGE_SHAPE = (3, 32, 32)
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True)
 class CifarFiles:
-    """A folder that holds the batches of one of the two official versions."""
+    """A folder that holds the files of one of the two official versions of a data set."""
 
+    title: str
     folder: Path
-    binary: bool
+    md5: Mapping[str, str]  # by the files' names; "" where the checksum is not known
+    url: str  # of the official archive
 
-    @property
-    def files(self) -> tuple[str, ...]:
-        return tuple(BINARY_MD5) if self.binary else PYTHON_FILES
+    def stamp(self) -> dict[str, list[int]]:
+        """Size in bytes and time of change in nanoseconds of each file: while they stay, a check holds.
+
+        A UserError names a file that is missing.
+        """
+        states = {}
+        for name, md5 in self.md5.items():
+            try:
+                state = (self.folder / name).stat()
+            except OSError as error:
+                wanted = f" (expected MD5 {md5})" if md5 else ""
+                raise self._error(f"{self.title} is incomplete: {self.folder / name} is missing{wanted}") from error
+            states[name] = [state.st_size, state.st_mtime_ns]
+        return states
+
+    def check(self) -> None:
+        """Compares every file with its checksum; a UserError names one that is damaged or cannot be read."""
+        for path, md5 in ((self.folder / name, md5) for name, md5 in self.md5.items() if md5):
+            try:
+                found = file_md5(path)
+            except OSError as error:
+                found = error.strerror or str(error)
+            if found != md5:
+                raise self._error(f"{path} is damaged: expected MD5 {md5}, found {found}")
+
+    def batch(self, name: str) -> ImageSet:
+        """The images (N, 3, 32, 32) and labels of one file; of CIFAR-100's two labels the fine one."""
+        path, fine = self.folder / name, int(self.title == "CIFAR-100")
+        try:
+            if path.suffix == ".bin":  # the labels, then the red, the green and the blue plane
+                rows = np.fromfile(path, np.uint8).reshape(-1, 1 + fine + int(np.prod(IMAGE_SHAPE)))
+                labels, pixels = rows[:, fine].astype(np.int64), rows[:, 1 + fine :]
+            else:
+                held = _unpickle(path)
+                labels = np.asarray(held["fine_labels" if fine else "labels"], np.int64)
+                pixels = np.asarray(held["data"])
+            found = ImageSet(pixels.reshape(-1, *IMAGE_SHAPE), labels)
+            if found.images.dtype != np.uint8 or labels.shape != found.images.shape[:1]:
+                raise ValueError(f"{len(found.images):,} images of {found.images.dtype}, labels {labels.shape}")
+        except _UNREADABLE as error:
+            raise self.not_published(name, error) from error
+        return found
+
+    def not_published(self, name: str, reason: object) -> UserError:
+        """The error of a file that is not the published one."""
+        return self._error(f"{self.folder / name} is not as published: {reason}")
+
+    def _error(self, problem: str) -> UserError:
+        fix = f"replace it by the file of the official archive ({self.url}), or give another folder: --data-root"
+        return UserError(problem, fix)
 
 
-def find(root: Path) -> CifarFiles | None:
+def find_cifar10(root: Path) -> CifarFiles | None:
     """The batches under ``root``, or in it; None where there is neither folder nor a single batch."""
-    for folder, binary in ((root / BINARY_FOLDER, True), (root / PYTHON_FOLDER, False)):
-        if folder.is_dir():
-            return CifarFiles(folder, binary)
-    for binary in (True, False):
-        source = CifarFiles(root, binary)
-        if any((root / name).is_file() for name in source.files):
-            return source
+    versions = ((BINARY_FOLDER, BINARY_MD5, URL), (PYTHON_FOLDER, PYTHON_MD5, PYTHON_URL))
+    for folder, md5, url in versions:
+        if (root / folder).is_dir():
+            return CifarFiles("CIFAR-10", root / folder, md5, url)
+    for _, md5, url in versions:
+        if any((root / name).is_file() for name in md5):
+            return CifarFiles("CIFAR-10", root, md5, url)
     return None
 
 
-def stamp(source: CifarFiles) -> dict[str, list[int]]:
-    """Size in bytes and time of change in nanoseconds of each file: while they stay, a check holds.
-
-    Raises:
-        UserError: a file is missing.
-    """
-    states = {}
-    for name in source.files:
-        path = source.folder / name
-        try:
-            state = path.stat()
-        except OSError as error:
-            expected = _expected_md5(source)[name]
-            raise UserError(
-                f"CIFAR-10 is incomplete: {path} is missing (expected MD5 {expected}, found no file).", _mend(source)
-            ) from error
-        states[name] = [state.st_size, state.st_mtime_ns]
-    return states
-
-
-def check(source: CifarFiles) -> None:
-    """Compares every file with its published MD5.
-
-    Raises:
-        UserError: a file is damaged or cannot be read.
-    """
-    for name, expected in _expected_md5(source).items():
-        path = source.folder / name
-        try:
-            found = file_md5(path)
-        except OSError as error:
-            raise UserError(f"{path} cannot be read: {error.strerror}", _mend(source)) from error
-        if found != expected:
-            raise UserError(f"{path} is damaged: expected MD5 {expected}, found {found}.", _mend(source))
-
-
-def read(source: CifarFiles) -> dict[str, np.ndarray]:
-    """The arrays of a checked source.
-
-    Returns ``train_images`` (N, 3, 32, 32) uint8 and ``train_labels`` (N,) int64, in the official order, and
-    ``test_images``, ``test_labels`` likewise.
-    """
-    halves = (_read_binary if source.binary else _read_python)(source.folder)
+def read_cifar10(files: CifarFiles) -> dict[str, np.ndarray]:
+    """``train_images`` (N, 3, 32, 32) uint8, ``train_labels`` (N,) int64 in the official order, and those of test."""
     arrays = {}
-    for half, (images, labels) in zip(("train", "test"), halves, strict=True):
-        arrays[f"{half}_images"] = np.ascontiguousarray(images.reshape(-1, *IMAGE_SHAPE))
-        arrays[f"{half}_labels"] = np.asarray(labels, np.int64)
+    for half, prefix in (("train", "data_batch"), ("test", "test_batch")):
+        batches = [files.batch(name) for name in files.md5 if name.startswith(prefix)]
+        arrays[f"{half}_images"] = np.concatenate([batch.images for batch in batches])
+        arrays[f"{half}_labels"] = np.concatenate([batch.labels for batch in batches])
     return arrays
 
 
-def fetch(cache: Path, *, network: bool) -> CifarFiles | None:
+def fetch_cifar10(cache: Path, *, network: bool) -> CifarFiles | None:
     """The copy in the cache folder: extracted, or from an archive lying there, or (``network``) downloaded.
 
     The archive is deleted once it is extracted.
@@ -122,134 +145,66 @@ def fetch(cache: Path, *, network: bool) -> CifarFiles | None:
         Unavailable: the server cannot be reached.
         UserError: the archive is damaged or cannot be written.
     """
-    archive = cache / ARCHIVE
+    archive, folder = cache / ARCHIVE, cache / BINARY_FOLDER
     with exclusive(cache / ".download.lock"):
-        source = find(cache)
-        if source is None and (network or archive.exists()):
+        files = find_cifar10(cache)
+        if files is None and (network or archive.exists()):
             download(URL, archive, md5=ARCHIVE_MD5)
-            _extract(archive, cache / BINARY_FOLDER)
+            # Unpacked beside the folder and moved as a whole, so that it is complete or not there.
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".extract-") as scratch, tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter="data")
+                # Another process may have been first; what it put there has the same checksums.
+                with contextlib.suppress(OSError):
+                    os.rename(Path(scratch) / folder.name, folder)
+            if not folder.is_dir():
+                raise UserError(f"{archive} could not be unpacked to {folder}", "unpack it there by hand")
             with contextlib.suppress(OSError):
                 archive.unlink()
-            source = find(cache)
-    return source
+            files = find_cifar10(cache)
+    return files
 
 
-def _extract(archive: Path, folder: Path) -> None:
-    """Unpacks beside ``folder`` and moves the whole into place, so that it is complete or not there."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".extract-") as scratch, tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")
-        # Another process may have been first; what it put there has the same checksums.
-        with contextlib.suppress(OSError):
-            os.rename(Path(scratch) / folder.name, folder)
-    if not folder.is_dir():
-        raise UserError(f"{archive} could not be unpacked to {folder}.", "Unpack it there by hand.")
-
-
-def _expected_md5(source: CifarFiles) -> dict[str, str]:
-    if source.binary:
-        return BINARY_MD5
-    # Imported here, for it takes seconds and only the first use of the python version needs it.
-    from torchvision.datasets import CIFAR10
-
-    pairs = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
-    return {str(name): str(md5) for name, md5 in pairs}
-
-
-def _read_binary(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    record = 1 + int(np.prod(IMAGE_SHAPE))  # the label, then the red, the green and the blue plane
-    halves = []
-    for batches in (TRAIN_BATCHES, ("test_batch",)):
-        raw = [np.fromfile(folder / f"{batch}.bin", np.uint8).reshape(-1, record) for batch in batches]
-        rows = np.concatenate(raw)
-        halves.append((rows[:, 1:], rows[:, 0]))
-    return halves
-
-
-def _read_python(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Through torchvision, which compares the MD5 once more before it unpickles."""
-    from torchvision.datasets import CIFAR10
-
-    class Here(CIFAR10):
-        base_folder = folder.name  # the folder may have been renamed
-
-    halves = []
-    for train in (True, False):
-        part = Here(folder.parent, train=train)
-        halves.append((np.asarray(part.data).transpose(0, 3, 1, 2), np.asarray(part.targets)))
-    return halves
-
-
-def _mend(source: CifarFiles) -> str:
-    url = URL if source.binary else PYTHON_URL
-    return f"Replace it by the file of the official archive ({url}), or name another folder as data_root."
-
-
-MD5 = {
-    "meta": "7973b15100ade9c7d40fb424638fde48",
-    "train": "16019d7e3df5f24257cddd939b257f8d",
-    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-}
-BINARY = ("fine_label_names.txt", "train.bin", "test.bin")
+def _cifar100(root: Path) -> CifarFiles:
+    md5 = CIFAR100_BINARY if (root / "train.bin").exists() else CIFAR100_MD5
+    return CifarFiles("CIFAR-100", root, dict.fromkeys(md5, "") if is_generated(root) else md5, SOURCES["cifar100"].url)
 
 
 def cifar100_state(root: Path) -> str:
-    """SHA-256 of the folder and of its files' sizes and times of change.
-
-    Raises:
-        UserError: a file is missing.
-    """
-    names = BINARY if (root / BINARY[1]).exists() else tuple(MD5)
+    """SHA-256 of the folder and of its files' sizes and times of change; a UserError names one that is missing."""
     digest = hashlib.sha256(os.fsencode(root.resolve()))
-    for name in names:
-        try:
-            state = (root / name).stat()
-        except OSError as error:
-            problem = f"CIFAR-100 is incomplete: {root / name} cannot be read: {error.strerror or error}"
-            raise UserError(problem, f"Expected:\n{SOURCES['cifar100'].tree}") from error
-        digest.update(f"|{name}|{state.st_size}|{state.st_mtime_ns}".encode())
+    for name, (size, changed) in _cifar100(root).stamp().items():
+        digest.update(f"|{name}|{size}|{changed}".encode())
     return digest.hexdigest()
 
 
 def read_cifar100(root: Path) -> Dataset:
     """Both halves, images (N, 3, 32, 32), from either official version.
 
-    The Python version's files must be the published ones, byte by byte.
-
     Raises:
-        UserError: a file is absent, damaged or not the published one.
+        UserError: a file is absent, damaged or not the published one; of the Python version every byte is checked.
     """
-    binary, generated = (root / BINARY[1]).exists(), is_generated(root)
-    meta, *batches = (root / name for name in (BINARY if binary else MD5))
-    halves, file = [], meta
+    files = _cifar100(root)
+    files.check()
+    first, *batches = files.md5
     try:
-        for file in (meta, *batches):
-            expected = MD5.get(file.name)
-            if expected and not generated and (found := file_md5(file)) != expected:
-                raise ValueError(f"expected MD5 {expected}, found {found}")
-        file = meta
-        names = meta.read_text().split() if binary else _unpickle(meta)["fine_label_names"]
-        for file in batches:
-            if binary:
-                rows = np.fromfile(file, np.uint8).reshape(-1, 2 + int(np.prod(IMAGE_SHAPE)))
-                labels, pixels = rows[:, 1].astype(np.int64), rows[:, 2:]  # the first byte is the coarse label
-            else:
-                batch = _unpickle(file)
-                labels, pixels = np.asarray(batch["fine_labels"], np.int64), np.asarray(batch["data"])
-            halves.append(ImageSet(pixels.reshape(-1, *IMAGE_SHAPE), labels))
-            _check(halves[-1], len(names), None if generated else SOURCES["cifar100"].counts[file.stem])
-    except (OSError, ValueError, TypeError, LookupError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{file} is not as published: {error}", "Replace it by the published file.") from error
-    return Dataset("cifar100", "", halves[0], halves[1], tuple(map(str, names)), "")
+        text = first.endswith(".txt")
+        listed = (root / first).read_text().split() if text else _unpickle(root / first)["fine_label_names"]
+        names = tuple(map(str, listed))
+    except _UNREADABLE as error:
+        raise files.not_published(first, error) from error
+    halves = []
+    for name in batches:
+        half, count = files.batch(name), SOURCES["cifar100"].counts[Path(name).stem]
+        if len(half.labels) != count and not is_generated(root):
+            raise files.not_published(name, f"it holds {len(half.labels):,} images, the published file {count:,}")
+        wrong = half.labels[(half.labels < 0) | (half.labels >= len(names))]
+        if len(wrong):
+            raise files.not_published(name, f"label {wrong[0]} is out of range: there are {len(names)} classes")
+        halves.append(half)
+    return Dataset("cifar100", "", halves[0], halves[1], names, "")
 
 
-def _check(half: ImageSet, classes: int, count: int | None) -> None:
-    if half.images.dtype != np.uint8 or half.labels.shape != half.images.shape[:1]:
-        raise ValueError(f"{len(half.images):,} images of {half.images.dtype}, labels {half.labels.shape}")
-    if count is not None and len(half.labels) != count:
-        raise ValueError(f"it holds {len(half.labels):,} images, the published file {count:,}")
-    wrong = half.labels[(half.labels < 0) | (half.labels >= classes)]
-    if len(wrong):
-        raise ValueError(f"label {wrong[0]} is out of range: there are {classes} classes")
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, EOFError, AttributeError, pickle.UnpicklingError)
 
 
 class _ArraysOnly(pickle.Unpickler):

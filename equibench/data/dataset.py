@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from equibench.errors import UserError
+
 DATASETS = ("cifar10", "solids")
+SPLITS = ("train", "val", "test")
+SMALLEST = 8
+VALIDATION_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,13 @@ class Dataset:
         return self.train.objects is not None
 
 
-SMALLEST = 8
+@dataclass(frozen=True)
+class Listing:
+    """The image files of each split, sorted by path: (path relative to the data set's folder, label)."""
 
-SPLITS = ("train", "val", "test")
-VALIDATION_SHARE = 0.1
+    splits: dict[str, list[tuple[str, int]]]
+    class_names: tuple[str, ...]  # () where there are no labels
+    state: str  # digest of paths, labels, sizes and times of change
 
 
 def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
@@ -90,7 +100,6 @@ def _split_objects(
 
 def _stratified(labels: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows in two parts, the second of about that share, each class in proportion where it has enough rows."""
-
     from sklearn.model_selection import train_test_split
 
     counts = np.bincount(labels)
@@ -104,3 +113,29 @@ def _stratified(labels: NDArray[np.int64], share: float) -> tuple[NDArray[np.int
 def image_source(dataset: Dataset, split: str) -> ImageSet:
     """The official set that a split's indices point into."""
     return dataset.test if split == "test" else dataset.train
+
+
+def check_size(size: int) -> None:
+    """Refuses, by a UserError, images with a side of fewer than 8 pixels."""
+    if size < SMALLEST:
+        raise UserError(f"size={size} is too small for images", f"give a side of {SMALLEST} pixels or more")
+
+
+def existing_folder(root: Path | str, expected: str) -> Path:
+    """The path of a folder; a UserError where there is none, with what was ``expected``."""
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}", expected)
+    return folder
+
+
+def data_roots(data_root: Path | str | None, expected: str) -> tuple[list[Path], str]:
+    """Where published data are looked for: ``data_root``, then $EQUIBENCH_DATA; and the same in words.
+
+    Raises:
+        UserError: ``data_root`` is not a folder.
+    """
+    roots = [Path(root).expanduser() for root in (data_root, os.environ.get("EQUIBENCH_DATA")) if root]
+    if data_root and not roots[0].is_dir():
+        raise UserError(f"data_root {data_root} is not a folder", expected)
+    return roots, " or ".join(map(str, roots)) or "$EQUIBENCH_DATA, which is not set"

@@ -1,36 +1,30 @@
-"""A folder of images as a dataset: which layouts are understood, and the images decoded, resized and cropped once."""
+"""A folder of images as a dataset: decoded, resized and cropped once, then opened as memory-mapped arrays."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from equibench.data.dataset import DATASETS, SMALLEST, Dataset, ImageSet
+from equibench.data.dataset import DATASETS, Dataset, ImageSet, Listing, check_size, existing_folder
 from equibench.errors import UserError
-from equibench.utils.arrays import (
-    RowWriter,
-    Stored,
-    arrays_folder,
-    decode_all,
-    open_arrays,
-    progress,
-    store_arrays,
-    writing_to_cache,
-)
-from equibench.utils.download import exclusive
+from equibench.utils.arrays import arrays_folder, prepare_images
 
 MARGIN_FROM = 64  # larger images are cut out of ones that are 256/224 times as large
 VERSION = 1  # raised whenever the same files would give other arrays
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+TEST_SHARE = 0.2  # where the data come without a test set
+FEWEST = {"train": 2}  # so that one can be set apart for validation
+
+_Classes = dict[str, list[str]]
+"""Paths relative to the root by class; the class is "" where there are none."""
 
 
 def load_image_folder(root: Path | str, *, size: int = 224, skip_bad: bool = False) -> Dataset:
@@ -50,24 +44,18 @@ def load_image_folder(root: Path | str, *, size: int = 224, skip_bad: bool = Fal
         UserError: the folder is missing, holds no images, lacks a split or mixes layouts; a class is in the test set
             alone; an image cannot be decoded; the arrays do not fit on the disk; the size is too small.
     """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        state = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {state}.", "Give a folder of images: ROOT/train/CLASS/*.jpg, ROOT/CLASS/*.jpg, ...")
-    if size < SMALLEST:
-        raise UserError(f"size={size} is too small for images.", f"Give a side of {SMALLEST} pixels or more.")
-    listing = list_images(folder)
-    place = arrays_folder(f"folder-{state_digest(folder, listing, (VERSION, size))[:16]}")
-    stored = open_arrays(place)
-    if stored is None:
-        stored = _prepare(place, folder, listing, size, skip_bad)
-    bad = stored.facts.get("bad", [])
-    if bad and not skip_bad:  # another call had asked to leave them out
-        raise _unreadable(folder, *bad[0])
-    return _as_dataset(stored, folder, listing, size)
-
-
-def _as_dataset(stored: Stored, folder: Path, listing: Listing, size: int) -> Dataset:
+    folder = existing_folder(root, "give a folder of images: ROOT/train/CLASS/*.jpg, ROOT/CLASS/*.jpg, ...")
+    check_size(size)
+    listing = list_images(folder, (VERSION, size))
+    stored = prepare_images(
+        arrays_folder(f"folder-{listing.state[:16]}"),
+        lambda: (listing.splits, {}),
+        partial(_decode, folder, size),
+        size=size,
+        title=folder.name,
+        skip_bad=skip_bad,
+        root=folder,
+    )
     name = folder.resolve().name or "images"
     if name in DATASETS:  # records must not take it for the data of that name
         name += "-folder"
@@ -80,100 +68,27 @@ def _as_dataset(stored: Stored, folder: Path, listing: Listing, size: int) -> Da
     return Dataset(name, description, train, test, listing.class_names, stored.sha256, validation, left_out=bad)
 
 
-# From files to arrays
+def middle(image: Image.Image, size: int, short: int) -> np.ndarray:
+    """(3, size, size) uint8: an RGB image, its short side resized to ``short`` as torchvision does, and its middle."""
+    wide, high = (int(short * side / min(image.size)) for side in image.size)
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    resized = image.resize((wide, high), Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
 
 
-def _prepare(place: Path, folder: Path, listing: Listing, size: int, skip_bad: bool) -> Stored:
-    needed = len(listing) * 3 * size**2
-    space = f"{max(needed / 1e9, 0.1):,.1f} GB"
-    with writing_to_cache(space) as cache:
-        free = shutil.disk_usage(cache).free
-        if needed * 1.01 > free:
-            raise UserError(
-                f"{len(listing):,} images of {size} px take {space}; the cache {cache} has {free / 1e9:,.1f} GB free.",
-                "Set EQUIBENCH_CACHE to a folder on a larger disk, or choose a smaller size.",
-            )
-        with exclusive(place.parent / f".{place.name}.lock"):
-            stored = open_arrays(place)  # another process may have decoded them while this one waited
-            write = partial(_write, folder=folder, listing=listing, size=size, skip_bad=skip_bad)
-            return stored or store_arrays(place, write, space=space)
+def _decode(root: Path, size: int, path: str) -> np.ndarray:
+    with Image.open(root / path) as opened:
+        image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I"):  # 16 bits: Pillow would cut all above 255
+        image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
+    return middle(image.convert("RGB"), size, size if size <= MARGIN_FROM else round(size * 256 / 224))
 
 
-def _write(scratch: Path, *, folder: Path, listing: Listing, size: int, skip_bad: bool) -> dict[str, Any]:
-    """Decodes all images into the four arrays; returns how many are for validation, and what was left out and why."""
-    bad: list[tuple[str, str]] = []
-    kept = dict.fromkeys(("train", "val", "test"), 0)
-    with progress(f"reading {folder.name}", len(listing)) as advance:
-        for half, splits in (("train", ("train", "val")), ("test", ("test",))):
-            entries = [(split, *entry) for split in splits for entry in listing.splits.get(split, ())]
-            with ExitStack() as stack:
-                images = stack.enter_context(RowWriter(scratch / f"{half}_images.npy", (3, size, size), np.uint8))
-                labels = stack.enter_context(RowWriter(scratch / f"{half}_labels.npy", (), np.int64))
-                files = (folder / path for _, path, _ in entries)
-                decoded = stack.enter_context(closing(decode_all(files, partial(_decode, size=size))))
-                for (split, path, label), image in zip(entries, decoded, strict=True):
-                    advance()
-                    if isinstance(image, str) and not skip_bad:
-                        raise _unreadable(folder, path, image)
-                    if isinstance(image, str):
-                        bad.append((path, image))
-                        continue
-                    images.append(image)
-                    labels.append(label)
-                    kept[split] += 1
-    for split in ("train", "test"):
-        if not kept[split]:
-            raise UserError(f"No {split} image of {folder} can be decoded.", f"The first: {bad[0][0]}: {bad[0][1]}")
-    return {"validation": kept["val"], "bad": bad}
+# Which images a folder holds
 
 
-def _decode(path: Path, size: int) -> np.ndarray | str:
-    """One image as (3, size, size) uint8, or why it cannot be had."""
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith("I"):  # 16 bits: Pillow would cut all above 255
-            image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
-        short = size if size <= MARGIN_FROM else round(size * 256 / 224)
-        width, height = image.size
-        wide, high = (int(short * side / min(width, height)) for side in (width, height))
-        left, top = round((wide - size) / 2), round((high - size) / 2)
-        image = image.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-        return f"{type(error).__name__}: {error}"
-    return np.asarray(image).transpose(2, 0, 1)
-
-
-def _unreadable(folder: Path, path: str, reason: str) -> UserError:
-    return UserError(
-        f"{folder / path} cannot be decoded: {reason}",
-        "Replace or remove the file, or leave out such files with skip_bad=True.",
-    )
-
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-TEST_SHARE = 0.2  # where the data come without a test set
-FEWEST = {"train": 2}  # so that one can be set apart for validation
-
-Classes = dict[str, list[str]]
-"""Paths relative to the root by class; the class is "" where there are none."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The images of each split, sorted by path: (path relative to the root, label)."""
-
-    splits: dict[str, list[tuple[str, int]]]
-    class_names: tuple[str, ...]  # () where there are no labels
-
-    def __len__(self) -> int:
-        return sum(map(len, self.splits.values()))
-
-
-def list_images(root: Path) -> Listing:
-    """The images under a folder.
+def list_images(root: Path, key: object) -> Listing:
+    """The images under a folder; the listing's state covers the key and the root too.
 
     Raises:
         UserError: it cannot be read, holds no images, lacks a split or mixes layouts; a class has no training images.
@@ -189,7 +104,7 @@ def list_images(root: Path) -> Listing:
         if count < FEWEST.get(split, 1):
             many = "no images" if not count else f"{count} image{'s' * (count > 1)}, too few"
             many += " to split" * (count > 0 and not folders)
-            raise UserError(f"{folders.get(split, root)} holds {many}.", f"Images end in {', '.join(EXTENSIONS)}.")
+            raise UserError(f"{folders.get(split, root)} holds {many}", f"images end in {', '.join(EXTENSIONS)}")
     _check_classes(folders, found)
     names = sorted(found["train"])
     labels = {name: label for label, name in enumerate(names)}
@@ -197,27 +112,16 @@ def list_images(root: Path) -> Listing:
         split: sorted((path, labels[name]) for name, paths in classes.items() for path in paths)
         for split, classes in found.items()
     }
-    return Listing(splits, () if names == [""] else tuple(names))
-
-
-def state_digest(root: Path, listing: Listing, key: object) -> str:
-    """SHA-256 of a key and of the images' paths, labels, sizes and times of change.
-
-    The root is part of it, since unpacked archives may give all files one time, and pictures without compression have
-    one size.
-
-    Raises:
-        UserError: a file cannot be looked at.
-    """
+    # With the root: unpacked archives may give all files one time, and pictures without compression have one size.
     digest = hashlib.sha256(f"{key}|".encode() + os.fsencode(root.resolve()))
-    try:
-        for split, images in sorted(listing.splits.items()):
-            for path, label in images:
+    for split, images in sorted(splits.items()):
+        for path, label in images:
+            try:
                 state = os.stat(root / path)
-                digest.update(f"|{split}|{label}|{state.st_size}|{state.st_mtime_ns}|".encode() + os.fsencode(path))
-    except OSError as error:
-        raise _unreadable_folder(error, root) from error
-    return digest.hexdigest()
+            except OSError as error:
+                raise _unreadable_folder(error, root) from error
+            digest.update(f"|{split}|{label}|{state.st_size}|{state.st_mtime_ns}|".encode() + os.fsencode(path))
+    return Listing(splits, () if names == [""] else tuple(names), digest.hexdigest())
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -230,7 +134,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     for path in inner:
         split = SPLIT_FOLDERS.get(path.name.lower())
         if split and split in folders:
-            raise UserError(f"{root} holds both {folders[split].name} and {path.name}.", "Keep one of them.")
+            raise UserError(f"{root} holds both {folders[split].name} and {path.name}", "keep one of them")
         if split:
             folders[split] = path
     if len(folders) == 1 and len(inner) > 1:
@@ -239,13 +143,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
         if folders and split not in folders:
             have = ", ".join(path.name for path in folders.values())
             raise UserError(
-                f"{root} has no folder {split}/ beside {have}.",
-                "Name the splits train, val (may be missing) and test; or give a folder of classes, which is split.",
+                f"{root} has no folder {split}/ beside {have}",
+                "name the splits train, val (may be missing) and test; or give a folder of classes, which is split",
             )
     return folders
 
 
-def _by_class(root: Path, folder: Path) -> Classes:
+def _by_class(root: Path, folder: Path) -> _Classes:
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     loose = [path for path in inside if path.name.lower().endswith(EXTENSIONS) and path.is_file()]
     classes = {}
@@ -255,8 +159,8 @@ def _by_class(root: Path, folder: Path) -> Classes:
             classes[path.name] = images
     if loose and classes:
         raise UserError(
-            f"{folder} holds images ({loose[0].name}, ...) beside folders of images ({min(classes)}, ...).",
-            "Put every image into a folder of its class, or all into one folder.",
+            f"{folder} holds images ({loose[0].name}, ...) beside folders of images ({min(classes)}, ...)",
+            "put every image into a folder of its class, or all into one folder",
         )
     return classes or ({"": [path.relative_to(root).as_posix() for path in loose]} if loose else {})
 
@@ -274,23 +178,24 @@ def _walk(top: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _check_classes(folders: Mapping[str, Path], found: Mapping[str, Classes]) -> None:
+def _check_classes(folders: Mapping[str, Path], found: Mapping[str, _Classes]) -> None:
     for split, folder in folders.items():
         unknown = sorted(set(found[split]) - set(found["train"]))
         if unknown:
             what = f"images of the class {unknown[0]!r}" if unknown[0] else "images outside folders of classes"
             more = f" and of {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise UserError(
-                f"{folder} holds {what}{more}, {folders['train']} does not.",
-                "Every class must have training images: use the same folders of classes in every split.",
+                f"{folder} holds {what}{more}, {folders['train']} does not",
+                "use the same folders of classes in every split: every class must have training images",
             )
 
 
-def _split(classes: Mapping[str, Sequence[str]]) -> dict[str, Classes]:
+def _split(classes: Mapping[str, Sequence[str]]) -> dict[str, _Classes]:
     """A fifth of each class for testing: the images whose names' digest is small, whatever other images there are."""
-    found: dict[str, Classes] = {"train": {}, "test": {}}
+    found: dict[str, _Classes] = {"train": {}, "test": {}}
     for name, paths in classes.items():
-        places = sorted((_place(path), path) for path in paths)
+        digests = [hashlib.sha256(os.fsencode(path)).digest() for path in paths]
+        places = sorted((int.from_bytes(one[:6]) / 2**48, path) for one, path in zip(digests, paths, strict=True))
         # a small class may fall to one side as a whole: then its outermost image goes to the other
         most, least = len(paths) - 1, min(len(paths) - 1, 1)
         count = min(max(sum(place < TEST_SHARE for place, _ in places), least), most)
@@ -300,17 +205,12 @@ def _split(classes: Mapping[str, Sequence[str]]) -> dict[str, Classes]:
     return found
 
 
-def _place(path: str) -> float:
-    """A number in [0, 1) that depends on the name alone."""
-    return int.from_bytes(hashlib.sha256(os.fsencode(path)).digest()[:6]) / 2**48
-
-
 def _raise(error: OSError) -> NoReturn:
-    raise error
+    raise error  # os.walk would pass it over
 
 
 def _unreadable_folder(error: OSError, root: Path) -> UserError:
     return UserError(
         f"{error.filename or root} cannot be read: {error.strerror or error}",
-        "Change its permissions; remove a link that leads nowhere.",
+        "change its permissions, or remove a link that leads nowhere",
     )

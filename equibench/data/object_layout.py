@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from equibench.data.dataset import data_roots
 from equibench.errors import UserError
 from equibench.utils.arrays import decode_all, progress
 
@@ -42,7 +43,7 @@ TREE = f"""\
 
 @dataclass(frozen=True)
 class ObjectViews:
-    """One object: where it lies, its class, and the views that have both files."""
+    """One object and its views that have both files."""
 
     path: str  # "<synset>/<object>"
     label: int
@@ -73,27 +74,21 @@ class ObjectListing:
 def find_object_data(data_root: Path | str | None = None) -> Path:
     """The folder that holds 3DIEBench: ``data_root`` or $EQUIBENCH_DATA itself, or a folder of that name in them.
 
-    A folder counts as the data where it is called 3DIEBench or holds ``train_images.npy``. Below ``data_root`` and
-    $EQUIBENCH_DATA, in this order, the name is looked for two levels down.
+    A folder counts as the data where it is called 3DIEBench or holds ``train_images.npy``. The name is looked for two
+    levels down.
 
     Raises:
         UserError: ``data_root`` is not a folder, or the data are in neither; it tells what to download.
     """
-    named = os.environ.get("EQUIBENCH_DATA")
-    bases = [Path(base).expanduser() for base in (data_root, named) if base]
-    if data_root and not bases[0].is_dir():
-        raise UserError(f"data_root {data_root} is not a folder.", f"Give the folder {FOLDER}, or one that holds it.")
+    bases, where = data_roots(data_root, f"give the folder {FOLDER}, or one that holds it")
     for base in bases:
         if base.is_dir() and (base.name == FOLDER or (base / "train_images.npy").is_file()):
             return base
         for found in (base / FOLDER, *sorted(base.glob(f"*/{FOLDER}"))):
             if found.is_dir():
                 return found
-    where = " or ".join(map(str, bases)) or "$EQUIBENCH_DATA, which is not set"
-    raise UserError(
-        f"3DIEBench is not in {where}.",
-        f"Download {ARCHIVE} (17 GB) and unpack it; give by --data-root or $EQUIBENCH_DATA a folder with\n{TREE}",
-    )
+    fix = f"download {ARCHIVE} (17 GB) and unpack it; give by --data-root or $EQUIBENCH_DATA a folder with\n{TREE}"
+    raise UserError(f"3DIEBench is not in {where}", fix)
 
 
 def read_lists(lists: Path) -> ObjectNames:
@@ -114,18 +109,14 @@ def read_lists(lists: Path) -> ObjectNames:
     shared = sorted(set(named["train"]) & set(named["test"]))
     if shared:
         raise UserError(
-            f"{lists / 'val_images.npy'} names {shared[0]}, which train_images.npy names too ({len(shared):,} in all).",
-            "An object is for training or for testing.",
+            f"{lists / 'val_images.npy'} names {shared[0]}, which train_images.npy names too ({len(shared):,} in all)",
+            "an object is for training or for testing",
         )
     return ObjectNames(named, tuple(sorted(label_of)))
 
 
 def folder_states(root: Path, names: ObjectNames) -> dict[str, tuple[int, int, int]]:
-    """The named objects whose folders are there, each with what changes when files are added, removed or replaced.
-
-    Raises:
-        UserError: a folder cannot be looked at, or there is none of a split.
-    """
+    """The named objects whose folders are there, each with what changes when files are added, removed or replaced."""
     states = {}
     for split, paths in names.splits.items():
         for path in paths:
@@ -138,18 +129,13 @@ def folder_states(root: Path, names: ObjectNames) -> dict[str, tuple[int, int, i
             if stat.S_ISDIR(state.st_mode):
                 states[path] = (state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
         if states.keys().isdisjoint(paths):
-            problem = f"{root} holds none of the {len(paths):,} objects that {LISTS[split]}_images.npy names."
-            raise UserError(problem, f"Expected\n{TREE}")
+            problem = f"{root} holds none of the {len(paths):,} objects that {LISTS[split]}_images.npy names"
+            raise UserError(problem, f"expected\n{TREE}")
     return states
 
 
 def list_objects(root: Path, names: ObjectNames, present: Collection[str], *, skip_bad: bool = False) -> ObjectListing:
-    """The views of the objects that are present; one has both of its files.
-
-    Raises:
-        UserError: a folder cannot be read; a split has no object of two views; without ``skip_bad``, a view lacks one
-            of its files or an object has fewer than two views.
-    """
+    """The views of the objects that are present. What lacks a file, or a second view, is a fault, and not listed."""
     labels = {synset: label for label, synset in enumerate(names.class_names)}
     digest = hashlib.sha256(f"{names.class_names}".encode())
     splits: dict[str, list[ObjectViews]] = {}
@@ -158,39 +144,38 @@ def list_objects(root: Path, names: ObjectNames, present: Collection[str], *, sk
         for split, paths in names.splits.items():
             splits[split] = []
             for path in (path for path in paths if path in present):
-                found = _scan(root, path)
+                views, wrong, state = _scan(root, path)
                 advance()
-                if found.faults and not skip_bad:
-                    raise found.faults[0].error(root)
-                faults += found.faults
+                if wrong and not skip_bad:
+                    raise wrong[0].error(root)
+                faults += wrong
                 label = labels[path.split("/")[0]]
-                digest.update(f"|{split}|{label}|{path}|".encode(errors="surrogateescape") + found.state)
-                if len(found.views) >= FEWEST_VIEWS:
-                    splits[split].append(ObjectViews(path, label, found.views))
+                digest.update(f"|{split}|{label}|{path}|".encode(errors="surrogateescape") + state)
+                if len(views) >= FEWEST_VIEWS:
+                    splits[split].append(ObjectViews(path, label, views))
             if not splits[split]:
                 raise none_usable(root, split, faults)
     return ObjectListing(splits, faults, digest.hexdigest())
 
 
 def none_usable(root: Path, split: str, faults: Sequence[Fault]) -> UserError:
-    """The error of a split in which nothing is left."""
-    problem = f"No {split} object of {root} can be used."
-    return UserError(problem, f"The last of {len(faults):,} faults: {faults[-1].path} {faults[-1].reason}.")
+    last = f"the last of {len(faults):,} faults: {faults[-1].path} {faults[-1].reason}"
+    return UserError(f"no {split} object of {root} can be used", last)
 
 
 # The lists
 
 
 def _read_list(path: Path) -> list[Any]:
+    fix = f"expected a row of text or of numbers, saved without pickle, as in {LISTS_FROM}"
     if not path.is_file():
-        raise UserError(f"The list {path} is missing.", f"The four lists of 3DIEBench are in {LISTS_FROM}.")
+        raise UserError(f"the list {path} is missing", fix)
     try:
-        array = read_array(path)
+        array = _read_array(path)
     except (OSError, ValueError) as error:
-        fix = f"Expected an array of text or of numbers, saved without pickle, as in {LISTS_FROM}."
-        raise UserError(f"The list {path} is of no use: {error}", fix) from error
+        raise UserError(f"the list {path} is of no use: {error}", fix) from error
     if array.ndim != 1 or not len(array):
-        raise UserError(f"The list {path} does not hold a row of entries.", f"Expected one as in {LISTS_FROM}.")
+        raise UserError(f"the list {path} does not hold a row of entries", fix)
     return list(array.tolist())
 
 
@@ -198,67 +183,57 @@ def _object_path(source: Path, entry: object) -> str:
     text = os.fsdecode(entry) if isinstance(entry, bytes) else str(entry)
     parts = text.strip().strip("/").split("/")
     if len(parts) != 2 or not all(part.strip(".") for part in parts):  # ".." would lead out of the root
-        raise UserError(f"{source} names {text!r}, which is no object.", "Entries look like /<synset>/<object>/")
+        raise UserError(f"{source} names {text!r}, which is no object", "entries look like /<synset>/<object>/")
     return "/".join(parts)
 
 
 def _check_labels(
     source: Path, paths: Sequence[str], labels: Sequence[Any], label_of: dict[str, Any], synset_of: dict[Any, str]
 ) -> None:
-    """Whether labels and synsets are one to one, which is all that is asked of the labels; fills both dictionaries."""
+    """Refuses labels that are not one to one with synsets, all that is asked of them; fills both dictionaries."""
     if len(paths) != len(labels):
-        problem = f"{source} holds {len(labels):,} labels for {len(paths):,} objects."
-        raise UserError(problem, "Expected one label for each entry of the list of objects.")
+        raise UserError(f"{source} holds {len(labels):,} labels for {len(paths):,} objects", "expected one for each")
     for path, label in zip(paths, labels, strict=True):
         synset = path.split("/")[0]
         for one, other, known in ((synset, label, label_of), (label, synset, synset_of)):
             if known.setdefault(one, other) != other:
-                problem = f"{source} gives {path} the label {label!r}; {one!r} already went with {known[one]!r}."
-                raise UserError(problem, "Expected one label for each synset, the same in both lists.")
+                problem = f"{source} gives {path} the label {label!r}; {one!r} already went with {known[one]!r}"
+                raise UserError(problem, "expected one label for each synset, the same in both lists")
 
 
 # The files of an object
 
 
-@dataclass(frozen=True)
-class _Scan:
-    views: tuple[int, ...]
-    faults: list[Fault]
-    state: bytes  # digest of the files' names, sizes and times of change
-
-
-def _scan(root: Path, path: str) -> _Scan:
-    """What one object's folder holds."""
+def _scan(root: Path, path: str) -> tuple[tuple[int, ...], list[Fault], bytes]:
+    """One object's views, what is wrong with it, and a digest of its files' names, sizes and times of change."""
     files: dict[str, tuple[int, int]] = {}
-    image: set[int] = set()
-    latent: set[int] = set()
     try:
         with os.scandir(root / path) as entries:
             for entry in entries:
-                match = FILE.fullmatch(entry.name)
-                if match and entry.is_file():  # False for a link that leads nowhere
+                if FILE.fullmatch(entry.name) and entry.is_file():  # False for a link that leads nowhere
                     state = entry.stat()
                     files[entry.name] = (state.st_size, state.st_mtime_ns)
-                    (image if match[1] else latent).add(int(match[1] or match[2]))
     except OSError as error:
         raise _unreadable(root / path, error) from error
-    lacks = {k: (f"image_{k}.jpg", f"latent_{k}.npy") for k in latent - image}
-    lacks |= {k: (f"latent_{k}.npy", f"image_{k}.jpg") for k in image - latent}
-    faults = [
-        Fault(f"{path}/{file}", f"is missing, while {other} is there") for _, (file, other) in sorted(lacks.items())
-    ]
-    views = tuple(sorted(image & latent))
+    faults, views = [], []
+    for number in sorted({int(name[name.index("_") + 1 : -4]) for name in files}):
+        pair = (f"image_{number}.jpg", f"latent_{number}.npy")
+        there = [name for name in pair if name in files]
+        if len(there) == 2:
+            views.append(number)
+        else:
+            (lacking,) = set(pair) - set(there)
+            faults.append(Fault(f"{path}/{lacking}", f"is missing, while {there[0]} is there"))
     if len(views) < FEWEST_VIEWS:
         faults.append(too_few(path, len(views)))
-    return _Scan(views, faults, hashlib.sha256(repr(sorted(files.items())).encode()).digest())
+    return tuple(views), faults, hashlib.sha256(repr(sorted(files.items())).encode()).digest()
 
 
 def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be read: {error.strerror or error}", "Change its permissions.")
+    return UserError(f"{path} cannot be read: {error.strerror or error}", "change its permissions")
 
 
 def too_few(path: str, count: int) -> Fault:
-    """The fault of an object that has fewer than two usable views."""
     return Fault(path, f"has {count} usable view{'s' * (count != 1)}, fewer than {FEWEST_VIEWS}")
 
 
@@ -280,8 +255,8 @@ class Fault(NamedTuple):
         return self.path.count("/") == 1
 
     def error(self, root: Path) -> UserError:
-        fix = "Unpack it again or remove it, or leave out what cannot be used with skip_bad=True."
-        return UserError(f"{root / self.path} {self.reason}.", fix)
+        fix = "unpack it again or remove it, or leave out what cannot be used with --skip-bad (skip_bad=True)"
+        return UserError(f"{root / self.path} {self.reason}", fix)
 
 
 class LazyImages:
@@ -315,11 +290,10 @@ class LazyImages:
 def read_latent(path: Path) -> NDArray[np.float64]:
     """One view's latents (7,), in the order of LATENTS: angles and directions in radians, hues in turns.
 
-    Raises:
-        ValueError: why they cannot be used, to be read after the file's name.
+    A ValueError says, to be read after the file's name, why they cannot be used.
     """
     try:
-        latent = read_array(path)
+        latent = _read_array(path)
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from error
     if latent.dtype.kind not in "fiu":
@@ -336,13 +310,8 @@ def read_latent(path: Path) -> NDArray[np.float64]:
     return latent
 
 
-def read_array(path: Path) -> np.ndarray:
-    """What an ``.npy`` file holds; pickled objects are refused, since unpickling runs code.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it holds something else, to be read after the file's name.
-    """
+def _read_array(path: Path) -> np.ndarray:
+    """What an ``.npy`` file holds; pickled objects are refused, since unpickling runs code."""
     with path.open("rb") as file, _ONE_HEADER:
         try:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
@@ -358,16 +327,11 @@ def _decode_or_raise(root: Path, file: str, *, size: int) -> NDArray[np.uint8]:
 
 
 def decode_image(path: Path, size: int) -> NDArray[np.uint8]:
-    """One image as (3, size, size).
-
-    Raises:
-        ValueError: why it cannot be had, to be read after the file's name.
-    """
+    """One image as (3, size, size); a ValueError says, to be read after the file's name, why it cannot be had."""
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-        width, height = image.size
-        wide, high = (max(size, round(size * side / min(width, height))) for side in (width, height))
+        wide, high = (max(size, round(size * side / min(image.size))) for side in image.size)
         left, top = (wide - size) // 2, (high - size) // 2
         image = image.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files

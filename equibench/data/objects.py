@@ -7,7 +7,6 @@ asked for. Which files there are stands in `object_layout`.
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from equibench.data.dataset import SMALLEST, Dataset, ImageSet
+from equibench.data.dataset import Dataset, ImageSet, check_size, existing_folder
 from equibench.data.object_layout import (
     FEWEST_VIEWS,
     LATENTS,
@@ -36,18 +34,16 @@ from equibench.data.object_layout import (
     read_lists,
     too_few,
 )
-from equibench.errors import UserError
 from equibench.utils.arrays import (
-    RowWriter,
     Stored,
     arrays_folder,
     decode_all,
     open_arrays,
+    prepare_arrays,
     progress,
-    store_arrays,
-    writing_to_cache,
+    row_writer,
+    update_digest,
 )
-from equibench.utils.download import exclusive
 
 MOST_BYTES = 8 * 2**30  # images that take more are not decoded beforehand
 VERSION = 1  # raised whenever the same files would give other arrays
@@ -83,10 +79,9 @@ def load_object_folder(
     """Opens 3DIEBench, or data in its layout, after preparing them in the cache where this is the first time.
 
     The published training objects are `train`, the published validation objects `test`. Each image is made RGB, resized
-    (bicubic, the whole frame) so that its short side is ``size``, and its middle ``size`` x ``size`` pixels are taken:
-    all of it, as the published images are square. The digest covers images (undecoded ones by their files' names, sizes
-    and times of change), labels, latents and object indices. Files that have changed are read again; of images that are
-    decoded when they are asked for, only those of objects in whose folder a file was added, removed or replaced.
+    (bicubic) so that its short side is ``size``, and its middle ``size`` x ``size`` pixels are taken. The digest covers
+    images (undecoded ones by their files' names, sizes and times of change), labels, latents and object indices. Files
+    that have changed are read again; of undecoded images, where a file was added, removed or replaced in the folder.
 
     Args:
         root: the folder that holds ``<synset>/<object>/``; objects of the lists that it does not hold are counted.
@@ -101,34 +96,66 @@ def load_object_folder(
         UserError: the folder is missing; a list is missing or wrong (see `read_lists`); without ``skip_bad``, a view
             cannot be used; a split has no usable object; the arrays do not fit on the disk; the size is too small.
     """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        state = "is not a folder" if folder.exists() else "does not exist"
-        raise UserError(f"{folder} {state}.", f"Expected\n{TREE}")
-    if size < SMALLEST:
-        raise UserError(f"size={size} is too small for images.", f"Give a side of {SMALLEST} pixels or more.")
+    folder = existing_folder(root, f"expected\n{TREE}")
+    check_size(size)
     names = read_lists(Path(lists).expanduser() if lists else folder)
     states = folder_states(folder, names)
     # Undecoded images are known to be good only where skip_bad had them decoded once.
     place = _place(VERSION, size, folder.resolve(), names, states, most_bytes, skip_bad)
-    prepared = _open(place)  # only lazy data lie there: to look at each of their millions of files takes minutes
-    lazy = prepared is not None
-    if prepared is None:
+    stored = open_arrays(place)  # only lazy data lie there: to look at each of their millions of files takes minutes
+    lazy = stored is not None
+    if stored is None:
         listing = list_objects(folder, names, states, skip_bad=skip_bad)
         lazy = len(listing) * 3 * size**2 > most_bytes
         place = place if lazy else _place(VERSION, size, folder.resolve(), listing.state)
-        prepared = _open(place) or _prepare(place, _Plan(folder, listing, size, lazy, skip_bad))
-    if prepared.faults and not skip_bad:  # another call had asked to leave them out
-        raise prepared.faults[0].error(folder)
+        plan = _Plan(folder, listing, size, lazy, skip_bad)
+        row = (0 if lazy else 3 * size**2) + 8 * (len(LATENTS) + 3)
+        what = f"{len(listing):,} views of {size} px"
+        stored = prepare_arrays(place, partial(_write, plan), needed=len(listing) * row, what=what)
+    faults = tuple(Fault(*fault) for fault in stored.facts["faults"])
+    if faults and not skip_bad:  # another call had asked to leave them out
+        raise faults[0].error(folder)
     if (folder / RENDERED).is_file() and not name.startswith("rendered-"):
         name = f"rendered-{name}"
-    train, test = (_half(prepared, half, folder, size if lazy else None) for half in HALVES)
-    absent = sum(map(len, names.splits.values())) - len(states)
-    return _as_dataset(name, prepared, train, test, names.class_names, absent)
+    train, test = (_half(stored, half, folder, size if lazy else None) for half in HALVES)
+    paths = [tuple(stored.arrays[f"{half}_paths"].tolist()) for half in HALVES]
+    views_out, absent = sum(not fault.is_object for fault in faults), sum(map(len, names.splits.values())) - len(states)
+    notes = (
+        f"{len(paths[0]):,} + {len(paths[1]):,} objects",
+        f"{len(train.labels):,} + {len(test.labels):,} views",
+        f"{size} px",
+        f"unusable and left out: {views_out:,} views, {len(faults) - views_out:,} objects" if faults else "",
+        f"{absent:,} listed objects not there" if absent else "",
+    )
+    return ObjectDataset(
+        name=name,
+        description=f"{name} ({', '.join(filter(None, notes))})",
+        train=train,
+        test=test,
+        class_names=names.class_names,
+        sha256=hashlib.sha256(f"{stored.sha256}|{stored.facts['beside']}".encode()).hexdigest(),
+        left_out=views_out,
+        train_objects=paths[0],
+        test_objects=paths[1],
+        faults=faults,
+        absent=absent,
+    )
 
 
 def _place(*key: object) -> Path:
     return arrays_folder(f"objects-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}")
+
+
+def _half(stored: Stored, half: str, folder: Path, lazy_size: int | None) -> ImageSet:
+    images, labels, latents, objects, views, paths = (
+        stored.arrays[f"{half}_{key}"] for key in ("images", "labels", *BESIDE)
+    )
+    if lazy_size:  # the rest of the suite asks for its shape and length, and for rows
+        images = cast(np.ndarray, LazyImages(folder, tuple(paths.tolist()), objects, views, lazy_size))
+    return ImageSet(images, labels, latents, objects)
+
+
+# From files to arrays
 
 
 @dataclass(frozen=True)
@@ -142,108 +169,16 @@ class _Plan:
     skip_bad: bool
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """What a folder of the cache holds."""
-
-    stored: Stored
-    beside: dict[str, np.ndarray]  # "train_latents", ...
-    faults: tuple[Fault, ...]
-
-
-def _half(prepared: _Prepared, half: str, folder: Path, lazy_size: int | None) -> ImageSet:
-    images, labels = (prepared.stored.arrays[f"{half}_{key}"] for key in ("images", "labels"))
-    latents, objects, views, paths = (prepared.beside[f"{half}_{key}"] for key in BESIDE)
-    if lazy_size:  # the rest of the suite asks for its shape and length, and for rows
-        images = cast(np.ndarray, LazyImages(folder, tuple(paths.tolist()), objects, views, lazy_size))
-    return ImageSet(images, labels, latents, objects)
-
-
-def _as_dataset(
-    name: str, prepared: _Prepared, train: ImageSet, test: ImageSet, class_names: tuple[str, ...], absent: int
-) -> ObjectDataset:
-    paths = [tuple(prepared.beside[f"{half}_paths"].tolist()) for half in HALVES]
-    objects_out = sum(fault.is_object for fault in prepared.faults)
-    views_out = len(prepared.faults) - objects_out
-    notes = (
-        f"{len(paths[0]):,} + {len(paths[1]):,} objects",
-        f"{len(train.labels):,} + {len(test.labels):,} views",
-        f"{train.images.shape[-1]} px",
-        f"unusable and left out: {views_out:,} views, {objects_out:,} objects" if prepared.faults else "",
-        f"{absent:,} listed objects not there" if absent else "",
-    )
-    sha256 = hashlib.sha256(f"{prepared.stored.sha256}|{prepared.stored.facts['beside']}".encode()).hexdigest()
-    return ObjectDataset(
-        name=name,
-        description=f"{name} ({', '.join(note for note in notes if note)})",
-        train=train,
-        test=test,
-        class_names=class_names,
-        sha256=sha256,
-        left_out=views_out,
-        train_objects=paths[0],
-        test_objects=paths[1],
-        faults=prepared.faults,
-        absent=absent,
-    )
-
-
-# From files to arrays
-
-
-def _open(place: Path) -> _Prepared | None:
-    """What was prepared there; None where nothing was, or a file was cut or removed since."""
-    stored = open_arrays(place)
-    if stored is None:
-        return None
-    try:
-        files = {key: place / f"{key}.npy" for key in stored.facts["bytes"]}
-        if any(path.stat().st_size != stored.facts["bytes"][key] for key, path in files.items()):
-            return None
-        beside = {key: np.load(path, mmap_mode="r", allow_pickle=False) for key, path in files.items()}
-        return _Prepared(stored, beside, tuple(Fault(*fault) for fault in stored.facts["faults"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _prepare(place: Path, plan: _Plan) -> _Prepared:
-    row = (0 if plan.lazy else 3 * plan.size**2) + 8 * (len(LATENTS) + 3)
-    needed = len(plan.listing) * row
-    space = f"{max(needed / 1e9, 0.1):,.1f} GB"
-    with writing_to_cache(space) as cache:
-        free = shutil.disk_usage(cache).free
-        if needed * 1.01 > free:
-            raise UserError(
-                f"{len(plan.listing):,} views of {plan.size} px take {space}; the cache {cache} has "
-                f"{free / 1e9:,.1f} GB free.",
-                "Set EQUIBENCH_CACHE to a folder on a larger disk, or choose a smaller size.",
-            )
-        with exclusive(place.parent / f".{place.name}.lock"):
-            prepared = _open(place)  # another process may have prepared them while this one waited
-            if prepared is None:
-                shutil.rmtree(place, ignore_errors=True)  # its four arrays may be whole, and would be kept
-                store_arrays(place, partial(_write, plan=plan), space=space)
-                prepared = _open(place)
-    if prepared is None:
-        raise UserError(f"{place} could not be written.", "Delete it, or set EQUIBENCH_CACHE to another.")
-    return prepared
-
-
-def _write(scratch: Path, *, plan: _Plan) -> dict[str, Any]:
+def _write(plan: _Plan, scratch: Path) -> dict[str, Any]:
     """Reads all views into the arrays of both halves; returns what was left out, and a digest of what is beside."""
     faults = list(plan.listing.faults)
     with progress(f"reading {plan.folder.name}", len(plan.listing)) as advance:
         for half in HALVES:
             faults += _write_half(scratch, plan, half, advance)
-    paths = {f"{half}_{key}": scratch / f"{half}_{key}.npy" for half in HALVES for key in BESIDE}
     digest = hashlib.sha256(f"{plan.size}|{plan.listing.state}".encode() if plan.lazy else b"")
-    for key, path in paths.items():
-        if key.endswith(("_latents", "_objects")):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(array.data)
-    sizes = {key: path.stat().st_size for key, path in paths.items()}
-    return {"faults": faults, "beside": digest.hexdigest(), "bytes": sizes}
+    for key in (f"{half}_{key}" for half in HALVES for key in ("latents", "objects")):
+        update_digest(digest, key, np.load(scratch / f"{key}.npy", mmap_mode="r", allow_pickle=False))
+    return {"faults": faults, "beside": digest.hexdigest()}
 
 
 def _write_half(scratch: Path, plan: _Plan, half: str, advance: Callable[..., None]) -> list[Fault]:
@@ -252,12 +187,12 @@ def _write_half(scratch: Path, plan: _Plan, half: str, advance: Callable[..., No
     paths: list[str] = []
     with ExitStack() as stack:
 
-        def writer(key: str, shape: tuple[int, ...], dtype: type[np.generic]) -> RowWriter:
-            return stack.enter_context(RowWriter(scratch / f"{half}_{key}.npy", shape, dtype))
+        def writer(key: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Callable[[Any], None]:
+            return stack.enter_context(row_writer(scratch / f"{half}_{key}.npy", shape, dtype))
 
-        images = writer("images", (3, plan.size, plan.size), np.uint8)  # stays empty where the images are lazy
-        latents = writer("latents", (len(LATENTS),), np.float64)
-        numbers = {key: writer(key, (), np.int64) for key in ("labels", "objects", "views")}
+        add_image = writer("images", (3, plan.size, plan.size), np.uint8)  # never called where the images are lazy
+        add_latent = writer("latents", (len(LATENTS),), np.float64)
+        add_number = {key: writer(key, (), np.int64) for key in ("labels", "objects", "views")}
         items = ((each, number) for each in plan.listing.splits[half] for number in each.views)
         read = stack.enter_context(closing(decode_all(items, partial(_read_view, plan))))
         for each in plan.listing.splits[half]:
@@ -271,12 +206,12 @@ def _write_half(scratch: Path, plan: _Plan, half: str, advance: Callable[..., No
             if len(good) < FEWEST_VIEWS:
                 faults.append(too_few(each.path, len(good)))
                 continue
-            for view in good:
-                latents.append(view.latent)
-                if view.image is not None:
-                    images.append(view.image)
-                for key, value in (("labels", each.label), ("objects", len(paths)), ("views", view.number)):
-                    numbers[key].append(value)
+            for number, latent, image in good:
+                add_latent(latent)
+                if image is not None:
+                    add_image(image)
+                for key, value in (("labels", each.label), ("objects", len(paths)), ("views", number)):
+                    add_number[key](value)
             paths.append(each.path)
     if not paths:
         raise none_usable(plan.folder, half, faults)
@@ -284,14 +219,8 @@ def _write_half(scratch: Path, plan: _Plan, half: str, advance: Callable[..., No
     return faults
 
 
-# One view
-
-
-@dataclass(frozen=True)
-class _View:
-    number: int
-    latent: NDArray[np.float64]
-    image: NDArray[np.uint8] | None  # None where the images are lazy
+_View = tuple[int, np.ndarray, np.ndarray | None]
+"""Its number, its latents (7,), and its image (3, S, S), or None where the images are lazy."""
 
 
 def _read_view(plan: _Plan, item: tuple[ObjectViews, int]) -> _View | Fault:
@@ -305,4 +234,4 @@ def _read_view(plan: _Plan, item: tuple[ObjectViews, int]) -> _View | Fault:
             image = decode_image(plan.folder / file, plan.size)
     except ValueError as error:
         return Fault(file, str(error))
-    return _View(number, latent, None if plan.lazy else image)
+    return number, latent, None if plan.lazy else image

@@ -1,12 +1,11 @@
 """The built-in generator: rendered pictures of ten textured 3-D solids, for want of real images.
 
-A sample is made in two steps. ``draw_scene`` turns (seed, index) into a ``Scene``: what is seen, from where,
-in which light. ``render_scene`` turns a scene into pixels by sphere tracing: a ray advances by its distance
-to the solid, which cannot overshoot, until it touches it.
+``draw_scene`` turns (seed, index) into a ``Scene``, which ``render_scene`` turns into pixels by sphere tracing: a ray
+advances by its distance to the solid, which cannot overshoot, until it touches it.
 
-Coordinates: x to the right, y up, z towards the viewer. The picture is the square [-1, 1] x [-1, 1] of the
-plane z = 0, seen in perspective from (0, 0, CAMERA_DISTANCE). Every solid fits in the unit ball of its own
-coordinates; its point p stands at ``centre + radius * R p``, where R is the rotation of the scene's pose.
+Coordinates: x to the right, y up, z towards the viewer. The picture is the square [-1, 1] x [-1, 1] of the plane z = 0,
+seen in perspective from (0, 0, CAMERA_DISTANCE). Every solid fits in the unit ball of its own coordinates; its point p
+stands at ``centre + radius * R p``, where R is the rotation of the scene's pose.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ LATTICE = 32  # cells after which the background's noise repeats; its finest oct
 MARCH_STEPS, MARCH_ROUNDS = 5, 8  # steps between two clearings of the finished rays, and such rounds
 TOUCH = 2e-3  # a ray nearer than this to the surface (in units of the solid) has hit it
 BEYOND = 4.0  # a step, in these units, that leads out of the ball from anywhere in it
-# All is drawn from uniform numbers: numpy's other distributions may change from one release to the next.
-SCENE_DRAWS = 24
+SCENE_DRAWS = 24  # all from uniform numbers: NumPy's other distributions may change from one release to the next
 LABEL_STREAM, SCENE_STREAM = 0, 1
 
 
@@ -129,12 +127,11 @@ def _background(scene: Scene, size: int) -> Array:
 
 
 def _march(distance: Distance, convex: bool, origin: Array, ray: Array, start: Array, end: Array) -> Array:
-    """(n,) how far along each ray the solid is touched, infinity where it is missed.
+    """(n,) how far along each ray (3, n) the solid is touched between start and end (n,); infinity where it is missed.
 
-    ``origin`` (3,), ``ray`` (3, n) unit vectors, ``start`` and ``end`` (n,): where to search, all in the
-    units of the solid. By steps of its distance alone, a ray that skims a flat face would take hundreds. But
-    the distance to a convex solid is convex along the ray: it lies above the line through its last two
-    values, so that a step to where that line meets zero cannot overshoot, and once it grows it never shrinks.
+    By steps of its distance alone, a ray that skims a flat face would take hundreds. But the distance to a convex solid
+    is convex along the ray: it lies above the line through its last two values, so that a step to where that line meets
+    zero cannot overshoot, and once it grows it never shrinks.
     """
     hit = np.full(start.shape, np.inf, np.float32)
     alive = np.arange(len(start))
@@ -173,8 +170,8 @@ def _normal(distance: Distance, point: Array) -> Array:
 def _paint(scene: Scene, point: Array) -> tuple[Array, Array]:
     """How much of its own colour and how much white the surface shows at ``point`` (3, n): two arrays (n,).
 
-    The pattern alone would look the same after some rotations. A white cap off the axes and a shade that
-    grows along y leave none, so that the pose of even the sphere can be seen.
+    The pattern alone would look the same after some rotations; with a white cap off the axes and a shade along y, the
+    pose of even the sphere can be seen.
     """
     x, y, z = point
     f = np.float32(scene.frequency)
@@ -193,10 +190,9 @@ def _paint(scene: Scene, point: Array) -> tuple[Array, Array]:
 def _rays(scene: Scene, size: int) -> tuple[Array, Array, Array, Array, Array]:
     """The rays that meet the ball around the solid, in the solid's coordinates.
 
-    Returns the number of each ray's point in the finer grid (n,), the camera (3,), the rays' directions
-    (3, n), and the distances at which they enter and leave the ball (n,), (n,).
+    Returns the number of each ray's point in the finer grid (n,), the camera (3,), the rays' directions (3, n), and
+    the distances at which they enter and leave the ball (n,), (n,).
     """
-
     from scipy.spatial.transform import Rotation
 
     fine = size * SUPERSAMPLING
@@ -218,7 +214,6 @@ def _rays(scene: Scene, size: int) -> tuple[Array, Array, Array, Array, Array]:
 
 def render_scene(scene: Scene, size: int) -> tuple[Array, Array]:
     """The picture (3, size, size) uint8 of a scene, and the mask (size, size) bool of its solid."""
-
     from scipy.spatial.transform import Rotation
 
     name = CLASS_NAMES[scene.label]
@@ -250,17 +245,11 @@ def render_scene(scene: Scene, size: int) -> tuple[Array, Array]:
 def render(count: int, *, size: int = 32, seed: int = 0, start: int = 0) -> Solids:
     """Samples ``start`` to ``start + count`` of the stream that ``seed`` names.
 
-    Each depends on nothing but (seed, its number, size): a slice renders the same however it is cut.
-    Between machines a few bytes may differ by one, where their sines round differently.
-
-    Args:
-        count: how many, at least 0.
-        size: pixels along each side, at least 1.
-        seed: which stream, at least 0.
-        start: number of the first sample, at least 0.
+    Each depends on nothing but (seed, its number, size in pixels): a slice renders the same however it is cut. Between
+    machines a few bytes may differ by one, where their sines round differently.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: the size is below 1, or another number below 0.
     """
     for name, value in (("count", count), ("size", size - 1), ("seed", seed), ("start", start)):
         if value < 0:
@@ -288,7 +277,7 @@ def _sphere(x: Array, y: Array, z: Array) -> Array:
 
 
 def _ellipsoid(x: Array, y: Array, z: Array) -> Array:
-    # Not the distance, which has no closed form, but a bound of it to first order near the surface.
+    # not the distance, which has no closed form, but a bound of it to first order near the surface
     a, b, c = ELLIPSOID_AXES
     scaled = np.sqrt((x / a) ** 2 + (y / b) ** 2 + (z / c) ** 2)
     slope = np.sqrt((x / a**2) ** 2 + (y / b**2) ** 2 + (z / c**2) ** 2)

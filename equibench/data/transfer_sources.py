@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from equibench.data.dataset import Listing
 from equibench.errors import UserError
 
 GENERATED = "GENERATED.txt"  # lies in a folder of the same layout whose images are not the published ones
@@ -37,38 +38,12 @@ class PublishedData:
         return list(self.folders)[-1]
 
 
-FOOD101_TREE = """\
-food-101/
-  images/apple_pie/1005649.jpg, ...
-  meta/train.json, meta/test.json"""
-SUN397_TREE = """\
-SUN397/
-  a/abbey/sun_aaalbzqrimafwbiv.jpg, ...
-  Training_01.txt, Testing_01.txt    (here, in Partitions/, or beside SUN397/)"""
-DTD_TREE = """\
-dtd/
-  images/banded/banded_0002.jpg, ...
-  labels/train1.txt, labels/val1.txt, labels/test1.txt"""
-PETS_TREE = """\
-oxford-iiit-pet/
-  images/Abyssinian_1.jpg, ...
-  annotations/trainval.txt, annotations/test.txt"""
-AIRCRAFT_TREE = """\
-fgvc-aircraft-2013b/
-  data/images/0034309.jpg, ...
-  data/variants.txt, data/images_variant_{train,val,test}.txt"""
-CIFAR100_TREE = """\
-cifar-100-python/
-  meta, train, test
-or cifar-100-binary/
-  fine_label_names.txt, train.bin, test.bin"""
-
 SOURCES = {
     "cifar10": PublishedData("CIFAR-10", {}, "", {"train": 50_000, "test": 10_000}, 5_000),
     "cifar100": PublishedData(
         "CIFAR-100",
         {"cifar-100-binary": ("train.bin",), "cifar-100-python": ("meta", "train")},
-        CIFAR100_TREE,
+        "cifar-100-python/\n  meta, train, test\nor cifar-100-binary/\n  fine_label_names.txt, train.bin, test.bin",
         {"train": 50_000, "test": 10_000},
         5_000,
         torchvision="CIFAR100",
@@ -77,17 +52,24 @@ SOURCES = {
     "food101": PublishedData(
         "Food-101",
         {"food-101": ("images", "meta")},
-        FOOD101_TREE,
+        "food-101/\n  images/apple_pie/1005649.jpg, ...\n  meta/train.json, meta/test.json",
         {"train": 75_750, "test": 25_250},
         7_575,
         torchvision="Food101",
         url="http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz",
     ),
-    "sun397": PublishedData("SUN397", {"SUN397": ("a/abbey",)}, SUN397_TREE, {"train": 19_850, "test": 19_850}, 3_970),
+    "sun397": PublishedData(
+        "SUN397",
+        {"SUN397": ("a/abbey",)},
+        "SUN397/\n  a/abbey/sun_aaalbzqrimafwbiv.jpg, ...\n"
+        "  Training_01.txt, Testing_01.txt    (here, in Partitions/, or beside SUN397/)",
+        {"train": 19_850, "test": 19_850},
+        3_970,
+    ),
     "dtd": PublishedData(
         "DTD",
         {"dtd/dtd": ("images", "labels"), "dtd": ("images", "labels")},  # torchvision unpacks it a folder deeper
-        DTD_TREE,
+        "dtd/\n  images/banded/banded_0002.jpg, ...\n  labels/train1.txt, labels/val1.txt, labels/test1.txt",
         {"train": 1_880, "val": 1_880, "test": 1_880},
         torchvision="DTD",
         url="https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
@@ -95,7 +77,7 @@ SOURCES = {
     "pets": PublishedData(
         "Oxford-IIIT Pet",
         {"oxford-iiit-pet": ("images", "annotations/trainval.txt")},
-        PETS_TREE,
+        "oxford-iiit-pet/\n  images/Abyssinian_1.jpg, ...\n  annotations/trainval.txt, annotations/test.txt",
         {"train": 3_680, "test": 3_669},
         740,
         "mean_per_class",
@@ -105,22 +87,14 @@ SOURCES = {
     "aircraft": PublishedData(
         "FGVC-Aircraft",
         {"fgvc-aircraft-2013b": ("data/images", "data/variants.txt")},
-        AIRCRAFT_TREE,
+        "fgvc-aircraft-2013b/\n  data/images/0034309.jpg, ...\n"
+        "  data/variants.txt, data/images_variant_{train,val,test}.txt",
         {"train": 3_334, "val": 3_333, "test": 3_333},
         metric="mean_per_class",
         torchvision="FGVCAircraft",
         url="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
     ),
 }
-
-
-@dataclass(frozen=True)
-class Listed:
-    """The images of train, val and test, each sorted by path, with their labels."""
-
-    splits: dict[str, list[tuple[str, int]]]  # (path relative to the root, index into the class names)
-    class_names: tuple[str, ...]
-    state: str  # SHA-256 of paths, labels, sizes and times of change
 
 
 def find_source(source: PublishedData, root: Path) -> Path | None:
@@ -137,23 +111,18 @@ def is_generated(root: Path) -> bool:
     return (root / GENERATED).is_file()
 
 
-def list_transfer(name: str, root: Path, *, skip_bad: bool = False) -> Listed:
+def list_transfer(name: str, root: Path, *, skip_bad: bool = False) -> Listing:
     """The images that the published lists of a data set name, in an order that depends on nothing but their paths.
 
     The validation images are those of the published list, else a stratified draw with seed 0 (docs/protocol.md 2.5):
-    its size is the published one, or of other images the same share.
-
-    Args:
-        name: "food101", "sun397", "dtd", "pets" or "aircraft".
-        root: the folder that `find_source` found.
-        skip_bad: let an image that is named but absent pass; it cannot be decoded later.
+    its size is the published one, or of other images the same share. With ``skip_bad``, absent images are listed too.
 
     Raises:
         UserError: a list is missing, malformed or of another length than the published one; an image is in two lists,
             twice in one, or absent; the classes of two lists differ; a label is out of range.
     """
     source = SOURCES[name]
-    lists, class_names = READERS[name](root)
+    lists, class_names = _READERS[name](root)
     _check(lists, None if is_generated(root) else source)
     state = _state(root, lists, class_names, skip_bad)
     labels = {class_name: label for label, class_name in enumerate(class_names)}
@@ -162,12 +131,11 @@ def list_transfer(name: str, root: Path, *, skip_bad: bool = False) -> Listed:
         both = splits["train"]
         parts = set_apart([label for _, label in both], source.validation / source.counts["train"])
         splits["train"], splits["val"] = ([both[row] for row in rows] for rows in parts)
-    return Listed(splits, class_names, state)
+    return Listing(splits, class_names, state)
 
 
 def set_apart(labels: Sequence[int], share: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows for training and for validation, both ascending: the same share of each class, drawn with seed 0."""
-
     from sklearn.model_selection import train_test_split
 
     count = max(round(len(labels) * share), 1)
@@ -178,38 +146,32 @@ def set_apart(labels: Sequence[int], share: float) -> tuple[np.ndarray, np.ndarr
     return np.sort(train), np.sort(val)
 
 
-# What may be wrong with them
-
-
-def _check(lists: Lists, source: PublishedData | None) -> None:
+def _check(lists: _Lists, source: PublishedData | None) -> None:
     """Compares the lists with each other, and with ``source`` where they should be the published ones."""
     train = lists["train"]
     seen: dict[str, Path] = {}
     for split, one in lists.items():
-        if not one.entries:
-            raise UserError(f"The list {one.file} names no image.", "Replace it by the published file.")
-        if source and len(one.entries) != source.counts[split]:
+        count = len(one.entries)
+        if not count:
+            raise _wrong(f"the list {one.file} names no image")
+        if source and count != source.counts[split]:
             raise UserError(
-                f"{one.file} names {len(one.entries):,} images; that of {source.title} names {source.counts[split]:,}.",
-                "Put the published file there: a selection must not be scored under its name.",
+                f"{one.file} names {count:,} images, that of {source.title} {source.counts[split]:,}",
+                "put the published file there: a selection must not be scored under its name",
             )
         for path, _ in one.entries:
             if path in seen:
                 also = "twice" if seen[path] == one.file else f"and so does {seen[path]}"
-                fix = "No image may be in two lists, or test images would be trained on: use the published lists."
-                raise UserError(f"{one.file} names {path}, {also}.", fix)
+                raise _wrong(f"{one.file} names {path}, {also}", "or test images may be trained on")
             if not {"", ".", ".."}.isdisjoint(path.split("/")):
-                raise malformed(one.file, path, "a path inside the data set's folder")
+                raise _malformed(one.file, path, "a path inside the data set's folder")
             seen[path] = one.file
         differ = sorted({kind for _, kind in one.entries} ^ {kind for _, kind in train.entries})
         if differ:
-            raise UserError(
-                f"The classes of {train.file} and {one.file} differ: {differ[0]!r} is in one of them only.",
-                "Every class must be in every list: replace them by the published ones.",
-            )
+            raise _wrong(f"the classes of {train.file} and {one.file} differ: {differ[0]!r} is in one of them only")
 
 
-def _state(root: Path, lists: Lists, class_names: Sequence[str], skip_bad: bool) -> str:
+def _state(root: Path, lists: _Lists, class_names: Sequence[str], skip_bad: bool) -> str:
     """SHA-256 of what would change the arrays. One look at each file: without it a changed image would go unseen."""
     digest = hashlib.sha256(os.fsencode(root.resolve()) + json.dumps(class_names).encode())
     for split, one in sorted(lists.items()):
@@ -220,24 +182,22 @@ def _state(root: Path, lists: Lists, class_names: Sequence[str], skip_bad: bool)
             except OSError as error:
                 if not skip_bad:
                     problem = f"{root / path}, which {one.file} names, cannot be read: {error.strerror or error}"
-                    fix = "Fetch the complete data set, or leave out such images with skip_bad=True."
+                    fix = "fetch the complete data set, or leave such images out with --skip-bad (skip_bad=True)"
                     raise UserError(problem, fix) from error
                 seen = "absent"
             digest.update(f"|{split}|{kind}|{seen}|{path}".encode())
     return digest.hexdigest()
 
 
-class Split(NamedTuple):
-    """One published list as it was read."""
-
-    file: Path
+class _Split(NamedTuple):
+    file: Path  # the published list
     entries: list[tuple[str, str]]  # (path relative to the root, class)
 
 
-Lists = dict[str, Split]
+_Lists = dict[str, _Split]
 
 
-def _food101(root: Path) -> tuple[Lists, tuple[str, ...]]:
+def _food101(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     lists = {}
     for split in ("train", "test"):
         file, entries = root / "meta" / f"{split}.json", []
@@ -245,60 +205,59 @@ def _food101(root: Path) -> tuple[Lists, tuple[str, ...]]:
         try:
             classes = json.loads(text)
         except ValueError as error:
-            raise UserError(f"{file} is no JSON: {error}", "Replace it by the published file.") from error
+            raise _wrong(f"{file} is no JSON: {error}") from error
         if not isinstance(classes, dict) or not all(isinstance(paths, list) for paths in classes.values()):
-            raise malformed(file, text[:60], '{"apple_pie": ["apple_pie/1005649", ...], ...}')
+            raise _malformed(file, text[:60], '{"apple_pie": ["apple_pie/1005649", ...], ...}')
         for kind, paths in classes.items():
             for path in paths:
                 if not isinstance(path, str) or path.split("/")[:-1] != [kind]:
-                    raise malformed(file, path, f"{kind}/NUMBER")
+                    raise _malformed(file, path, f"{kind}/NUMBER")
                 entries.append((f"images/{path}.jpg", kind))
-        lists[split] = Split(file, entries)
+        lists[split] = _Split(file, entries)
     return lists, _sorted_classes(lists)
 
 
-def _sun397(root: Path) -> tuple[Lists, tuple[str, ...]]:
+def _sun397(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     """A class is the path of a folder without its initial, as in SUN397's own list of classes."""
     lists = {}
     for split, name in (("train", "Training_01.txt"), ("test", "Testing_01.txt")):
         places = [folder / name for folder in (root, root / "Partitions", root.parent / "Partitions", root.parent)]
         file = next((path for path in places if path.is_file()), places[0])
         found = _matches(file, r"/?(\w/(.+)/[^/]+\.jpg)", "/a/abbey/sun_aaalbzqrimafwbiv.jpg")
-        lists[split] = Split(file, [(match[1], match[2]) for match in found])
+        lists[split] = _Split(file, [(match[1], match[2]) for match in found])
     return lists, _sorted_classes(lists)
 
 
-def _dtd(root: Path) -> tuple[Lists, tuple[str, ...]]:
+def _dtd(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     """Partition 1, the one of ten that is usually reported."""
     lists = {}
     for split in ("train", "val", "test"):
         file = root / "labels" / f"{split}1.txt"
         found = _matches(file, r"([^/]+)/[^/]+\.jpg", "banded/banded_0002.jpg")
-        lists[split] = Split(file, [(f"images/{match[0]}", match[1]) for match in found])
+        lists[split] = _Split(file, [(f"images/{match[0]}", match[1]) for match in found])
     return lists, _sorted_classes(lists)
 
 
-def _pets(root: Path) -> tuple[Lists, tuple[str, ...]]:
+def _pets(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     """A class has a number from 1 on, and the name that its images' names begin with."""
-    lists: Lists = {}
+    lists: _Lists = {}
     numbers: dict[str, int] = {}
     for split, name in (("train", "trainval.txt"), ("test", "test.txt")):
-        lists[split] = one = Split(root / "annotations" / name, [])
+        lists[split] = one = _Split(root / "annotations" / name, [])
         for match in _matches(one.file, r"((\S+)_\d+) (\d+) [12] \d+", "Abyssinian_100 1 1 1"):
             kind, number = match[2], int(match[3])
             if numbers.setdefault(kind, number) != number:
-                problem = f"{one.file}: {match[0]!r} gives {kind} another label than {numbers[kind]}."
-                raise UserError(problem, "Replace the lists by the published ones.")
+                raise _wrong(f"{one.file}: {match[0]!r} gives {kind} another label than {numbers[kind]}")
             one.entries.append((f"images/{match[1]}.jpg", kind))
     kinds = sorted(numbers, key=numbers.__getitem__)
     for place, kind in enumerate(kinds):
         if numbers[kind] != place + 1:
-            problem = f"{lists['train'].file}: label {numbers[kind]} of {kind} is out of range or not its alone."
-            raise UserError(problem, f"The lists name {len(kinds)} classes: expected labels 1 to {len(kinds)}.")
+            problem = f"{lists['train'].file}: label {numbers[kind]} of {kind} is out of range or not its alone"
+            raise UserError(problem, f"the lists name {len(kinds)} classes: expected labels 1 to {len(kinds)}")
     return lists, tuple(kinds)
 
 
-def _aircraft(root: Path) -> tuple[Lists, tuple[str, ...]]:
+def _aircraft(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     """The classes are the variants, in the order of their own list."""
     variants = root / "data" / "variants.txt"
     class_names = tuple(_lines(variants))
@@ -308,21 +267,14 @@ def _aircraft(root: Path) -> tuple[Lists, tuple[str, ...]]:
         found = list(_matches(file, r"([^ /]+) (.+)", "0034309 707-320"))
         for match in found:
             if match[2] not in known:
-                problem = f"{file}: the label of {match[0]!r} is out of range: {variants} does not list it."
-                raise UserError(problem, "Replace both files by the published ones.")
-        lists[split] = Split(file, [(f"data/images/{match[1]}.jpg", match[2]) for match in found])
+                raise _wrong(f"{file}: the label of {match[0]!r} is out of range: {variants} does not list it")
+        lists[split] = _Split(file, [(f"data/images/{match[1]}.jpg", match[2]) for match in found])
     if sorted(class_names) != list(_sorted_classes(lists)):
-        raise UserError(f"{variants} lists a variant twice, or one without images.", "Replace it by the published one.")
+        raise _wrong(f"{variants} lists a variant twice, or one without images")
     return lists, class_names
 
 
-READERS: dict[str, Callable[[Path], tuple[Lists, tuple[str, ...]]]] = {
-    "food101": _food101,
-    "sun397": _sun397,
-    "dtd": _dtd,
-    "pets": _pets,
-    "aircraft": _aircraft,
-}
+_READERS = {"food101": _food101, "sun397": _sun397, "dtd": _dtd, "pets": _pets, "aircraft": _aircraft}
 
 
 def _read(path: Path) -> str:
@@ -330,7 +282,7 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        raise UserError(f"The list {path} {reason}.", "Put the published file there.") from error
+        raise _wrong(f"the list {path} {reason}") from error
 
 
 def _lines(path: Path) -> list[str]:
@@ -342,14 +294,17 @@ def _matches(file: Path, pattern: str, expected: str) -> Iterator[re.Match[str]]
     for line in _lines(file):
         match = re.fullmatch(pattern, line)
         if not match:
-            raise malformed(file, line, expected)
+            raise _malformed(file, line, expected)
         yield match
 
 
-def malformed(file: Path, entry: object, expected: str) -> UserError:
-    """The error of a list whose entry does not look as expected."""
-    return UserError(f"{file}: the entry {entry!r} is malformed.", f"Expected the like of: {expected}")
+def _malformed(file: Path, entry: object, expected: str) -> UserError:
+    return UserError(f"{file}: the entry {entry!r} is malformed", f"expected the like of: {expected}")
 
 
-def _sorted_classes(lists: Lists) -> tuple[str, ...]:
+def _wrong(problem: str, reason: str = "") -> UserError:
+    return UserError(problem, f"put the published lists there{', ' * bool(reason)}{reason}")
+
+
+def _sorted_classes(lists: _Lists) -> tuple[str, ...]:
     return tuple(sorted({kind for one in lists.values() for _, kind in one.entries}))

@@ -23,7 +23,7 @@ from equibench.profiles import MetricSizes, Probing, Profile
 from equibench.task import Task
 from equibench.transforms.transformation import TRANSFORMATIONS, ViewSpec, view_spec
 from equibench.utils.arrays import Gathered
-from equibench.utils.files import append_line, digest_of, read_lines, writable_folder
+from equibench.utils.files import append_line, digest_of, read_lines
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -202,15 +202,18 @@ class Context:
         return draw_pairs(data, name, sizes, task=task.name, version=task.version, repeats=self.repeats)
 
     def remembered(self, key: object, compute: Callable[[], Any]) -> Any:
-        """A JSON value that is computed once for this folder: the digest of something that takes long to draw."""
+        """A JSON value that is computed once for this folder: the digest of something that takes long to draw.
+
+        It is written only where the folder is there already, since a plan writes nothing.
+        """
         path, digest = self.work / "remembered.jsonl", digest_of(key)
         if "remembered" not in self._shared:
             self._shared["remembered"] = {line["key"]: line["value"] for line in read_lines(path)}
         known = self._shared["remembered"]
         if digest not in known:
             known[digest] = compute()
-            writable_folder(path.parent)
-            append_line(path, json.dumps({"key": digest, "value": known[digest]}))
+            if self.work.is_dir():
+                append_line(path, json.dumps({"key": digest, "value": known[digest]}))
         return known[digest]
 
     def encode(self, row: Row, views: Views, layers: Sequence[str] | None = None) -> dict[str, Features]:

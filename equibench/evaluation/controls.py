@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
-from equibench.pairs.manifest import Pairs
-from equibench.pairs.views import RENDER_BATCH_PIXELS, Views
-from equibench.pretrain.method import BASELINES
 from equibench.probes.mlp import Split
-from equibench.transforms.transformation import ViewSpec, visible_disc
+from equibench.transforms.transformation import RENDER_BATCH_PIXELS, ViewSpec, visible_disc
 
 if TYPE_CHECKING:
     from sklearn.decomposition import PCA
+
+    from equibench.pairs.manifest import Pairs
+    from equibench.pairs.views import Views
 
 Array = NDArray[Any]
 
@@ -150,4 +150,6 @@ def _mask(size: int, spec: ViewSpec) -> NDArray[np.float32]:
 
 def row_title(row: str) -> str:
     """The name of a row in print."""
+    from equibench.pretrain.method import BASELINES
+
     return CONTROLS[row].title if row in CONTROLS else BASELINES.get(row).title

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equibench.errors import UserError
-from equibench.pairs.views import Images, Views
 from equibench.utils.arrays import Gathered
 from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of, write_together
+
+if TYPE_CHECKING:
+    from equibench.pairs.views import Images, Views
 
 DEFAULT = ("default",)
 ENCODER = "equibench.encoders.adapter:ImageEncoder"

@@ -1,4 +1,4 @@
-"""The pair manifest: which image, which θ, which split. Drawn once, stored, hashed; no loader draws anything.
+"""The pair manifest: which image, which θ, which split. Drawn once, hashed; no loader draws anything.
 
 Every number comes from a counter-based generator (Philox) whose key is a hash of the names of what is drawn,
 so that sample i's θ does not depend on how many samples there are, on workers, on batches or on the machine.
@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equibench.data.dataset import SPLITS, Dataset, image_source, split_indices
 from equibench.errors import UserError
-from equibench.task import Task
 from equibench.transforms.transformation import BETWEEN, TRANSFORMATIONS
 from equibench.utils.random import uniforms
+
+if TYPE_CHECKING:
+    from equibench.task import Task
 
 DECIMALS = 6  # θ is rounded so that a last-bit difference between maths libraries cannot change a hash
 

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from equibench.data.dataset import SPLITS, Dataset, image_source
 from equibench.pairs.manifest import Pairs
-from equibench.transforms.transformation import ViewSpec, transform_sequence
+from equibench.transforms.transformation import RENDER_BATCH_PIXELS, ViewSpec, transform_sequence
 from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of, write_atomically
 
-RENDER_BATCH_PIXELS = 1000 * 32 * 32
-"""Pixels of one image times images rendered at once: 1,000 images of 32 px, 20 of 224 px."""
 STORE_LIMIT = 4 * 2**30
 """A set of views of more bytes than this is rendered again whenever it is needed instead of being kept."""
 

@@ -11,20 +11,21 @@ import shlex
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from equibench.encoders import zoo
-from equibench.encoders.open import Opened, adapted
 from equibench.encoders.vit import ViTEncoder, state_sha256, weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.method import BASELINES
 from equibench.profiles import PROFILES, Profile, get_profile
 from equibench.transforms.transformation import ViewSpec, view_spec
 from equibench.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from equibench.encoders.open import Opened
 
 WEIGHTS, FACTS = "encoder.safetensors", "run.json"
 """What a finished run's folder holds."""
@@ -97,6 +98,8 @@ def open_run(
     Raises:
         UserError: a baseline that has not been run, or a folder that is damaged.
     """
+    from equibench.encoders.open import Opened, adapted
+
     folder = Path(source)
     if folder.is_dir():
         if not (folder / FACTS).exists() or not (folder / WEIGHTS).exists():
@@ -157,7 +160,9 @@ def _read_run(folder: Path, views: ViewSpec) -> tuple[ViTEncoder, Profile]:
 
 def _network(profile: Profile, views: ViewSpec, seed: int) -> ViTEncoder:
     """Of the profile, untrained, for views of this kind in the profile's own size."""
-    with zoo.seeded(seed):
+    from equibench.encoders.zoo import seeded
+
+    with seeded(seed):
         return ViTEncoder(profile.encoder, profile.image_size, view_spec(views.name, profile.image_size)).eval()
 
 

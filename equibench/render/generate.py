@@ -60,7 +60,7 @@ class Estimate:
     free: int  # bytes on the disk
 
 
-def render(out: Path | str, settings: RenderSettings) -> Rendered:
+def render_objects(out: Path | str, settings: RenderSettings) -> Rendered:
     """Renders data in the layout of 3DIEBench; interrupted, the same call goes on where it was.
 
     Args:
@@ -84,8 +84,8 @@ def render(out: Path | str, settings: RenderSettings) -> Rendered:
         ) from error
 
 
-def estimate(out: Path | str, settings: RenderSettings) -> Estimate:
-    """What `render` would do, or the UserError that it would raise; nothing is written to ``out``."""
+def estimate_rendering(out: Path | str, settings: RenderSettings) -> Estimate:
+    """What `render_objects` would do, or the UserError that it would raise; nothing is written to ``out``."""
     work = make_work(out, settings)
     work.read_plan()
     return _estimate(work, work.missing())
@@ -96,15 +96,15 @@ def ensure_rendered_objects(
 ) -> Path:
     """The folder below ``root`` that holds the solids with these `RenderSettings`, rendered as far as it is missing.
 
-    Its name tells the settings, so that each has a folder of its own. A UserError is raised as by `render`.
+    Its name tells the settings, so that each has a folder of its own. A UserError is raised as by `render_objects`.
     """
     settings = RenderSettings(objects=objects, views=views, size=size, seed=seed, jobs=jobs)
     name = f"solids-v{RENDER_VERSION}-{objects}x{views}-{size}px-seed{seed}"
-    return render(Path(root).expanduser() / name, settings).root
+    return render_objects(Path(root).expanduser() / name, settings).root
 
 
 def _render(work: Work) -> Rendered:
-    """The work of `render`, whose lock is ours."""
+    """The work of `render_objects`, whose lock is ours."""
     facts, missing = work.read_plan(), work.missing()  # another run may have worked here meanwhile
     bad: dict[str, str] = {}
     if missing or not facts.get("complete"):
@@ -144,7 +144,7 @@ def _finish(work: Work, bad: dict[str, str]) -> dict[str, Any]:
                 f"the first that cannot: {next(why for key, why in bad.items() if key.startswith(f'{synset}/'))}",
                 "mend its files, or choose another folder to render to without the class",
             )
-        for split, chosen in split_objects(work.settings.seed, synset, names).items():
+        for split, chosen in _split_objects(work.settings.seed, synset, names).items():
             lists[split] += [(f"/{synset}/{name}/", label) for name in chosen]
     for split, entries in lists.items():
         images, labels = zip(*entries, strict=True)
@@ -156,7 +156,7 @@ def _finish(work: Work, bad: dict[str, str]) -> dict[str, Any]:
     return facts
 
 
-def split_objects(seed: int, synset: str, names: list[str]) -> dict[str, list[str]]:
+def _split_objects(seed: int, synset: str, names: list[str]) -> dict[str, list[str]]:
     """A class's objects for training, and a fifth for validation, by a seeded hash; one at least on each side."""
     drawn = {name: float(uniforms((1, 1), "render", "split", seed, synset, name)[0, 0]) for name in names}
     count = min(max(round(_VALIDATION_SHARE * len(names)), 1), len(names) - 1)

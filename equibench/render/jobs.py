@@ -73,7 +73,7 @@ class RenderSettings:
 
 
 @dataclass(frozen=True)
-class Job:
+class RenderJob:
     """One object: where its folder shall be, what it is, and its views."""
 
     root: Path
@@ -101,12 +101,12 @@ class Work:
         """Objects by synset."""
         return {synset: len(found) for synset, found in self.objects.items()}
 
-    def job(self, synset: str, name: str) -> Job:
+    def job(self, synset: str, name: str) -> RenderJob:
         """One object with what is drawn for it, which depends on the seed, its class and its name alone."""
         key = (self.settings.seed, synset, name)
         source = self.objects[synset][name] or uniforms((1, OBJECT_DRAWS), "render", "object", *key)[0]
         latents = draw_latents(uniforms((self.settings.views, len(LATENTS)), "render", "view", *key))
-        return Job(self.root, synset, name, source, latents, self.settings.size)
+        return RenderJob(self.root, synset, name, source, latents, self.settings.size)
 
     def missing(self) -> list[tuple[str, str]]:
         """Synset and name of the objects that are not there, not complete, or older than their mesh file."""
@@ -192,7 +192,7 @@ def write_view(folder: Path, number: int, mesh: Mesh, latents: Array, size: int)
 
 
 def render_all(
-    jobs: Iterable[Job], processes: int, skip_bad: bool = False, lock: Path | None = None
+    jobs: Iterable[RenderJob], processes: int, skip_bad: bool = False, lock: Path | None = None
 ) -> Generator[tuple[str, str], None, None]:
     """Carry out the jobs, each in one of so many processes; yields "<synset>/<object>" and what was wrong, or "".
 
@@ -227,7 +227,7 @@ def render_all(
         pool.shutdown(cancel_futures=True)
 
 
-def _render_object(job: Job, skip_bad: bool) -> tuple[str, str]:
+def _render_object(job: RenderJob, skip_bad: bool) -> tuple[str, str]:
     """Render all views of an object; its folder appears when all are there."""
     key = f"{job.synset}/{job.name}"
     try:

@@ -20,8 +20,8 @@ from scipy.spatial.transform import Rotation
 from equibench.data.object_layout import HIGHEST, LOWEST
 from equibench.render.meshes import Mesh, hsv
 
-RADIUS = 0.6  # of the ball that holds the object
-SUPERSAMPLING = 2  # samples per pixel along each side
+OBJECT_RADIUS = 0.6  # of the ball that holds the object
+OVERSAMPLING = 2  # samples per pixel along each side
 _FLOOR = -1.0
 _CAMERA_DISTANCE, _CAMERA_THETA = 2.5, np.pi / 4
 _FOCAL = 50 / 36  # a 50 mm lens before 36 mm of film
@@ -50,11 +50,11 @@ def object_rotation(latents: Array) -> Rotation:
 
 def render_view(mesh: Mesh, latents: Array, size: int) -> Array:
     """The picture (size, size, 3) uint8 of a mesh in the unit ball under a view's latents (7,)."""
-    side, eye = size * SUPERSAMPLING, camera()
+    side, eye = size * OVERSAMPLING, camera()
     theta, phi = latents[4:6]
     spot = _SPOT_DISTANCE * np.array([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)])
     rotation = object_rotation(latents).as_matrix()
-    corners = mesh.corners @ (RADIUS * rotation.T)
+    corners = mesh.corners @ (OBJECT_RADIUS * rotation.T)
     samples, faces, weights = see(eye.project(corners, side), side)
     away = corners - spot
     on_floor = spot + away * ((_FLOOR - spot[2]) / away[..., 2:])  # where the spot's rays through the corners arrive
@@ -72,7 +72,7 @@ def render_view(mesh: Mesh, latents: Array, size: int) -> Array:
     )
     normals = _unit(normals @ rotation.T.astype(np.float32))
     picture[samples] = _surface(points, normals, tints, eye, spot, floor_colour, light)
-    pixels = np.einsum("rycxk->rck", picture.reshape(size, SUPERSAMPLING, size, SUPERSAMPLING, 3)) / SUPERSAMPLING**2
+    pixels = np.einsum("rycxk->rck", picture.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3)) / OVERSAMPLING**2
     pixels = np.clip(pixels, 0, 1)  # what is brighter than white is white
     screen = np.where(pixels <= 0.0031308, pixels * 12.92, 1.055 * pixels ** (1 / 2.4) - 0.055)  # sRGB
     return np.rint(screen * 255).astype(np.uint8)

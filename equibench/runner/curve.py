@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from equibench.config import RunConfig
+from equibench.config import RESULTS, RunConfig
 from equibench.data.dataset import split_indices
 from equibench.errors import UserError
 from equibench.evaluation.context import Context
@@ -21,7 +21,6 @@ from equibench.records import RECORDS, Record, write_records
 from equibench.registry import load_file
 from equibench.runner.open import open_context
 from equibench.runner.plan import Place, TableRows, collect, places_of, plan
-from equibench.runner.table import RESULTS
 from equibench.runner.workers import run_jobs
 from equibench.task import TASKS, Task
 from equibench.utils.files import writable_folder, write_atomically, write_text

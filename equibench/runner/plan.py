@@ -168,7 +168,7 @@ class TableRows:
 
     def _command(self, place: Place) -> str:
         config = self.config
-        command = "curve" if place.step is not None else f"table {config.table}"
+        command = "curve" if place.step is not None else f"table {config.table or 'table2'}"
         parts = [f"equibench {command} --profile {config.sizes.name} --rows {place.row} --columns {{task}}"]
         parts += [f"--seeds {place.seed}"] if place.seed is not None else []
         return " ".join([*parts, *config.flags(["variant", "baseline_files"])])

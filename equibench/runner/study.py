@@ -13,13 +13,15 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from equibench.config import RunConfig
 from equibench.errors import UserError, closest
-from equibench.runner.curve import CurveResult, curve
-from equibench.runner.score import ScoreResult, score
-from equibench.runner.table import TableResult, table
+
+if TYPE_CHECKING:
+    from equibench.runner.curve import CurveResult
+    from equibench.runner.score import ScoreResult
+    from equibench.runner.table import TableResult
 
 KINDS = ("table", "curve", "score")
 
@@ -77,6 +79,10 @@ def run_study(file: str | Path) -> Iterator[TableResult | CurveResult | ScoreRes
     Raises:
         UserError: as raised by a part.
     """
+    from equibench.runner.curve import curve
+    from equibench.runner.score import score
+    from equibench.runner.table import table
+
     for part in read_study(file):
         if part.kind == "table":
             yield table(part.target, out=part.folder, **part.options)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from equibench.config import RunConfig
+from equibench.config import RESULTS, RunConfig
 from equibench.errors import UserError, closest
 from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS
@@ -28,7 +28,6 @@ from equibench.report.definition import (
     load_definition,
     table_frame,
 )
-from equibench.report.overview import overview
 from equibench.report.table import markdown_table
 from equibench.runner.open import one_thread, open_context
 from equibench.runner.plan import (
@@ -46,8 +45,6 @@ from equibench.runner.workers import default_jobs, run_jobs
 from equibench.task import Task
 from equibench.utils.files import writable_folder, write_text
 from equibench.utils.progress import Progress
-
-RESULTS = Path("results")
 
 
 @dataclass(frozen=True)
@@ -131,6 +128,8 @@ def table(
     context.barrier()
     result = _write(asked, folder)
     if context.is_first and out is None and asked.complete and asked.config.variant == "headline":
+        from equibench.report.overview import overview
+
         page = folder.parent / "README.md"
         write_text(page, overview(folder.parent, context.profile.name))
         result.files.append(page)

@@ -19,7 +19,7 @@ _LEAST = {"iterations": 1, "batch": 1, "crop": 8, "checkpoint_every": 1, "worker
 
 @dataclass(frozen=True)
 class SegmentationSettings:
-    """How a head is trained on an encoder, by default as DINOv2's linear one; a UserError if a value is out of range."""
+    """How a head is trained on an encoder, by default as DINOv2's linear one; a UserError if one is out of range."""
 
     iterations: int = 40_000  # optimiser steps
     batch: int = 16  # images per step, over all processes

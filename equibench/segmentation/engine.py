@@ -6,7 +6,7 @@ Importing this module registers all of it, the encoder and the heads.
 # ruff: noqa: E402  (as in heads.py)
 from __future__ import annotations
 
-from equibench.segmentation import require_mmseg
+from equibench.segmentation.stub import require_mmseg
 
 require_mmseg()
 

@@ -32,9 +32,9 @@ from equibench.data.ade20k import CheckedTree, check_tree
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
 from equibench.metrics.segmentation import Areas, SegmentationScores, constant_areas, scores_from_areas
-from equibench.segmentation import require_mmseg
 from equibench.segmentation.backbone import Encoder, Source
 from equibench.segmentation.config import IMAGE_LISTS, SegmentationSettings, build_config
+from equibench.segmentation.stub import require_mmseg
 from equibench.utils.files import digest_of, writable_folder, write_atomically, write_text
 
 _Report = Callable[[float, str], None]

@@ -24,6 +24,8 @@ from equibench.transforms.pixels import adjust_color, gaussian_blur
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, per channel, with which all views are normalised."""
 
+RENDER_BATCH_PIXELS = 1000 * 32 * 32
+"""Pixels of one image times images rendered at once: 1,000 images of 32 px, 20 of 224 px."""
 MAX_ANGLE = 45.0
 COLOR_RANGE = (0.4, 0.4, 0.4, 0.1)
 BLUR_RANGE = (0.1, 2.0)

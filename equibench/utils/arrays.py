@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import platformdirs
@@ -86,7 +86,7 @@ def open_arrays(folder: Path) -> Stored | None:
     """The arrays prepared in ``folder``; None where there are none, or a file was cut or removed since."""
     meta = read_json(folder / "meta.json")
     try:
-        facts = dict(meta["facts"])
+        facts = dict(meta.get("facts") or {})
         sizes = meta["bytes"] | facts.get("bytes", {})
         if any((folder / f"{key}.npy").stat().st_size != size for key, size in sizes.items()):
             return None
@@ -101,12 +101,11 @@ def prepare_arrays(folder: Path, write: Callable[[Path], Mapping[str, Any]], *, 
     Args:
         write: fills a scratch folder with ``.npy`` files, those of ARRAYS among them, and returns what else is to be
             remembered; the key "bytes" is taken.
-        needed: how many bytes the arrays take.
-        what: names them in the message of a disk too small.
-
-    Raises:
-        UserError: the cache folder cannot be written, or its disk is too small.
+        needed: how many bytes the arrays take; where the disk lacks these, a UserError names the arrays as ``what``.
     """
+    stored = open_arrays(folder)
+    if stored is not None:
+        return stored
     space = f"{max(needed / 1e9, 0.1):,.1f} GB"
     with writing_to_cache(space) as cache, exclusive(folder.parent / f".{folder.name}.lock"):
         stored = open_arrays(folder)  # another process may have made them while this one waited
@@ -133,11 +132,8 @@ def _store(folder: Path, write: Callable[[Path], Mapping[str, Any]]) -> None:
         sizes = {path.stem: path.stat().st_size for path in sorted(scratch.glob("*.npy"))}
         if others := {key: size for key, size in sizes.items() if key not in ARRAYS}:
             facts["bytes"] = others
-        meta = {
-            "sha256": content_digest(_map(scratch, ARRAYS)),
-            "bytes": {key: sizes[key] for key in ARRAYS},
-            "facts": facts,
-        }
+        four = {key: sizes[key] for key in ARRAYS}
+        meta = {"sha256": content_digest(_map(scratch, ARRAYS)), "bytes": four, "facts": facts}
         (scratch / "meta.json").write_text(json.dumps(meta))
         if open_arrays(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)  # what lies there is incomplete, or it would open
@@ -162,37 +158,29 @@ def writing_to_cache(space: str = "500 MB") -> Iterator[Path]:
         ) from error
 
 
-class RowWriter:
-    """Writes a ``.npy`` file row by row, so that an array of any length takes the memory of one row.
+@contextlib.contextmanager
+def row_writer(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> Iterator[Callable[[Any], None]]:
+    """Yields what adds a row of that shape to a ``.npy`` file, so that an array of any length takes the memory of one.
 
     Plain writes, not a memory map: a disk that fills up then raises an OSError, where a map would kill the process.
     """
+    rows, descr = 0, np.lib.format.dtype_to_descr(np.dtype(dtype))
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> None:
-        self.shape, self.dtype, self.rows = shape, np.dtype(dtype), 0
-        self._file: IO[bytes] = path.open("wb")
-        self._header()
-        self._start = self._file.tell()
+    def header() -> int:
+        file.seek(0)
+        facts = {"descr": descr, "fortran_order": False, "shape": (rows, *shape)}
+        np.lib.format.write_array_header_1_0(file, facts)
+        return file.tell()
 
-    def append(self, row: np.ndarray | int) -> None:
-        """Adds one row, an array of the ``shape`` given or a number where that is ()."""
-        self._file.write(np.asarray(row, self.dtype).reshape(self.shape).tobytes())
-        self.rows += 1
+    def append(row: Any) -> None:
+        nonlocal rows
+        file.write(np.asarray(row, dtype).reshape(shape).tobytes())
+        rows += 1
 
-    def __enter__(self) -> RowWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Writes the number of rows into the header, in which NumPy leaves room for it to grow."""
-        with self._file:
-            self._file.seek(0)
-            self._header()
-            assert self._file.tell() == self._start, "the header grew over the first row"
-
-    def _header(self) -> None:
-        shape = (self.rows, *self.shape)
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
+    with path.open("wb") as file:
+        start = header()
+        yield append
+        assert header() == start, "the header, in which NumPy leaves room for the number of rows, grew over the first"
 
 
 def _map(folder: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
@@ -226,20 +214,20 @@ def prepare_images(
 
     Args:
         read: gives (image, label) for train, val (which may be missing) and test, and further facts.
-        decode: one image as (3, size, size) uint8; it may raise anything, which makes the image a bad one.
-        skip_bad: leave bad images out instead of refusing them.
+        decode: one image as (3, size, size) uint8; whatever it raises makes the image a bad one.
+        skip_bad: leave bad images out; without it, and where all of a split are bad, a UserError is raised.
         root: what the images, as text, are relative to.
-
-    Raises:
-        UserError: an image is bad, or all of a split are; the cache folder cannot be written or its disk is too small.
     """
     stored = open_arrays(folder)
     if stored is None:
         splits, facts = read()
         count = sum(map(len, splits.values()))
-        write = partial(_write_images, splits, decode, size=size, title=title, refuse=None if skip_bad else root)
+
+        def write(scratch: Path) -> dict[str, Any]:
+            return {**_write_images(scratch, title, splits, decode, size, None if skip_bad else root), **facts}
+
         what = f"{count:,} images of {size} px from {title}"
-        stored = prepare_arrays(folder, lambda to: {**write(to), **facts}, needed=count * 3 * size**2, what=what)
+        stored = prepare_arrays(folder, write, needed=count * 3 * size**2, what=what)
     bad = stored.facts.get("bad")
     if bad and not skip_bad:  # another call had asked to leave them out
         raise _undecodable(root, *bad[0])
@@ -247,35 +235,29 @@ def prepare_images(
 
 
 def _write_images(
+    scratch: Path,
+    title: str,
     splits: Mapping[str, Sequence[tuple[Item, int]]],
     decode: Callable[[Item], np.ndarray],
-    scratch: Path,
-    *,
     size: int,
-    title: str,
     refuse: Path | None,
 ) -> dict[str, Any]:
     """Fills the four arrays; a bad image is left out, or refused as one below ``refuse``."""
     bad: list[tuple[str, str]] = []
     kept: Counter[str] = Counter()
-    with contextlib.ExitStack() as stack:
-        advance = stack.enter_context(progress(f"reading {title}", sum(map(len, splits.values()))))
-
-        def writer(name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> RowWriter:
-            return stack.enter_context(RowWriter(scratch / f"{name}.npy", shape, dtype))
-
-        images = {half: writer(f"{half}_images", (3, size, size), np.uint8) for half in ("train", "test")}
-        labels = {half: writer(f"{half}_labels", (), np.int64) for half in ("train", "test")}
-        for split in (name for name in ("train", "val", "test") if name in splits):
-            half = "test" if split == "test" else "train"
-            entries = splits[split]
-            decoded = decode_all((image for image, _ in entries), partial(_or_reason, decode))
-            stack.enter_context(contextlib.closing(decoded))
-            for (image, label), found in zip(entries, decoded, strict=True):
+    for half, names in (("train", ("train", "val")), ("test", ("test",))):
+        entries = [(split, *entry) for split in names for entry in splits.get(split, ())]
+        with (
+            progress(f"reading {title}", len(entries)) as advance,
+            row_writer(scratch / f"{half}_images.npy", (3, size, size), np.uint8) as add_image,
+            row_writer(scratch / f"{half}_labels.npy", (), np.int64) as add_label,
+            contextlib.closing(decode_all((image for _, image, _ in entries), partial(_or_reason, decode))) as decoded,
+        ):
+            for (split, image, label), found in zip(entries, decoded, strict=True):
                 advance()
                 if not isinstance(found, str):
-                    images[half].append(found)
-                    labels[half].append(label)
+                    add_image(found)
+                    add_label(label)
                     kept[split] += 1
                 elif refuse is not None:
                     raise _undecodable(refuse, str(image), found)

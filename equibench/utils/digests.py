@@ -113,6 +113,8 @@ def _used(place: Place) -> tuple[Place, ...]:
 
 def _resolved(module: str, name: str) -> list[Place]:
     """Where a name that is imported from a module is defined, if that is in this package."""
+    if module == PACKAGE:  # the face, which imports a name when it is first asked for
+        module = f"{PACKAGE}.{getattr(sys.modules[PACKAGE], '_HOMES', {}).get(name, '')}"
     read = _read(module)
     if read is None:
         return []

@@ -12,16 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import rich.progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from equibench.errors import UserError
 
@@ -44,8 +36,8 @@ def file_md5(path: Path) -> str:
 def exclusive(lock: Path) -> Iterator[None]:
     """Lets one process at a time into the block; the others wait. The lock of a killed process is void.
 
-    It only spares work done twice: whatever is written inside must be put in place atomically all the same,
-    for where the system has no such locks (Windows, some network file systems) nobody waits.
+    It only spares work done twice: what is written inside must be put in place atomically all the same, for where the
+    system has no such locks (Windows, some network file systems) nobody waits.
     """
     with lock.open("ab") as file:
         with contextlib.suppress(ImportError, OSError):
@@ -58,14 +50,13 @@ def exclusive(lock: Path) -> Iterator[None]:
 def download(url: str, target: Path, *, md5: str, attempts: int = 4, timeout: float = 10.0, pause: float = 1.0) -> Path:
     """Fetches ``url`` to ``target`` and returns ``target``, which is never there with a wrong checksum.
 
-    What has arrived lies beside it under the same name with ``.part`` added, and the next attempt, in this
-    process or a later one, asks only for the rest. Two processes must not fetch one target at a time: see
-    ``exclusive``. Progress is shown on stderr.
+    What has arrived lies beside it with ``.part`` added to its name, and the next attempt, in this process or a later
+    one, asks only for the rest. Two processes must not fetch one target at a time: see ``exclusive``.
 
     Args:
         md5: of the whole file, hexadecimal.
-        attempts: how often a transfer that broke off is taken up again, the first one included. A server that
-            never answered is not asked twice: a machine without network should find out at once.
+        attempts: how often a transfer that broke off is taken up again, the first one included. A server that never
+            answered is not asked twice: a machine without network should find out at once.
         timeout: seconds to wait for a connection, or for the next bytes.
         pause: seconds before the second attempt; each further one waits that much longer.
 
@@ -77,13 +68,11 @@ def download(url: str, target: Path, *, md5: str, attempts: int = 4, timeout: fl
         found = file_md5(target)
         if found == md5:
             return target
-        raise UserError(
-            f"{target} is damaged: expected MD5 {md5}, found {found}.", "Delete it; it is then fetched again."
-        )
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        raise UserError(f"{target} is damaged: expected MD5 {md5}, found {found}", "delete it to fetch it again")
+    columns = (bars.BarColumn(), bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
+    progress = bars.Progress(bars.TextColumn(target.name), *columns, console=Console(stderr=True))
     part = target.with_name(target.name + ".part")
-    job = _Job(url, target, part, md5, timeout, progress, progress.add_task(target.name, total=None))
+    job = _Job(url, target, part, md5, timeout, progress, progress.add_task("", total=None))
     try:
         for attempt in range(attempts):
             time.sleep(pause * attempt)
@@ -92,12 +81,11 @@ def download(url: str, target: Path, *, md5: str, attempts: int = 4, timeout: fl
                 os.replace(part, target)
                 return target
     finally:
-        # It is started by the first reply: without a server there is nothing to show.
-        if progress.live.is_started:
+        if progress.live.is_started:  # by the first reply: without a server there is nothing to show
             progress.stop()
     raise UserError(
-        f"The transfer of {target.name} from {url} broke off {attempts} times, last with: {trouble}",
-        f"Run the same command again: it continues where it stopped. Or put the file at {target}",
+        f"the transfer of {target.name} from {url} broke off {attempts} times, last with: {trouble}",
+        f"run the same command again: it continues where it stopped; or put the file at {target}",
     )
 
 
@@ -110,19 +98,15 @@ class _Job:
     part: Path
     md5: str
     timeout: float
-    progress: Progress
-    task: TaskID
+    progress: bars.Progress
+    bar: bars.TaskID
     answered: bool = False  # whether the server has ever answered
 
 
 def _attempt(job: _Job) -> Exception | str | None:
-    """Tries once; None when the part is complete and right, else what another try may mend.
-
-    Raises UserError where no further try can help.
-    """
+    """Tries once; None when the part is complete and right, else what another try may mend. It raises all else."""
     have = job.part.stat().st_size if job.part.exists() else 0
-    # A process killed between the last byte and the renaming leaves a complete part.
-    if have and file_md5(job.part) == job.md5:
+    if have and file_md5(job.part) == job.md5:  # a process was killed between the last byte and the renaming
         return None
     request = urllib.request.Request(job.url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -146,20 +130,16 @@ def _attempt(job: _Job) -> Exception | str | None:
         return None
     job.part.unlink()
     trouble = f"expected MD5 {job.md5}, found {found}"
-    # A part from an earlier day may be of another file; a copy fetched in one go will stay wrong.
-    if resumed:
+    if resumed:  # a part from an earlier day may be of another file; a copy fetched in one go will stay wrong
         return trouble
     raise UserError(
-        f"{job.url} delivered a damaged {job.target.name}: {trouble}.",
-        f"Try again later, or get the file elsewhere and put it at {job.target}",
+        f"{job.url} delivered a damaged {job.target.name}: {trouble}",
+        f"try again later, or get the file elsewhere and put it at {job.target}",
     )
 
 
 def _receive(reply: http.client.HTTPResponse, job: _Job, have: int) -> bool:
-    """Writes a reply's bytes to the part; returns whether they continue the ``have`` bytes already there.
-
-    Raises ConnectionError where fewer bytes came than were announced, which urllib itself lets pass.
-    """
+    """Writes a reply's bytes to the part; returns whether they continue the ``have`` bytes already there."""
     resumed = have > 0 and reply.status == PARTIAL_CONTENT
     if resumed and not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
         job.part.unlink()
@@ -168,20 +148,16 @@ def _receive(reply: http.client.HTTPResponse, job: _Job, have: int) -> bool:
     announced = reply.headers.get("Content-Length")
     total = got + int(announced) if announced else None
     job.progress.start()
-    job.progress.update(job.task, completed=got, total=total)
-    try:
+    job.progress.update(job.bar, completed=got, total=total)
+    with _written(job.part):
         file = job.part.open("ab" if resumed else "wb")
-    except OSError as error:
-        raise _unwritable(job.part, error) from error
     with file:
         while block := reply.read(BLOCK):
-            try:
+            with _written(job.part):
                 file.write(block)
-            except OSError as error:
-                raise _unwritable(job.part, error) from error
             got += len(block)
-            job.progress.update(job.task, completed=got)
-    if total is not None and got < total:
+            job.progress.update(job.bar, completed=got)
+    if total is not None and got < total:  # which urllib itself lets pass
         raise ConnectionError(f"the connection closed after {got:,} of {total:,} bytes")
     return resumed
 
@@ -189,12 +165,17 @@ def _receive(reply: http.client.HTTPResponse, job: _Job, have: int) -> bool:
 def _unavailable(job: _Job, reason: object) -> Unavailable:
     return Unavailable(
         f"{job.target.name} could not be downloaded from {job.url}: {reason}",
-        f"Fetch that file on another machine and put it at {job.target}",
+        f"fetch that file on another machine and put it at {job.target}",
     )
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{path} cannot be written: {error.strerror or error}",
-        "Free some space, or set EQUIBENCH_CACHE to a folder that can be written.",
-    )
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Turns an error of the disk into a UserError, so that it is not taken for one of the network."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}",
+            "free some space, or set EQUIBENCH_CACHE to a folder that can be written",
+        ) from error

@@ -1,9 +1,9 @@
 """Fills the tables inside results/cifar10/README.md from the results beside it.
 
-    python -m equibench.report.reproduction results/cifar10 --runs runs
+    python results/cifar10/page.py --runs runs
 
 The page's sentences are a person's; each table between `<!-- name:begin -->` and `<!-- name:end -->` is written by the
-function of that name in `study_tables`. Paired differences need the predictions in `runs`, so they are kept in
+function of that name in `page_tables`. Paired differences need the predictions in `runs`, so they are kept in
 comparisons.csv, and made anew only where `--runs` is given; all else is made of the committed tables and records.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-from equibench.report.study_tables import BLOCKS, COMPARISONS, OWN, TASK_NAMES, THREE, read_table
+from page_tables import BLOCKS, COMPARISONS, OWN, TASK_NAMES, THREE, read_table
 
 from equibench.audit.compare import Difference, compare
 from equibench.errors import UserError
@@ -24,6 +24,7 @@ from equibench.evaluation.controls import CONTROLS
 from equibench.registry import load_file
 from equibench.utils.files import write_text
 
+FOLDER = Path(__file__).parent
 PAIRS = [("reconstruction", "sie_all"), ("reconstruction", "vicreg"), ("sie_all", "vicreg")]
 
 
@@ -77,7 +78,7 @@ def filled(text: str, folder: Path) -> str:
         try:
             lines = BLOCKS[name](folder)
         except FileNotFoundError as error:
-            raise UserError(f"{error.filename} is missing", "run: make cifar10") from error
+            raise UserError(f"{error.filename} is missing", "run: make study") from error
         return f"<!-- {name}:begin -->\n" + "\n".join(lines) + f"\n<!-- {name}:end -->"
 
     return re.sub(r"<!-- (\w+):begin -->\n.*?<!-- \1:end -->", write, text, flags=re.DOTALL)
@@ -85,17 +86,13 @@ def filled(text: str, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", type=Path, help="compare anew, from the predictions below this folder")
-    parser.add_argument(
-        "--baseline", type=Path, default=Path("examples/ablations.py"), help="names the ablations' rows"
-    )
     arguments = parser.parse_args()
-    load_file(arguments.baseline, "baseline")
+    load_file(FOLDER / "ablations.py", "baseline")  # names of the ablations' rows
     if arguments.runs:
-        write_comparisons(arguments.folder, arguments.runs)
-    page = arguments.folder / "README.md"
-    write_text(page, filled(page.read_text(encoding="utf-8"), arguments.folder))
+        write_comparisons(FOLDER, arguments.runs)
+    page = FOLDER / "README.md"
+    write_text(page, filled(page.read_text(encoding="utf-8"), FOLDER))
 
 
 if __name__ == "__main__":

@@ -112,10 +112,9 @@ def colors(folder: Path) -> list[str]:
     records = [r for r in read_records(folder / "table2/records.jsonl") if r.task == "color" and r.features == "full"]
     lines = ["| | " + " | ".join(COLOR_FACTORS) + " | R² | pooled R² |", "|---|---|---|---|---|---|---|"]
     for record in records:
-        each = " | ".join(plain(value) for value in record.per_dimension or ())
-        lines.append(
-            f"| {_name(record.baseline)} | {each} | {plain(record.r2 or 0)} | {plain(record.r2_pooled or 0)} |"
-        )
+        r2, pooled = record.metrics["r2"], record.metrics["r2_pooled"]
+        each = " | ".join(plain(value) for value in r2.per_dimension or ())
+        lines.append(f"| {_name(record.baseline)} | {each} | {plain(r2.value or 0)} | {plain(pooled.value or 0)} |")
     return lines
 
 
@@ -221,9 +220,10 @@ def _of(folder: Path, row: str | None, seed: int, task: str) -> float:
     for record in read_records(folder / "records.jsonl"):
         asked = record.baseline == row or (row is None and record.baseline not in CONTROLS)
         if asked and (record.task, record.features, record.seeds.pretraining) == (task, "full", seed):
-            assert record.r2 is not None
-            return record.r2
-    raise UserError(f"{folder} has no score of {row or 'the encoder'}, seed {seed}, on {task}", "run: make cifar10")
+            value = record.metrics["r2"].value
+            assert value is not None
+            return value
+    raise UserError(f"{folder} has no score of {row or 'the encoder'}, seed {seed}, on {task}", "run: make study")
 
 
 def _name(row: object) -> str:

@@ -18,11 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision.datasets import CIFAR10
 
-from equibench.data import cifar as cifar10
+from equibench.data import cifar, solids
 from equibench.data import load as datasets
-from equibench.data import solids
 from equibench.data.dataset import Dataset
 from equibench.data.load import load_dataset, load_or_generate
 from equibench.errors import UserError
@@ -41,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("EQUIBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EQUIBENCH_DATA", raising=False)
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    monkeypatch.setattr(cifar, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
     monkeypatch.setattr(datasets, "SOLIDS_SIZES", (20, 10))
     return tmp_path / "cache"
 
@@ -69,26 +67,23 @@ def binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         data = b"".join(bytes([label]) + image.tobytes() for image, label in zip(images, labels, strict=True))
         (folder / f"{name}.bin").write_bytes(data)
         table[f"{name}.bin"] = md5(data)
-    monkeypatch.setattr(cifar10, "BINARY_MD5", table)
+    monkeypatch.setattr(cifar, "BINARY_MD5", table)
     return folder.parent
 
 
 @pytest.fixture
 def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A root with a small python version whose checksums are those that torchvision knows."""
+    """A root with a small python version whose checksums are the published ones."""
     folder = tmp_path / "root_py" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
-    table = []
+    table = {}
     for name, (images, labels) in content().items():
         data = pickle.dumps({"data": images.reshape(PER_BATCH, -1), "labels": labels.tolist()})
         (folder / name).write_bytes(data)
-        table.append([name, md5(data)])
-    meta = pickle.dumps({"label_names": list(cifar10.CLASS_NAMES)})
+        table[name] = md5(data)
+    meta = pickle.dumps({"label_names": list(cifar.CLASS_NAMES)})
     (folder / "batches.meta").write_bytes(meta)
-    monkeypatch.setattr(CIFAR10, "train_list", table[:5])
-    monkeypatch.setattr(CIFAR10, "test_list", table[5:])
-    known = {"filename": "batches.meta", "key": "label_names", "md5": md5(meta)}
-    monkeypatch.setattr(CIFAR10, "meta", known)
+    monkeypatch.setattr(cifar, "PYTHON_MD5", table | {"batches.meta": md5(meta)})
     return folder.parent
 
 
@@ -105,8 +100,8 @@ def served(binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(archive.parent))) as server:
-        monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{server.server_address[1]}/{archive.name}")
-        monkeypatch.setattr(cifar10, "ARCHIVE_MD5", md5(archive.read_bytes()))
+        monkeypatch.setattr(cifar, "URL", f"http://127.0.0.1:{server.server_address[1]}/{archive.name}")
+        monkeypatch.setattr(cifar, "ARCHIVE_MD5", md5(archive.read_bytes()))
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield archive
@@ -126,11 +121,11 @@ def assert_is_the_content(dataset: Dataset) -> None:
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: cifar10.Source) -> None:
+    def refuse(source: cifar.CifarFiles) -> None:
         raise AssertionError("prepared data must not be read again")
 
-    monkeypatch.setattr(cifar10, "check", refuse)
-    monkeypatch.setattr(cifar10, "read", refuse)
+    monkeypatch.setattr(cifar.CifarFiles, "check", refuse)
+    monkeypatch.setattr(cifar, "read_cifar10", refuse)
 
 
 def test_both_versions_give_the_same_dataset(binary: Path, python: Path) -> None:
@@ -139,7 +134,7 @@ def test_both_versions_give_the_same_dataset(binary: Path, python: Path) -> None
     assert_is_the_content(two)
     assert one.sha256 == two.sha256
     assert one.description == "CIFAR-10 (20 + 4 real images)"
-    assert one.class_names == cifar10.CLASS_NAMES
+    assert one.class_names == cifar.CLASS_NAMES
 
 
 @pytest.mark.parametrize("version", ["binary", "python"])
@@ -178,7 +173,7 @@ def test_damage_after_the_first_check_is_found(version: str, request: pytest.Fix
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     with pytest.raises(UserError) as caught:
         load_or_generate("cifar10", data_root=root)
-    for part in (str(path), md5(good), md5(path.read_bytes()), "Replace it"):
+    for part in (str(path), md5(good), md5(path.read_bytes()), "replace it"):
         assert part in str(caught.value)
 
 
@@ -218,13 +213,13 @@ def test_order_of_the_places(
     binary: Path, python: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[Path] = []
-    check = cifar10.check
+    check = cifar.CifarFiles.check
 
-    def noting(source: cifar10.Source) -> None:
+    def noting(source: cifar.CifarFiles) -> None:
         seen.append(source.folder.parent)
         check(source)
 
-    monkeypatch.setattr(cifar10, "check", noting)
+    monkeypatch.setattr(cifar.CifarFiles, "check", noting)
     monkeypatch.setenv("EQUIBENCH_DATA", str(python))
     load_dataset("cifar10", data_root=binary)
     load_dataset("cifar10")
@@ -262,7 +257,7 @@ def test_archive_put_into_the_cache_by_hand(served: Path, cache: Path) -> None:
 def test_nothing_here_and_no_network(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
     with pytest.raises(Unavailable) as caught:
         load_dataset("cifar10")
-    assert cifar10.URL in caught.value.problem
+    assert cifar.URL in caught.value.problem
     assert str(cache / "cifar-10-binary.tar.gz") in caught.value.fix
     with pytest.raises(Unavailable, match="download is off"):
         load_dataset("cifar10", download=False)
@@ -352,7 +347,9 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cache_folder().name == "equibench"
 
 
-@pytest.mark.skipif(not REAL_DATA or cifar10.find(Path(REAL_DATA)) is None, reason="$EQUIBENCH_DATA holds no CIFAR-10")
+@pytest.mark.skipif(
+    not REAL_DATA or cifar.find_cifar10(Path(REAL_DATA)) is None, reason="$EQUIBENCH_DATA holds no CIFAR-10"
+)
 def test_the_real_thing() -> None:
     dataset = load_dataset("cifar10", data_root=REAL_DATA)
     assert dataset.train.images.shape == (50_000, 3, 32, 32)

@@ -187,9 +187,9 @@ def test_a_half_without_usable_objects_is_refused(root: Path, cache: Path) -> No
     for path in TEST:
         for view in range(1, VIEWS):
             (root / path / f"image_{view}.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="No test object of .* can be used") as caught:
+    with pytest.raises(UserError, match="no test object of .* can be used") as caught:
         load(root, skip_bad=True)
-    assert caught.value.fix == f"The last of 33 faults: {TEST[2]} has 1 usable view, fewer than 2."
+    assert caught.value.fix == f"the last of 33 faults: {TEST[2]} has 1 usable view, fewer than 2"
     assert not list((cache / "arrays").glob("*/*"))
 
 

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from scored import Pixels
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
-from transfer_stand_ins import write_stand_in
+from transfer_tree import write_tree
 
 from equibench.audit.compare import compare
 from equibench.audit.verify import verify
@@ -38,7 +38,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with small data in the layouts of DTD, Pets and Aircraft."""
     root = tmp_path_factory.mktemp("generated")
     for name in ("dtd", "pets", "aircraft"):
-        write_stand_in(name, root)
+        write_tree(name, root)
     return root
 
 
@@ -115,7 +115,7 @@ def test_published_data_that_are_absent_are_never_replaced(context: Context) -> 
 
 
 def test_a_picture_that_does_not_decode_is_named_or_left_out_and_counted(context: Context, tmp_path: Path) -> None:
-    root = write_stand_in("dtd", tmp_path / "data", classes=3, per_class=(6, 4), size=32)
+    root = write_tree("dtd", tmp_path / "data", classes=3, per_class=(6, 4), size=32)
     broken = sorted(root.rglob("*.jpg"))[0]
     broken.write_bytes(b"no picture")
     task = TASKS.get("linear_dtd")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,18 +23,18 @@ from equibench.data import solids
 from equibench.errors import UserError
 from equibench.render import generate as generator
 from equibench.render import scene
-from equibench.render.generate import contact_sheet, ensure_rendered_objects, estimate, render, split_objects
+from equibench.render.generate import contact_sheet, ensure_rendered_objects, estimate_rendering, render_objects
 from equibench.render.jobs import RenderSettings, make_work
 from equibench.utils.random import uniforms
 
-SETTINGS = {"objects": 2, "views": 2, "size": 32, "seed": 5}
+SETTINGS: dict[str, Any] = {"objects": 2, "views": 2, "size": 32, "seed": 5}
 HIGHEST = [np.pi / 2, np.pi / 2, np.pi / 2, 1, np.pi / 4, 2 * np.pi, 1]  # docs/protocol.md 2.4
 LOWEST = [-np.pi / 2, -np.pi / 2, -np.pi / 2, 0, 0, 0, 0]
 
 
 @pytest.fixture(scope="module")
 def rendered(tmp_path_factory: pytest.TempPathFactory) -> generator.Rendered:
-    return render(tmp_path_factory.mktemp("rendered") / "data", RenderSettings(jobs=1, **SETTINGS))
+    return render_objects(tmp_path_factory.mktemp("rendered") / "data", RenderSettings(jobs=1, **SETTINGS))
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -99,26 +100,26 @@ def test_lists_are_consistent(rendered: generator.Rendered) -> None:
 
 def test_a_fifth_of_each_class_is_for_validation() -> None:
     names = [f"{k:05d}" for k in range(40)]
-    split = split_objects(0, "cube", names)
+    split = generator._split_objects(0, "cube", names)
     assert (len(split["train"]), len(split["val"])) == (32, 8)
     assert sorted(split["train"] + split["val"]) == names
-    assert split == split_objects(0, "cube", names[::-1])
-    assert split["val"] != split_objects(1, "cube", names)["val"]
-    assert split["val"] != split_objects(0, "cone", names)["val"]
+    assert split == generator._split_objects(0, "cube", names[::-1])
+    assert split["val"] != generator._split_objects(1, "cube", names)["val"]
+    assert split["val"] != generator._split_objects(0, "cone", names)["val"]
     for count in (2, 3, 5):
-        assert len(split_objects(0, "cube", names[:count])["val"]) == 1
+        assert len(generator._split_objects(0, "cube", names[:count])["val"]) == 1
 
 
 # Determinism, interruption
 
 
 def test_bytes_do_not_depend_on_processes(rendered: generator.Rendered, tmp_path: Path) -> None:
-    render(tmp_path / "data", RenderSettings(jobs=2, **SETTINGS))
+    render_objects(tmp_path / "data", RenderSettings(jobs=2, **SETTINGS))
     assert content(tmp_path / "data") == content(rendered.root)
 
 
 def test_views_do_not_depend_on_how_many_there_are(rendered: generator.Rendered, tmp_path: Path) -> None:
-    render(tmp_path, RenderSettings(jobs=1, **{**SETTINGS, "objects": 3, "views": 3}))
+    render_objects(tmp_path, RenderSettings(jobs=1, **{**SETTINGS, "objects": 3, "views": 3}))
     more, fewer = content(tmp_path), content(rendered.root)
     views = {name for name in fewer if name.endswith(".jpg") or "latent" in name}
     assert {name: more[name] for name in views} == {name: fewer[name] for name in views}
@@ -145,26 +146,33 @@ def test_what_is_damaged_is_rendered_again_and_nothing_else(rendered: generator.
     (root / "val_labels.npy").unlink()
     whole = root / "box" / "00000" / "image_0.jpg"
     before = whole.stat().st_mtime_ns
-    assert estimate(root, RenderSettings(**SETTINGS)).missing == 3
-    assert render(root, RenderSettings(jobs=1, **SETTINGS)).new == 3
+    assert estimate_rendering(root, RenderSettings(**SETTINGS)).missing == 3
+    assert render_objects(root, RenderSettings(jobs=1, **SETTINGS)).new == 3
     assert content(root) == content(rendered.root)
     assert whole.stat().st_mtime_ns == before
     assert not list(root.glob(".unfinished*"))
-    assert render(root, RenderSettings(jobs=1, **SETTINGS)).new == 0
+    assert render_objects(root, RenderSettings(jobs=1, **SETTINGS)).new == 0
+
+
+def test_a_rendering_process_starts_without_torch() -> None:
+    code = (
+        "import sys, equibench.render.generate as g\nassert not {'torch', 'trimesh', 'timm', 'mmseg'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_a_killed_run_is_gone_on_with(rendered: generator.Rendered, tmp_path: Path) -> None:
     root = tmp_path / "data"
-    code = "from equibench.render.generate import render\nfrom equibench.render.jobs import RenderSettings\n"
-    code += f"render({str(root)!r}, RenderSettings(jobs=2, **{SETTINGS!r}))"
+    code = "from equibench.render.generate import render_objects\nfrom equibench.render.jobs import RenderSettings\n"
+    code += f"render_objects({str(root)!r}, RenderSettings(jobs=2, **{SETTINGS!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list(root.glob("*/*/image_1.jpg"))) < 3 and process.poll() is None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    again = render(root, RenderSettings(jobs=1, **SETTINGS))
+    again = render_objects(root, RenderSettings(jobs=1, **SETTINGS))
     assert again.new < 20
     assert content(root) == content(rendered.root)
     assert not list(root.glob(".unfinished*"))
@@ -173,25 +181,25 @@ def test_a_killed_run_is_gone_on_with(rendered: generator.Rendered, tmp_path: Pa
 def test_other_settings_and_other_folders_are_refused(rendered: generator.Rendered, tmp_path: Path) -> None:
     for change in ({"views": 3}, {"size": 48}, {"seed": 6}, {"objects": 3}):
         with pytest.raises(UserError, match=rf"rendered with other settings: {next(iter(change))} "):
-            render(rendered.root, RenderSettings(**{**SETTINGS, **change}))
+            render_objects(rendered.root, RenderSettings(**{**SETTINGS, **change}))
     (tmp_path / "photograph.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="not empty"):
-        render(tmp_path, RenderSettings(**SETTINGS))
+        render_objects(tmp_path, RenderSettings(**SETTINGS))
     for change in ({"views": 1}, {"size": 8}, {"seed": -1}, {"objects": 1}, {"jobs": 0}):
         with pytest.raises(UserError, match="too small"):
-            render(tmp_path / "new", RenderSettings(**{**SETTINGS, **change}))
+            render_objects(tmp_path / "new", RenderSettings(**{**SETTINGS, **change}))
     assert not (tmp_path / "new").exists()
 
 
 def test_a_full_disk_is_seen_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6 - 1000, 1000))
     with pytest.raises(UserError, match="GB free"):
-        render(tmp_path, RenderSettings(jobs=1, **SETTINGS))
+        render_objects(tmp_path, RenderSettings(jobs=1, **SETTINGS))
     assert not list(tmp_path.glob("*/*/image_0.jpg"))
 
 
 def test_estimate_is_near_the_truth_and_writes_nothing(rendered: generator.Rendered, tmp_path: Path) -> None:
-    found = estimate(tmp_path / "data", RenderSettings(**SETTINGS))
+    found = estimate_rendering(tmp_path / "data", RenderSettings(**SETTINGS))
     assert not (tmp_path / "data").exists()
     assert (found.missing, found.views) == (20, 2)
     assert found.seconds > 0

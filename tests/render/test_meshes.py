@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ from PIL import Image
 from equibench.data import solids
 from equibench.errors import UserError
 from equibench.render import meshes
-from equibench.render.generate import estimate, render
+from equibench.render.generate import estimate_rendering, render_objects
 from equibench.render.jobs import RenderSettings
 
-SETTINGS = {"objects": 2, "views": 2, "size": 32, "seed": 5}
-BOX = {  # a box of 1 x 2 x 4: vertices from 1, faces
+SETTINGS: dict[str, Any] = {"objects": 2, "views": 2, "size": 32, "seed": 5}
+BOX: dict[str, list[tuple[int, ...]]] = {  # a box of 1 x 2 x 4: vertices from 1, faces
     "vertices": [(x, y, z) for x in (0, 1) for y in (0, 2) for z in (0, 4)],
     "faces": [(1, 2, 4, 3), (5, 7, 8, 6), (1, 5, 6, 2), (3, 4, 8, 7), (1, 3, 7, 5), (2, 6, 8, 4)],
 }
@@ -126,16 +127,16 @@ def mesh_folder(tmp_path: Path) -> Path:
 
 
 def test_mesh_files_are_rendered(mesh_folder: Path, tmp_path: Path) -> None:
-    done = render(tmp_path / "data", RenderSettings(meshes=mesh_folder, jobs=1, **SETTINGS))
+    done = render_objects(tmp_path / "data", RenderSettings(meshes=mesh_folder, jobs=1, **SETTINGS))
     assert done.classes == {"02691156": 2, "crate": 2}  # two of each at most
     folders = {path.parent.relative_to(done.root).as_posix() for path in done.root.rglob("image_1.jpg")}
     assert folders == {"02691156/object0", "02691156/object1", "crate/a", "crate/b"}
-    assert render(tmp_path / "data", RenderSettings(meshes=mesh_folder, jobs=1, **SETTINGS)).new == 0
+    assert render_objects(tmp_path / "data", RenderSettings(meshes=mesh_folder, jobs=1, **SETTINGS)).new == 0
     os.utime(mesh_folder / "crate" / "b.obj", (time.time() + 60, time.time() + 60))
-    assert estimate(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS)).missing == 1
+    assert estimate_rendering(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS)).missing == 1
     write_obj(mesh_folder / "crate" / "ab.obj")
     with pytest.raises(UserError, match="other settings: source"):
-        render(tmp_path / "data", RenderSettings(meshes=mesh_folder, jobs=1, **SETTINGS))
+        render_objects(tmp_path / "data", RenderSettings(meshes=mesh_folder, jobs=1, **SETTINGS))
 
 
 def test_axes_colours_and_normals_of_mesh_files(mesh_folder: Path) -> None:
@@ -173,41 +174,41 @@ def test_a_file_that_is_no_mesh_is_named_or_left_out(mesh_folder: Path, tmp_path
     bad.write_bytes(b"\x00no mesh")
     settings = {**SETTINGS, "objects": 3, "meshes": mesh_folder, "jobs": 1}
     with pytest.raises(UserError, match=r"crate/b\.obj"):
-        render(tmp_path / "data", RenderSettings(**settings))
-    done = render(tmp_path / "data", RenderSettings(skip_bad=True, **settings))
+        render_objects(tmp_path / "data", RenderSettings(**settings))
+    done = render_objects(tmp_path / "data", RenderSettings(skip_bad=True, **settings))
     assert done.classes == {"02691156": 2, "crate": 2}
     assert list(done.left_out) == ["crate/b"]
     assert "b.obj" in json.loads((done.root / "render.json").read_text())["left_out"]["crate/b"]
     entries = [*np.load(done.root / "train_images.npy"), *np.load(done.root / "val_images.npy")]
     assert sorted(map(str, entries)) == ["/02691156/object0/", "/02691156/object1/", "/crate/a/", "/crate/c/"]
     write_obj(bad)  # mended, it is rendered with the same command
-    assert render(tmp_path / "data", RenderSettings(**settings)).new == 1
+    assert render_objects(tmp_path / "data", RenderSettings(**settings)).new == 1
     bad.write_bytes(b"")
     (mesh_folder / "crate" / "a.ply").write_bytes(b"ply")
     with pytest.raises(UserError, match="class crate 1 object"):
-        render(tmp_path / "data2", RenderSettings(skip_bad=True, **settings))
+        render_objects(tmp_path / "data2", RenderSettings(skip_bad=True, **settings))
 
 
 def test_folders_that_hold_no_meshes_are_told(mesh_folder: Path, tmp_path: Path) -> None:
     for folder, words in ((tmp_path / "none", "is not a folder"), (mesh_folder / "crate" / "c", "holds no meshes")):
         with pytest.raises(UserError, match=words):
-            render(tmp_path / "data", RenderSettings(meshes=folder, **SETTINGS))
+            render_objects(tmp_path / "data", RenderSettings(meshes=folder, **SETTINGS))
     write_obj(mesh_folder / "crate" / "a.obj")
     with pytest.raises(UserError, match="two meshes of one object"):
-        render(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS))
+        render_objects(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS))
     (mesh_folder / "crate" / "a.obj").unlink()
     write_obj(mesh_folder / "crate" / "c" / "other.obj")
     with pytest.raises(UserError, match="two meshes of one object"):
-        render(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS))
+        render_objects(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS))
     shutil.rmtree(mesh_folder / "crate")
     shutil.rmtree(mesh_folder / "02691156" / "object1")
     with pytest.raises(UserError, match="02691156 has one object"):
-        render(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS))
+        render_objects(tmp_path / "data", RenderSettings(meshes=mesh_folder, **SETTINGS))
 
 
 def test_trimesh_is_asked_for_only_with_meshes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trimesh", None)
     with pytest.raises(UserError) as caught:
-        render(tmp_path / "data", RenderSettings(meshes=tmp_path, **SETTINGS))
+        render_objects(tmp_path / "data", RenderSettings(meshes=tmp_path, **SETTINGS))
     assert caught.value.fix == 'pip install "equibench[meshes]"'
-    assert render(tmp_path / "data", RenderSettings(jobs=1, **{**SETTINGS, "size": 16})).new == 20
+    assert render_objects(tmp_path / "data", RenderSettings(jobs=1, **{**SETTINGS, "size": 16})).new == 20

@@ -43,8 +43,8 @@ def test_batches_do_not_change_what_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     whole = scene.see(corners, 50)
     monkeypatch.setattr(scene, "_BATCH", 100)
     cut = scene.see(corners, 50)
-    for field in ("samples", "faces", "weights"):
-        np.testing.assert_array_equal(getattr(whole, field), getattr(cut, field))
+    for one, other in zip(whole, cut, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_nearest_triangle_is_seen() -> None:
@@ -52,9 +52,9 @@ def test_the_nearest_triangle_is_seen() -> None:
     side, eye = 32, scene.camera()
     rng = np.random.default_rng(3)
     world = rng.uniform(-0.6, 0.6, (25, 3, 3))
-    seen = scene.see(eye.project(world, side), side)
+    samples, faces, weights = scene.see(eye.project(world, side), side)
     shown = np.full(side * side, -1)
-    shown[seen.samples] = seen.faces
+    shown[samples] = faces
     rays = eye.rays(side).reshape(-1, 3)
     depth = np.full((len(world), side * side), np.inf)
     for number, (a, b, c) in enumerate(world):
@@ -67,8 +67,8 @@ def test_the_nearest_triangle_is_seen() -> None:
     np.testing.assert_array_equal(shown, expected)
     assert (expected >= 0).sum() > 200
     # and the point seen is the one that the ray meets
-    points = np.einsum("nk,nkc->nc", seen.weights, world[seen.faces])
-    met = eye.position + rays[seen.samples] * depth.min(axis=0)[seen.samples, None]
+    points = np.einsum("nk,nkc->nc", weights, world[faces])
+    met = eye.position + rays[samples] * depth.min(axis=0)[samples, None]
     np.testing.assert_allclose(points, met, atol=1e-9)
 
 
@@ -76,9 +76,9 @@ def test_a_near_triangle_hides_a_far_one_in_either_order() -> None:
     big = np.array([[2.0, 2, 0.5], [28, 2, 0.5], [2, 28, 0.5]])
     small = np.array([[4.0, 4, 0.9], [12, 4, 0.9], [4, 12, 0.9]])
     for order in ((big, small), (small, big)):
-        seen = scene.see(np.stack(order), 30)
+        samples, faces, _ = scene.see(np.stack(order), 30)
         shown = np.full((30, 30), -1)
-        shown.flat[seen.samples] = seen.faces
+        shown.flat[samples] = faces
         assert order[shown[6, 6]] is small
         assert order[shown[3, 20]] is big
 
@@ -98,7 +98,7 @@ def test_triangles_that_share_edges_leave_no_gap_and_no_overlap() -> None:
     )
     fan = np.stack([np.stack([centre, corners[k], corners[(k + 1) % 4]]) for k in range(4)])
     assert scene.cover(fan, 33).sum() == 25 * 25
-    assert len(scene.see(fan, 33).samples) == 25 * 25
+    assert len(scene.see(fan, 33)[0]) == 25 * 25
     shifted = fan + [0.123, 0.321, 0]
     assert sum(scene.cover(one[None], 33).sum() for one in shifted) == scene.cover(shifted, 33).sum() == 24 * 24
 
@@ -109,7 +109,7 @@ def test_edge_on_behind_and_outside_are_not_drawn() -> None:
     infinite = [[3.0, 3, 1], [np.inf, 3, 1], [3, 9, 1]]
     outside = [[-30.0, -30, 1], [-9, -30, 1], [-30, -9, 1]]
     assert not scene.cover(np.array([on_edge, behind, infinite, outside]), 16).any()
-    assert len(scene.see(np.empty((0, 3, 3)), 16).samples) == 0
+    assert len(scene.see(np.empty((0, 3, 3)), 16)[0]) == 0
 
 
 def test_known_points_through_the_published_camera() -> None:

@@ -59,7 +59,7 @@ def test_the_spot_has_its_colour_and_the_object_its_shadow(hue: float) -> None:
 
 def test_a_ball_is_as_large_as_it_is_seen() -> None:
     """A ball of radius 0.6 at 2.5: seen under asin(0.6 / 2.5), and the picture's half under atan(18 / 50)."""
-    corners = scene.RADIUS * white(meshes.TRIANGLES["sphere"]()).corners
+    corners = scene.OBJECT_RADIUS * white(meshes.TRIANGLES["sphere"]()).corners
     covered = scene.cover(scene.camera().project(corners, 300), 300)
     radius = 300 * 50 / 36 * np.tan(np.arcsin(0.6 / 2.5))
     assert covered.sum() == pytest.approx(np.pi * radius**2, rel=5e-3)

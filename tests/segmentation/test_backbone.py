@@ -71,9 +71,11 @@ def test_the_suites_own_encoder_sees_all_patches_here() -> None:
     assert len(encoder.visible) < 64
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        tokens = encoder.vit.patch_embed(images) + encoder.vit.pos_embed[:, 1:]
-        first = (encoder.vit.cls_token + encoder.vit.pos_embed[:, :1]).expand(1, -1, -1)
-        tokens = encoder.vit.blocks(torch.cat([first, tokens], dim=1))
+        positions, first = encoder.vit.pos_embed, encoder.vit.cls_token
+        assert positions is not None
+        assert first is not None
+        tokens = encoder.vit.patch_embed(images) + positions[:, 1:]
+        tokens = encoder.vit.blocks(torch.cat([first + positions[:, :1], tokens], dim=1))
         expected = tokens[:, 1:].transpose(1, 2).unflatten(2, (8, 8))
         maps = Encoder(encoder)(images)
     torch.testing.assert_close(maps[-1], expected)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from equibench.metrics.segmentation import scores_from_areas
-from equibench.segmentation import missing_packages
+from equibench.segmentation.stub import missing_packages
 
 if missing_packages():
     pytest.skip(f"needs {', '.join(missing_packages())}", allow_module_level=True)
@@ -102,13 +102,13 @@ def test_each_sample_depends_on_its_number_alone(monkeypatch: pytest.MonkeyPatch
             return index, random.random(), float(np.random.random())
 
     monkeypatch.setattr(KeyedDataset, "__init__", lambda self, seed: self.__dict__.update(dataset=Drawing(), seed=seed))
-    stream = KeyedDataset(7)
+    stream = KeyedDataset(7)  # type: ignore[call-arg, arg-type]
     samples = [stream[number] for number in range(15)]
     assert [stream[number] for number in (13, 2)] == [samples[13], samples[2]]
     for epoch in range(3):
         assert sorted(index for index, _, _ in samples[5 * epoch : 5 * epoch + 5]) == list(range(5))
     assert len({draw for _, draw, _ in samples}) == 15
-    assert KeyedDataset(8)[2] != samples[2]
+    assert KeyedDataset(8)[2] != samples[2]  # type: ignore[call-arg, arg-type]
 
 
 def test_processes_share_each_iterations_samples() -> None:

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from equibench.errors import UserError
-from equibench.segmentation import missing_packages
+from equibench.segmentation.stub import missing_packages
 
 if missing_packages():
     pytest.skip(f"needs {', '.join(missing_packages())}", allow_module_level=True)

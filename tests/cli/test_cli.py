@@ -14,7 +14,7 @@ import pytest
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "equibench.cli.tables", *arguments],
+        [sys.executable, "-m", "equibench.cli", *arguments],
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment},
         capture_output=True,
@@ -30,7 +30,12 @@ def assert_user_error(result: subprocess.CompletedProcess[str], *said: str) -> N
         assert words in result.stderr
 
 
-@pytest.mark.parametrize("command", ["table", "pretrain", "list", "certify"])
+COMMANDS = (
+    "table", "pretrain", "list", "certify", "score", "curve", "study", "compare", "explain", "verify", "doctor",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples(command: str, tmp_path: Path) -> None:
     result = run(command, "--help", cwd=tmp_path)
     assert result.returncode == 0
@@ -77,11 +82,11 @@ def test_two_processes_train_one_run(tmp_path: Path) -> None:
     assert result.stdout.count("encoder.safetensors") == 1
 
 
-def test_dry_run_lists_units_and_writes_nothing(tmp_path: Path) -> None:
+def test_dry_run_lists_jobs_and_writes_nothing(tmp_path: Path) -> None:
     result = run("table", "table2", "--profile", "tiny", "--dry-run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "reconstruction" in result.stdout
-    assert "units to do" in result.stdout
+    assert "jobs to do" in result.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -133,9 +138,9 @@ def test_a_damaged_data_file_is_named_with_its_checksum(tmp_path: Path) -> None:
 
 def test_without_data_and_network_the_demo_says_that_it_uses_generated_images(tmp_path: Path) -> None:
     code = (
-        "from equibench.data import datasets\n"
-        "datasets.SOLIDS_SIZES = (300, 50)\n"
-        "print(datasets.load_or_generate('cifar10', download=False).description)\n"
+        "from equibench.data import load\n"
+        "load.SOLIDS_SIZES = (300, 50)\n"
+        "print(load.load_or_generate('cifar10', download=False).description)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,18 @@ import torch
 from rich.console import Console
 from sklearn.metrics import r2_score
 
+from equibench.data.load import load_dataset
 from equibench.errors import UserError
 from equibench.evaluation.controls import CONTROLS
-from equibench.records import Record, read_records
+from equibench.pairs.manifest import draw_pairs
+from equibench.pretrain.method import BASELINES
+from equibench.profiles import PROFILES
+from equibench.records import Metric, Record, read_records
 from equibench.report.definition import cells_of
 from equibench.runner import table as api
+from equibench.task import TASKS
 
+TINY = PROFILES["tiny"]
 ROWS = ["sie_rot", "vicreg", "reconstruction"]
 COLUMNS = ["rotation", "flip"]
 
@@ -43,25 +51,26 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> api.TableResult:
 def test_every_row_and_control_has_a_record_per_task_and_feature_set(result: api.TableResult) -> None:
     keys = {(r.baseline, r.task, r.features) for r in result.records}
     rows = [*ROWS, *CONTROLS]
-    assert keys == {(row, c, f) for row in rows for c in COLUMNS for f in ("full", "invariant", "equivariant")}
+    halves = {(row, f) for row in ("sie_rot", "reconstruction") for f in ("invariant", "equivariant")}
+    assert keys == {(row, c, f) for c in COLUMNS for row, f in {*((row, "full") for row in rows), *halves}}
+    assert all(r.interval() for r in result.records)
 
 
-def test_halves_are_null_where_the_method_has_no_split(result: api.TableResult) -> None:
-    scored = {(r.baseline, r.features) for r in result.records if r.r2 is not None}
+def test_halves_are_absent_where_the_method_has_no_split(result: api.TableResult) -> None:
+    scored = {(r.baseline, r.features) for r in result.records}
     assert ("vicreg", "invariant") not in scored
     assert ("random_init", "equivariant") not in scored
     assert {("reconstruction", "invariant"), ("sie_rot", "equivariant")} <= scored
 
 
 def test_scores_can_be_computed_again_from_the_stored_predictions(result: api.TableResult) -> None:
-    folder = result.place.setting.work / "predictions"
-    for record in (r for r in result.records if r.r2 is not None):
+    folder = result.context.work / "predictions"
+    for record in result.records:
         stored = np.load(folder / f"{record.evaluation_sha256[:32]}.npz")
         again = np.mean([r2_score(stored["targets"], p) for p in stored[f"{record.features}/predictions"]])
-        assert record.r2 == pytest.approx(again, abs=1e-4)
-        assert record.r2_low is not None
-        assert record.r2_high is not None
-        assert record.r2_low < record.r2_high
+        value, low, high = record.interval("r2") or (None, 1, 0)
+        assert value == pytest.approx(again, abs=1e-4)
+        assert low < high
 
 
 def test_the_controls_are_where_they_must_be(result: api.TableResult) -> None:
@@ -93,17 +102,17 @@ def test_a_second_run_changes_nothing_and_a_record_is_written_once(result: api.T
         profile="tiny",
         rows=ROWS,
         columns=COLUMNS,
-        runs=result.place.setting.work.parents[1],
+        runs=result.context.work.parents[1],
         out=result.files[0].parent,
         console=silent(),
     )
     assert [f.read_bytes() for f in again.files] == before
-    journal = [json.loads(line) for line in result.place.journal.read_text().splitlines()]
+    journal = [json.loads(line) for line in result.context.journal.read_text().splitlines()]
     keys = [(r["baseline"], r["task"], r["features"]) for r in journal]
     assert len(keys) == len(set(keys))
 
 
-def test_numbers_do_not_depend_on_how_many_units_run_side_by_side(result: api.TableResult, tmp_path: Path) -> None:
+def test_numbers_do_not_depend_on_how_many_jobs_run_side_by_side(result: api.TableResult, tmp_path: Path) -> None:
     torch.set_num_threads(2)
     try:
         alone = api.table(
@@ -118,45 +127,60 @@ def test_numbers_do_not_depend_on_how_many_units_run_side_by_side(result: api.Ta
         assert torch.get_num_threads() == 2  # the caller's setting is left as it was
     finally:
         torch.set_num_threads(1)
-    several = {(r.baseline, r.task, r.features): r.r2 for r in result.records}
+    several = {(r.baseline, r.task, r.features): r.metrics for r in result.records}
     for record in alone.records:
-        assert record.r2 == several[record.baseline, record.task, record.features]
+        assert record.metrics == several[record.baseline, record.task, record.features]
 
 
 def test_a_journal_line_cut_by_a_kill_costs_only_itself(result: api.TableResult, tmp_path: Path) -> None:
     journal = tmp_path / "records.jsonl"
-    lines = result.place.journal.read_text().splitlines(keepends=True)
+    lines = result.context.journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:3]) + lines[3][:50])
     assert len(read_records(journal)) == 3
 
 
-def test_the_manifest_is_stored_and_is_what_the_record_names(result: api.TableResult) -> None:
-    for task in COLUMNS:
-        record = next(r for r in result.records if r.task == task)
-        (file,) = (result.place.setting.work / "pairs").glob(f"{task}-*.npz")
-        stored = np.load(file)
-        assert str(stored["sha256"]) == record.pairs_sha256
-        assert stored["sizes"].tolist() == record.pairs
-        assert len(stored["theta"]) == len(stored["image"]) == sum(record.pairs)
+def test_the_manifest_drawn_again_is_what_the_record_names(result: api.TableResult) -> None:
+    for name in COLUMNS:
+        record, task = next(r for r in result.records if r.task == name), TASKS.get(name)
+        pairs = draw_pairs(
+            load_dataset("solids", sizes=TINY.dataset_sizes), name, TINY.probing.pairs, task=name, version=task.version
+        )
+        assert pairs.sha256 == record.pairs_sha256
+        assert list(pairs.sizes) == record.pairs
+        assert len(pairs.theta) == len(pairs.image) == sum(record.pairs)
 
 
 def test_every_key_of_a_record_is_documented() -> None:
-    assert all(field.description for field in Record.model_fields.values())
+    assert all(field.description for field in (*Record.model_fields.values(), *Metric.model_fields.values()))
 
 
-def test_plan_lists_units_and_what_is_left(result: api.TableResult) -> None:
-    runs = result.place.setting.work.parents[1]
+def test_a_plan_lists_jobs_and_what_is_left(result: api.TableResult) -> None:
+    runs = result.context.work.parents[1]
     done = api.plan_table(profile="tiny", rows=ROWS, columns=COLUMNS, runs=runs)
-    assert all(unit.done for unit in done.units)
+    assert all(job.done for job in done.jobs)
+    assert done.notes == []
     assert done.total == 0
     more = api.plan_table(profile="tiny", rows=["vicreg"], columns=["rotation"], seeds=[0, 1], runs=runs)
-    to_do = [(u.row, u.seed) for u in more.units if not u.done]
+    to_do = [(job.place.row, job.place.seed) for job in more.jobs if not job.done]
     assert to_do == [("vicreg", 1), ("random_init", 1)]
     assert more.total > 0
 
 
+@pytest.fixture
+def _forgotten() -> Iterator[None]:
+    """What a test's file registers is forgotten after it."""
+    before, modules = dict(BASELINES._entries), set(sys.modules)
+    yield
+    BASELINES._entries.clear()
+    BASELINES._entries.update(before)
+    for name in set(sys.modules) - modules:
+        if name.startswith("equibench_user_"):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("_forgotten")
 def test_a_one_file_baseline_runs_beside_the_rest(tmp_path: Path) -> None:
-    example = Path(__file__).parent.parent / "examples" / "my_method.py"
+    example = Path(__file__).parents[2] / "examples" / "my_method.py"
     assert len(example.read_text().splitlines()) <= 60
     file = tmp_path / "mine.py"
     file.write_text(example.read_text())

@@ -14,7 +14,7 @@ from equibench.records import Metric, Record, read_records
 from equibench.report.definition import cells_of, columns_of, load_definition, table_names
 from equibench.runner import table as api
 
-DEMO = Path(__file__).parent.parent / "results/demo"
+DEMO = Path(__file__).parents[2] / "results/demo"
 PUBLISHED = {  # method by method as the papers print them, for the columns that pandas could have misread
     ("table1", "sie_pose_hues", "object_color"): "0.980",
     ("table3", "reconstruction", "blur"): "0.944",
@@ -43,11 +43,11 @@ def test_published_numbers_stand_where_they_belong(where: tuple[str, str, str], 
 def test_first_lines_say_what_a_table_is_about(tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
     file.write_text(
-        "# title: Mine: a table\n# known: 0.5\n# scale: 100\n# claim: this\n# claim: that\n# data: 3diebench\n"
+        "# title: Mine: a table\n# known_fraction: 0.5\n# scale: 100\n# claim: this\n# claim: that\n# data: 3diebench\n"
         "baseline,rotation,linear_dtd:top1\nvicreg,0.1,2\n"
     )
     found = load_definition(file)
-    assert (found.title, found.known, found.scale, found.data) == ("Mine: a table", 0.5, 100, "3diebench")
+    assert (found.title, found.known_fraction, found.scale, found.data) == ("Mine: a table", 0.5, 100, "3diebench")
     assert found.claims == ("this", "that")
     assert found.columns == ("rotation", "linear_dtd:top1")
 
@@ -56,7 +56,7 @@ def test_first_lines_say_what_a_table_is_about(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("# titel: Mine\nbaseline,rotation\nvicreg,1\n", "titel"),
-        ("# known: 1.5\nbaseline,rotation\nvicreg,1\n", "known is '1.5'"),
+        ("# known_fraction: 1.5\nbaseline,rotation\nvicreg,1\n", "known_fraction is '1.5'"),
         ("# scale: much\nbaseline,rotation\nvicreg,1\n", "scale is 'much'"),
         ("# title: a\n# title: b\nbaseline,rotation\nvicreg,1\n", "title 2 times"),
         ("baseline,ade20k:mIuO\nvicreg,1\n", "did you mean 'mIoU'"),
@@ -75,8 +75,8 @@ def made(baseline: str, **metrics: tuple[float, float, float]) -> Record:
     """A record of segmentation with these metrics, all else as in one that was measured."""
     base = read_records(DEMO / "table2/records.jsonl")[0]
     named = {name: Metric(value=v, low=low, high=high) for name, (v, low, high) in metrics.items()}
-    changed: dict[str, Any] = {"baseline": baseline, "task": "ade20k", "family": "segmentation", "headline": "mIoU"}
-    return base.model_copy(update={**changed, "metrics": named, "features": "full"})
+    changed: dict[str, Any] = {"baseline": baseline, "task": "ade20k", "evaluator": "segmentation"}
+    return base.model_copy(update={**changed, "main_metric": "mIoU", "metrics": named, "features": "full"})
 
 
 def test_a_column_takes_the_metric_that_it_names_and_is_scaled() -> None:
@@ -117,20 +117,20 @@ def table3(tmp_path_factory: pytest.TempPathFactory) -> api.TableResult:
 
 
 def test_partly_known_runs_are_kept_apart_from_others(table3: api.TableResult) -> None:
-    runs = {path.parent.parent.name for path in table3.place.setting.work.glob("pretraining/*/seed0/run.json")}
+    runs = {path.parent.parent.name for path in table3.context.work.glob("pretraining/*/seed0/run.json")}
     assert runs == {"supervised-known0.2", "sie_all-known0.2", "reconstruction"}
-    known = {r.baseline: r.known for r in table3.records}
+    known = {r.baseline: r.known_fraction for r in table3.records}
     assert known["sie_all"] == 0.2
     assert known["reconstruction"] == known["pixels"] == 1
     assert "θ is known of 20% of the training images" in table3.files[1].read_text(encoding="utf-8")
 
 
 def test_whoever_reads_no_theta_is_not_trained_again(table3: api.TableResult) -> None:
-    runs = table3.place.setting.work.parents[1]
+    runs = table3.context.work.parents[1]
     planned = api.plan_table(
         "table4", profile="tiny", rows=["reconstruction", "sie_all"], columns=["rotation"], runs=runs
     )
-    pretrain = {unit.row: unit.pretrain for unit in planned.units if unit.row not in CONTROLS}
+    pretrain = {job.place.row: job.pretrain for job in planned.jobs if job.place.row not in CONTROLS}
     assert pretrain == {"reconstruction": False, "sie_all": True}
 
 
@@ -148,16 +148,32 @@ def test_a_method_for_objects_is_refused_on_images(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(("table", "said"), [("table1", "3DIEBench"), ("table5", "train"), ("table6", "ADE")])
-def test_published_data_that_are_not_there_are_named_with_their_files(
-    table: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_published_data_to_pretrain_on_that_are_not_there_are_named_with_their_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="3DIEBench") as caught:
+        api.plan_table("table1", profile="cifar10", rows=["reconstruction"], runs=tmp_path)
+    assert "/" in str(caught.value), "a path or a tree of them"
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "said"),
+    [
+        ("table5", ["linear_food101"], "Food101: put the folder food-101 below --data-root or $EQUIBENCH_DATA"),
+        (
+            "table6",
+            ["ade20k:mIoU"],
+            "ADE20K, HyperNet head: put the folder ADEChallengeData2016 below --data-root or $EQUIBENCH_DATA",
+        ),
+    ],
+)
+def test_columns_whose_data_are_not_there_say_where_they_belong(
+    table: str, columns: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the profile that asks for the published data; CIFAR-10 is replaced, since it may not be there either."""
-    import equibench.runner.open as workplace
+    import equibench.runner.open
     from equibench.data.load import load_dataset
 
-    monkeypatch.setattr(workplace, "load_dataset", lambda *_, **__: load_dataset("solids", sizes=(600, 200)))
-    columns = {"table1": None, "table5": ["linear_food101"], "table6": None}[table]
-    with pytest.raises(UserError, match=said) as caught:
-        api.plan_table(table, profile="cifar10", columns=columns, rows=["reconstruction"], runs=tmp_path)
-    assert "/" in str(caught.value), "a path or a tree of them"
+    solids = load_dataset("solids", sizes=(600, 200))
+    monkeypatch.setattr(equibench.runner.open, "load_dataset", lambda *_, **__: solids)
+    planned = api.plan_table(table, profile="cifar10", columns=columns, rows=["reconstruction"], runs=tmp_path)
+    assert planned.notes == [said]
+    assert {job.tasks for job in planned.jobs} == {()}

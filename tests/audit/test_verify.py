@@ -18,7 +18,7 @@ import equibench.evaluation.controls
 import equibench.runner.open
 from equibench.audit.find import explain, recipe_lines
 from equibench.audit.verify import verify
-from equibench.cli.tables import app
+from equibench.cli import app
 from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 from equibench.records import Record, predictions_path, read_predictions, read_records
@@ -29,15 +29,15 @@ TASKS = ["flip", "flip.action", "flip.wahba", "translation.retrieval", "translat
 
 @pytest.fixture(scope="module")
 def original(solids_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A score of each family, and the baseline of a small table."""
+    """A score of each evaluator, and the baseline of a small table."""
     folder = tmp_path_factory.mktemp("verified")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(equibench.runner.open, "load_dataset", lambda *_, **__: solids_dataset)
         patch.setattr(equibench.evaluation.controls, "LARGEST_SIDE", 16)
         patch.setattr(equibench.evaluation.controls, "POOLED_SIDE", 8)
-        quick(Pixels(), folder, tasks=TASKS, name="mine")
         places = {"runs": folder / "runs", "out": folder / "table"}
         api.table(profile="tiny", rows=["vicreg"], columns=["flip"], jobs=1, **places)  # type: ignore[arg-type]
+        patch.setattr(equibench.runner.open, "load_dataset", lambda *_, **__: solids_dataset)
+        quick(Pixels(), folder, tasks=TASKS, name="mine")
         yield folder
 
 
@@ -63,10 +63,10 @@ def mine(task: str) -> Callable[[dict[str, Any]], bool]:
 def test_a_fresh_score_verifies(scored: Path) -> None:
     done: list[tuple[int, int]] = []
     found = verify(scored / "out", runs=scored / "runs", report=lambda *both: done.append(both))
-    scores = [r for r in read_records(scored / "out/records.jsonl") if r.headline_value()]
+    scores = [r for r in read_records(scored / "out/records.jsonl") if r.interval()]
     assert (found.mismatches, found.absent) == ([], [])
     assert found.checked == len(scores)
-    assert {r.family for r in scores} == {"regression", "action", "retrieval", "invariance", "wahba", "lie"}
+    assert {r.evaluator for r in scores} == {"regression", "action", "retrieval", "invariance", "wahba", "lie"}
     assert done[-1][0] == done[-1][1]
     table = verify(scored / "table", runs=scored / "runs")
     assert (table.mismatches, table.absent, table.tables) == ([], [], 1)
@@ -75,15 +75,15 @@ def test_a_fresh_score_verifies(scored: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "place"),
     [
-        ("flip", ["r2"]),
-        ("flip", ["r2_high"]),
-        ("flip", ["r2_floor"]),
-        ("flip", ["r2_std_probe"]),
-        ("flip", ["per_dimension", 0]),
+        ("flip", ["metrics", "r2", "value"]),
+        ("flip", ["metrics", "r2", "high"]),
+        ("flip", ["metrics", "r2", "floor"]),
+        ("flip", ["metrics", "r2", "std_probe"]),
+        ("flip", ["metrics", "r2", "per_dimension", 0]),
         ("flip", ["metrics", "auc", "value"]),
         ("flip.action", ["metrics", "theta_gain", "value"]),
         ("flip.wahba", ["metrics", "wahba", "low"]),
-        ("translation.retrieval", ["metrics", "mrr", "chance"]),
+        ("translation.retrieval", ["metrics", "mrr", "floor"]),
         ("translation.lie", ["metrics", "lee_pooled_relative", "high"]),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_number_that_was_changed_is_found_and_named(task: str, place: list[Any
 def test_a_score_that_was_taken_away_or_put_in_is_found(value: float | None, scored: Path) -> None:
     def spoil(line: dict[str, Any]) -> None:
         line["metrics"]["wahba"]["value"] = value
-        line["metrics"]["mrr"] = {"value": 1.0, "low": None, "high": None}
+        line["metrics"]["mrr"] = {"value": 1.0}
 
     change_line(scored / "out/records.jsonl", mine("flip.wahba"), spoil)
     changed, invented = verify(scored / "out", runs=scored / "runs").mismatches
@@ -156,7 +156,7 @@ def test_absent_predictions_are_said_and_are_no_mismatch(scored: Path) -> None:
     shutil.rmtree(scored / "runs/score/solids-headline/predictions")
     found = verify(scored / "out", runs=scored / "runs")
     assert (found.checked, found.mismatches) == (0, [])
-    assert len(found.absent) == len([r for r in read_records(scored / "out/records.jsonl") if r.headline_value()])
+    assert len(found.absent) == len([r for r in read_records(scored / "out/records.jsonl") if r.interval()])
     with pytest.raises(UserError, match="no records"):
         verify(scored / "nothing")
 
@@ -165,7 +165,7 @@ def test_the_exit_status_says_it(scored: Path) -> None:
     command = ["verify", str(scored / "out"), "--runs", str(scored / "runs")]
     right = CliRunner(env={"COLUMNS": "200"}).invoke(app, command)
     assert (right.exit_code, "no mismatches" in right.output) == (0, True), right.output
-    change_line(scored / "out/records.jsonl", mine("flip"), lambda line: line.update(r2=0.9999))
+    change_line(scored / "out/records.jsonl", mine("flip"), lambda line: line["metrics"]["r2"].update(value=0.9999))
     wrong = CliRunner(env={"COLUMNS": "200"}).invoke(app, command)
     assert (wrong.exit_code, "0.9999" in wrong.output) == (1, True)
     shutil.rmtree(scored / "runs")
@@ -190,7 +190,7 @@ def test_a_signature_is_found_whole_by_its_end_and_by_a_beginning_of_that(origin
         assert found.predictions.is_file()
     lines = dict(recipe_lines(found))
     assert lines["again with"] == record.command
-    assert f"{record.r2:.4f}" in lines["score"]
+    assert f"{record.metrics['r2'].value:.4f}" in lines["score"]
     assert lines["pairs_sha256"] == record.pairs_sha256
 
 

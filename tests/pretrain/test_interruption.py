@@ -114,7 +114,7 @@ def test_the_schedule_warms_up_and_ends_near_zero() -> None:
 
 def test_kill_minus_nine_then_the_same_table(tmp_path: Path) -> None:
     command = [
-        *(sys.executable, "-m", "equibench.cli.tables", "table", "--profile", "tiny", "--rows", "reconstruction"),
+        *(sys.executable, "-m", "equibench.cli", "table", "--profile", "tiny", "--rows", "reconstruction"),
         *("--columns", "flip,blur", "--out", "results"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

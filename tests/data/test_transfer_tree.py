@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transfer_stand_ins import STAND_INS
-from transfer_tree import tree
+from transfer_tree import LAYOUTS, tree
 
 from equibench.data.transfer import TRANSFER_DATASETS
 
 
-@pytest.mark.parametrize("name", STAND_INS)
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_a_tree_depends_on_its_seed_alone(tmp_path: Path, name: str) -> None:
     def content(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -27,4 +26,4 @@ def test_a_tree_depends_on_its_seed_alone(tmp_path: Path, name: str) -> None:
 
 
 def test_there_is_a_tree_of_every_data_set_but_cifar10() -> None:
-    assert set(STAND_INS) == set(TRANSFER_DATASETS) - {"cifar10"}
+    assert set(LAYOUTS) == set(TRANSFER_DATASETS) - {"cifar10"}

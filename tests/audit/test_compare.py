@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 from equibench.audit.compare import compare, holm, paired_p
 from equibench.audit.find import select
-from equibench.cli.tables import app
+from equibench.cli import app
 from equibench.errors import UserError
-from equibench.evaluation.evaluator import FAMILIES
+from equibench.evaluation.evaluator import EVALUATORS
 from equibench.metrics.bootstrap import mean_of, resampled
 from equibench.records import Record, Seeds, append_records, keep_predictions, predictions_path
 from equibench.utils.files import digest_of
@@ -41,17 +41,18 @@ def wahba(residual: float) -> dict[str, Array]:
     return {"full/wahba": np.stack([np.full(IMAGES, residual) + 0.1 * HARD[:, 0], np.ones(IMAGES)])}
 
 
-def keep(folder: Path, name: str, family: str, arrays: dict[str, Array], **changes: Any) -> Record:
+def keep(folder: Path, name: str, evaluator: str, arrays: dict[str, Array], **changes: Any) -> Record:
     """A record in a results folder, with its predictions."""
-    kind = FAMILIES[family]
+    kind = EVALUATORS.get(evaluator)
     fields: dict[str, Any] = {
-        "baseline": name, "task": f"some.{family}", "task_version": 1, "family": family, "headline": kind.headline,
+        "baseline": name, "task": f"some.{evaluator}", "task_version": 1, "evaluator": evaluator,
+        "main_metric": kind.main_metric,
         "profile": "tiny", "variant": "headline", "data": "some", "data_sha256": "d" * 64, "features": "full",
         "seeds": Seeds(pretraining=0, probe=[0, 1, 2]), "parameters": ["x", "y"], "pairs": [1, 1, IMAGES],
-        "pairs_sha256": "a" * 64, "encoder": name, "encoder_sha256": None, "recipe_sha256": None, "best_epochs": None,
-        "probe": {}, "precision": "32-true", "package_version": "0", "torch_version": "0", "collapsed": None,
-        "pretraining_seconds": None, "seconds": 1.0, "command": f"equibench score {name} --tasks some.{family}",
-        **kind.scores(arrays, "full"), **changes,
+        "pairs_sha256": "a" * 64, "encoder": name, "probe": {}, "precision": "32-true",
+        "package_version": "0", "torch_version": "0", "seconds": 1.0,
+        "command": f"equibench score {name} --tasks some.{evaluator}",
+        "metrics": kind.scores(arrays, "full"), **changes,
     }  # fmt: skip
     fields["evaluation_sha256"] = digest_of([name, fields["task"], fields["seeds"].pretraining, str(changes)])
     record = Record(**fields)
@@ -123,7 +124,7 @@ def test_what_differs_by_noise_alone_is_a_tie(places: list[Path]) -> None:
 def test_the_same_images_make_the_interval_narrow(places: list[Path]) -> None:
     good, bad = (select(name, places)[0] for name in ("good", "bad"))
     (found,) = compare("good", "bad", tasks=["some.regression"], places=places)
-    ends = [record.headline_value() for record in (good, bad)]
+    ends = [record.interval() for record in (good, bad)]
     unpaired = np.hypot(*[high - low for _, low, high in ends if ends])  # type: ignore[misc]
     assert found.high - found.low < unpaired / 3
     assert ends[0][1] < ends[1][2]  # type: ignore[index]  # taken alone, their intervals overlap
@@ -170,8 +171,8 @@ def test_pretraining_seeds_are_averaged(places: list[Path], tmp_path: Path) -> N
     ]  # fmt: skip
     first = select("good", places)[0]
     (found,) = compare("good", "bad", tasks=["some.regression"], places=places)
-    assert found.a == pytest.approx(np.mean([r.r2 for r in (first, *others)]))
-    assert found.b == select("bad", places)[0].r2
+    assert found.a == pytest.approx(np.mean([r.metrics["r2"].value for r in (first, *others)]))
+    assert found.b == select("bad", places)[0].metrics["r2"].value
 
 
 def test_each_pretraining_seed_speaks_for_itself(places: list[Path], tmp_path: Path) -> None:
@@ -185,7 +186,8 @@ def test_each_pretraining_seed_speaks_for_itself(places: list[Path], tmp_path: P
     keep(tmp_path, "bad", "regression", regression(errors(0.9, 0.05, 8)), seeds=Seeds(pretraining=2, probe=[0, 1]))
     first = {name: next(r for r in select(name, places) if r.task == "some.regression") for name in ("good", "bad")}
     found = compare("good", "bad", tasks=["some.regression"], places=places)[0]
-    assert found.per_seed == (first["good"].r2 - first["bad"].r2, other["good"].r2 - other["bad"].r2)
+    one, two = (side["good"].metrics["r2"].value - side["bad"].metrics["r2"].value for side in (first, other))
+    assert found.per_seed == (one, two)
     assert found.per_seed[0] > 0 > found.per_seed[1]
 
 

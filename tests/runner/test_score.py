@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 import equibench.evaluation.controls
 import equibench.runner.open
-import equibench.runner.score
-from equibench.cli.tables import app
+import equibench.runner.plan
+from equibench.cli import app
 from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 from equibench.evaluation.controls import CONTROLS
@@ -77,7 +77,7 @@ def test_an_encoder_stands_beside_its_controls(vit: tuple[ScoreResult, Path]) ->
     controls = [c for c in CONTROLS if c != "random_init"]  # an untrained encoder is its own
     full = [(r.baseline, r.task) for r in result.records if r.features == "full"]
     assert full == [(n, "rotation") for n in ["timm:test_vit", *controls]] + [("timm:test_vit", "flip.wahba")]
-    assert result.frame.query("subject == 'oracle' and metric == 'r2'")["value"].item() > 0.9
+    assert result.frame.query("row == 'oracle' and metric == 'r2'")["value"].item() > 0.9
     assert result.records[0].encoder is not None
     assert "untrained" in result.records[0].encoder
 
@@ -87,13 +87,13 @@ def test_files_and_frame_agree_with_the_records(vit: tuple[ScoreResult, Path]) -
     assert [f.name for f in result.files] == ["records.jsonl", "score.csv", "score.md"]
     assert read_records(result.files[0]) == result.records
     pd.testing.assert_frame_equal(pd.read_csv(result.files[1]), result.frame, check_dtype=False)
-    way = result.frame.query("metric == 'r2'").set_index("subject")["fraction"]
+    way = result.frame.query("metric == 'r2'").set_index("row")["fraction"]
     assert (way["oracle"], way["constant"]) == (1, pytest.approx(0, abs=0.1))
     text = result.files[2].read_text()
     for record in result.records:
-        if record.baseline == result.name and (found := record.headline_value()):
+        if record.baseline == result.name and (found := record.interval()):
             assert record.signature in text
-            line = result.frame.query("signature == @record.signature and metric == @record.headline")
+            line = result.frame.query("signature == @record.signature and metric == @record.main_metric")
             assert line["value"].item() == pytest.approx(found[0], abs=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_the_command_in_a_record_gives_the_same_signature(vit: tuple[ScoreResult
     said = CliRunner().invoke(app, [*shlex.split(record.command)[1:], *places])
     assert said.exit_code == 0, said.output
     again = next(r for r in json.loads(said.stdout)["records"] if r["features"] == "full")
-    assert (again["signature"], again["r2"]) == (record.signature, record.r2)
+    assert (again["signature"], again["metrics"]["r2"]["value"]) == (record.signature, record.metrics["r2"].value)
 
 
 def test_what_is_done_is_not_done_again(network: nn.Module, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_views_are_encoded_once_for_all_tasks_and_layers(
     assert sum(SEEN) == looks + 2 * sum(PAIRS) + composed
     expected = {"full", *(f"layer:{name}" for name in layers or ())}
     for task in tasks:
-        assert expected == {r.features for r in result.records if r.task == task and r.headline_value()}
+        assert expected == {r.features for r in result.records if r.task == task and r.interval()}
 
 
 def test_all_layers_have_a_record_each(network: nn.Module, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_is_scored_by_name_or_folder_with_its_halves(pretrained: Path) -> None:
     options: dict[str, Any] = {"tasks": ["rotation", "flip.wahba"], "controls": False}
     result = quick("reconstruction", pretrained, **options)
-    scored = {(r.task, r.features) for r in result.records if r.baseline == "reconstruction" and r.headline_value()}
+    scored = {(r.task, r.features) for r in result.records if r.baseline == "reconstruction" and r.interval()}
     halves = ("full", "invariant", "equivariant")
     assert scored == {(task, half) for task in ("rotation", "flip.wahba") for half in halves}
     assert {r.seeds.pretraining for r in result.records if r.baseline == "reconstruction"} == {0}
@@ -236,13 +236,13 @@ def test_interrupted_it_goes_on_where_it_was(
     options: dict[str, Any] = {"tasks": ["flip", "flip.wahba", "flip.invariance"], "size": 32, "controls": False}
     whole = quick(network, tmp_path / "whole", **options)
 
-    def interrupted(subject: Any, task: Any, setting: Any) -> list[Record]:
+    def interrupted(row: Any, task: Any, context: Any) -> list[Record]:
         if task.name == "flip.wahba":
             raise KeyboardInterrupt
-        return evaluate(subject, task, setting)
+        return evaluate(row, task, context)
 
     with monkeypatch.context() as patch:
-        patch.setattr(equibench.runner.score, "evaluate", interrupted)
+        patch.setattr(equibench.runner.plan, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quick(network, tmp_path / "parts", **options)
     done = journal(tmp_path / "parts")

@@ -1,6 +1,6 @@
 """The reconstruction method with one choice made differently in each row, where P1 is silent or P2 sweeps.
 
-    equibench table examples/ablations.csv --baseline examples/ablations.py --seeds 0,1
+    equibench table results/cifar10/ablations.csv --baseline results/cifar10/ablations.py --seeds 0,1
 
 λ_recon is P2's sweep (section 4.5); the query residual, the token that the invariant loss sees and the depth of the
 decoder are docs/protocol.md 5.2 and 6.6.

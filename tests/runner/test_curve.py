@@ -17,7 +17,7 @@ from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.loop import pretrain
 from equibench.pretrain.method import BASELINES
-from equibench.pretrain.runs import keep_snapshot, open_run, read_snapshot, snapshot_path
+from equibench.pretrain.runs import keep_snapshot, open_run, snapshot_path, snapshot_sha256
 from equibench.profiles import PROFILES
 from equibench.runner import table as api
 from equibench.runner.curve import CurveResult, curve
@@ -85,6 +85,12 @@ def test_a_curve_goes_from_the_untrained_encoder_to_the_finished_run(finished: t
     assert list(frame.epochs) == [pytest.approx(step * BATCH / 720, abs=1e-3) for step in steps]
     assert len({record.encoder_sha256 for record in result.records}) == len(steps)
     assert [record.baseline for record in result.records] == ["random_init", "vicreg@10", "vicreg@20", "vicreg"]
+    commands = [record.command.partition(" --seeds")[0] for record in result.records]
+    assert commands == [
+        "equibench table table2 --profile tiny --rows random_init --columns flip",
+        *["equibench curve --profile tiny --rows vicreg --columns flip"] * 2,
+        "equibench table table2 --profile tiny --rows vicreg --columns flip",
+    ]
     assert len(pd.read_csv(folder / "out" / "curve.csv")) == len(steps)
     assert (folder / "out" / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -100,7 +106,7 @@ def test_its_ends_are_the_scores_of_the_table(finished: tuple[Path, CurveResult]
     for end in (0, -1):
         record = result.records[end]
         assert scores[record.baseline].signature == record.signature
-        assert scores[record.baseline].r2 == record.r2
+        assert scores[record.baseline].metrics == record.metrics
 
 
 def test_nothing_is_scored_twice(finished: tuple[Path, CurveResult]) -> None:
@@ -127,9 +133,9 @@ def test_a_run_that_kept_nothing_is_named(finished: tuple[Path, CurveResult], tm
 def test_an_encoder_of_another_recipe_or_step_is_refused(finished: tuple[Path, CurveResult]) -> None:
     folder = run_folder(finished[0])
     with pytest.raises(UserError, match="another recipe"):
-        read_snapshot(folder, TINY, "headline", 0, 10, "0" * 64)
+        snapshot_sha256(folder, TINY, 10, "0" * 64)
     with pytest.raises(UserError, match="keeps no encoder of step 11"):
-        read_snapshot(folder, TINY, "headline", 0, 11, "0" * 64)
+        snapshot_sha256(folder, TINY, 11, "0" * 64)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from equibench.audit import doctor
-from equibench.audit.doctor import Findings, examine
-from equibench.cli.encoders import print_findings
-from equibench.cli.tables import app
+from equibench.audit import doctor as module
+from equibench.audit.doctor import Findings, doctor
+from equibench.cli import app
+from equibench.cli.encoders import _print_findings
 from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 
@@ -30,8 +30,8 @@ ARCH = "timm:test_resnet"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, solids_dataset: Dataset) -> None:
     """Generated images, and few pairs of them."""
-    monkeypatch.setattr(doctor, "load_dataset", lambda *_, **__: solids_dataset)
-    monkeypatch.setattr(doctor, "QUICK_PAIRS", ((64, 16, 32),))
+    monkeypatch.setattr(module, "load_dataset", lambda *_, **__: solids_dataset)
+    monkeypatch.setattr(module, "QUICK_PAIRS", ((64, 16, 32),))
 
 
 def network(name: str = "test_resnet") -> nn.Module:
@@ -62,14 +62,14 @@ def saved(model: nn.Module, file: Path) -> Path:
 
 def text_of(found: Findings) -> str:
     console = Console(record=True, width=160, file=open(os.devnull, "w"))  # noqa: SIM115
-    print_findings(found, console)
+    _print_findings(found, console)
     return console.export_text()
 
 
 def test_a_good_file_is_told_what_it_is_and_what_comes_next(solids_dataset: Dataset, tmp_path: Path) -> None:
     model = seen(network(), solids_dataset, 0.5, 0.5)
     file = saved(model, tmp_path / "good.safetensors")
-    found = examine(file, arch=ARCH)
+    found = doctor(file, arch=ARCH)
     assert (found.problems, found.hints) == ([], [])
     assert found.usable
     assert (found.format, found.safe, found.architecture) == ("safetensors", True, ARCH)
@@ -89,10 +89,10 @@ def test_a_good_file_is_told_what_it_is_and_what_comes_next(solids_dataset: Data
 
 
 def test_an_untrained_net_is_said_to_look_untrained(tmp_path: Path) -> None:
-    found = examine(saved(network(), tmp_path / "new.safetensors"), arch=ARCH, score=False)
+    found = doctor(saved(network(), tmp_path / "new.safetensors"), arch=ARCH, score=False)
     assert found.usable  # it can be scored, and somebody may want that
     assert found.from_untrained is not None
-    assert found.from_untrained < doctor.LOOKS_UNTRAINED
+    assert found.from_untrained < module.LOOKS_UNTRAINED
     assert any("untrained" in hint for hint in found.hints)
     assert any("never seen data" in hint for hint in found.hints)
     assert found.rotation == {}
@@ -102,19 +102,19 @@ def test_an_untrained_net_is_said_to_look_untrained(tmp_path: Path) -> None:
 def test_another_normalisation_than_its_own_is_noticed(
     mean: float, std: float, best: str, solids_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "QUICK_PAIRS", ())  # no score
+    monkeypatch.setattr(module, "QUICK_PAIRS", ())  # no score
     model = seen(network(), solids_dataset, mean, std)
-    found = examine(saved(model, tmp_path / "other.safetensors"), arch=ARCH)
+    found = doctor(saved(model, tmp_path / "other.safetensors"), arch=ARCH)
     (hint,) = [hint for hint in found.hints if "normalisation" in hint]
     assert best in hint
     assert "--mean" in hint
 
 
 def test_an_architecture_is_guessed(tmp_path: Path) -> None:
-    found = examine(saved(network("resnet18"), tmp_path / "guess.safetensors"), score=False)
+    found = doctor(saved(network("resnet18"), tmp_path / "guess.safetensors"), score=False)
     assert found.architecture == found.guesses[0][0] == "torchvision:resnet18"
     assert found.usable
-    unknown = examine(saved(nn.Linear(3, 4), tmp_path / "linear.safetensors"), score=False)
+    unknown = doctor(saved(nn.Linear(3, 4), tmp_path / "linear.safetensors"), score=False)
     assert not unknown.usable
     assert "no known architecture" in unknown.problems[0]
     assert unknown.architecture is None
@@ -129,7 +129,7 @@ def test_an_architecture_is_guessed(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_architecture_is_a_problem(arch: str, said: str, tmp_path: Path) -> None:
-    found = examine(saved(network(), tmp_path / "some.safetensors"), arch=arch)
+    found = doctor(saved(network(), tmp_path / "some.safetensors"), arch=arch)
     assert not found.usable
     assert any(said in problem for problem in found.problems), found.problems
     assert found.tensors > 0  # what could be seen is said all the same
@@ -139,7 +139,7 @@ def test_nan_is_found_and_named(tmp_path: Path) -> None:
     model = network()
     with torch.no_grad():
         model.layer2[0].conv1.weight[0, 0, 0, 0] = torch.nan
-    found = examine(saved(model, tmp_path / "nan.safetensors"), arch=ARCH)
+    found = doctor(saved(model, tmp_path / "nan.safetensors"), arch=ARCH)
     assert not found.usable
     assert "1 tensors hold NaN" in found.problems[0]
     assert "layer2.0.conv1.weight" in found.problems[0]
@@ -157,13 +157,13 @@ class Trap:
 
 def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     torch.save({"state_dict": {"w": torch.rand(3)}, "extra": Trap(tmp_path / "marker")}, tmp_path / "evil.pth")
-    found = examine(tmp_path / "evil.pth", arch=ARCH)
+    found = doctor(tmp_path / "evil.pth", arch=ARCH)
     assert not (tmp_path / "marker").exists()
     assert not found.safe
     assert not found.usable
     assert "system" in found.problems[0]
     (tmp_path / "noise.pth").write_bytes(bytes(range(256)) * 4)
-    assert not examine(tmp_path / "noise.pth").usable
+    assert not doctor(tmp_path / "noise.pth").usable
 
 
 def test_without_images_there_is_a_hint_and_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,8 +171,8 @@ def test_without_images_there_is_a_hint_and_no_score(tmp_path: Path, monkeypatch
         raise UserError("CIFAR-10 is not here", "download it")
 
     file = saved(network(), tmp_path / "w.safetensors")
-    monkeypatch.setattr(doctor, "load_dataset", missing)
-    found = examine(file, arch=ARCH)
+    monkeypatch.setattr(module, "load_dataset", missing)
+    found = doctor(file, arch=ARCH)
     assert found.usable
     assert found.rotation == {}
     assert "no quick score: CIFAR-10 is not here" in found.hints
@@ -181,14 +181,14 @@ def test_without_images_there_is_a_hint_and_no_score(tmp_path: Path, monkeypatch
 def test_too_few_images_are_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from equibench.data.load import load_dataset
 
-    monkeypatch.setattr(doctor, "load_dataset", load_dataset)
+    monkeypatch.setattr(module, "load_dataset", load_dataset)
     folder = tmp_path / "photographs"
     rng = np.random.default_rng(0)
     for number in range(20):
         place = folder / f"class{number % 2}"
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place / f"{number}.png")
-    found = examine(saved(network(), tmp_path / "w.safetensors"), arch=ARCH, data=folder)
+    found = doctor(saved(network(), tmp_path / "w.safetensors"), arch=ARCH, data=folder)
     assert found.usable, found.problems
     assert any("too few images" in hint for hint in found.hints)
 

@@ -10,9 +10,11 @@ import pytest
 from equibench.evaluation.controls import CONTROLS
 from equibench.records import Record, read_records
 from equibench.report.definition import cells_of, columns_of, load_definition, table_frame, table_names
-from equibench.report.notes import overview
+from equibench.report.overview import overview
 
-DEMO = Path(__file__).parent.parent / "results/demo"
+DEMO = Path(__file__).parents[2] / "results/demo"
+ABSENT = set(load_definition("table5").columns) - {"linear_cifar10"}
+"""Columns whose data were not there."""
 
 
 def records_of(name: str) -> list[Record]:
@@ -27,11 +29,11 @@ def rows_of(name: str) -> list[str]:
 def test_every_cell_is_there(name: str) -> None:
     definition, cells = load_definition(name), cells_of(records_of(name))
     for column in columns_of(definition.columns):
-        suited = [c.name for c in CONTROLS.values() if c.has_encoder or column.task.family in c.families]
+        suited = [c.name for c in CONTROLS.values() if c.has_encoder or column.task.evaluator in c.evaluators]
         if column.metric == "r2_linear":
             suited.remove("constant")  # no probe stands behind it
         for row in (*definition.rows, *suited):
-            assert (row, column.name) in cells, (row, column.name)
+            assert ((row, column.name) in cells) == (column.task.name not in ABSENT), (row, column.name)
 
 
 @pytest.mark.parametrize("name", table_names())
@@ -42,13 +44,23 @@ def test_the_table_is_what_its_records_say(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", table_names())
-def test_what_was_measured_on_generated_data_says_so(name: str) -> None:
+def test_what_was_measured_on_rendered_data_says_so(name: str) -> None:
     report = (DEMO / name / f"{name}.md").read_text(encoding="utf-8")
     for record in records_of(name):
         title = next(c.title for c in columns_of(load_definition(name).columns) if c.task.name == record.task)
-        if record.data not in ("cifar10", "solids"):
-            assert record.data.endswith("-generated"), "no other data were there"
-        assert (f"{title} (generated)" in report) == record.data.endswith("-generated")
+        assert record.data in ("cifar10", "rendered-objects", "rendered-scenes"), "no other data were there"
+        assert (f"{title} (rendered)" in report) == (record.data != "cifar10")
+
+
+def test_what_was_not_measured_says_where_its_data_belong() -> None:
+    report = (DEMO / "table5/table5.md").read_text(encoding="utf-8")
+    said = [line for line in report.splitlines() if line.startswith("Not measured, since the data are not there:")]
+    assert len(said) == len(ABSENT)
+    frame = pd.read_csv(DEMO / "table5/table5.csv")
+    for column in columns_of(sorted(ABSENT)):
+        assert any(f" {column.title}: put the folder " in line for line in said)
+        assert frame[column.score_key].isna().all()
+    assert frame["linear_cifar10_top1"].notna().any()
 
 
 def test_the_overview_is_what_the_tables_say() -> None:
@@ -71,14 +83,14 @@ def test_the_pooled_floor_of_color_is_the_one_that_raw_factors_have() -> None:
 
 
 def test_the_pooled_floor_of_rotations_is_the_one_that_quaternions_have() -> None:
-    """A constant predictor has 0.229 on relative rotations of 3DIEBench's range (PROTOCOL 1.3), less its own noise."""
+    """A constant predictor has 0.229 on relative rotations of 3DIEBench's range (docs/protocol.md 8.2), less noise."""
     cells = cells_of(records_of("table1"))
     assert cells["constant", "object_rotation"].pooled == pytest.approx(0.229, abs=0.03)
 
 
 def test_table_3_trains_on_a_fifth_what_needs_theta_and_takes_table_4_s_reconstruction() -> None:
     three, four = records_of("table3"), records_of("table4")
-    known = {r.baseline: r.known for r in three if r.recipe_sha256}
+    known = {r.baseline: r.known_fraction for r in three if r.recipe_sha256}
     assert known == {"supervised": 0.2, "sie_all": 0.2, "reconstruction": 1.0}
     ours = [{(r.task, r.identifier) for r in side if r.baseline == "reconstruction"} for side in (three, four)]
     assert ours[0] == ours[1]

@@ -10,9 +10,9 @@ from equibench.errors import UserError
 from equibench.evaluation.controls import CONTROLS
 from equibench.records import Metric, Record, read_records, write_records
 from equibench.report.definition import load_definition, table_frame
-from equibench.report.notes import overview
+from equibench.report.overview import overview
 
-DEMO = Path(__file__).parent.parent / "results/demo"
+DEMO = Path(__file__).parents[2] / "results/demo"
 VALUES = {
     "sie_pose": (0.30, 60.0),
     "sie_pose_hues": (0.10, 90.0),
@@ -28,10 +28,12 @@ def folder(tmp_path: Path) -> Path:
 
     def record(row: str) -> Record:
         r2, degrees = VALUES[row]
-        found = {"degrees_mean": Metric(value=degrees, low=degrees - 3, high=degrees + 3)}
-        named = {"baseline": row, "task": "object_rotation", "data": "3diebench-generated", "features": "full"}
-        numbers = {"r2": r2, "r2_low": r2 - 0.02, "r2_high": r2 + 0.02, "metrics": found}
-        return base.model_copy(update={**named, **numbers})
+        found = {
+            "r2": Metric(value=r2, low=r2 - 0.02, high=r2 + 0.02),
+            "degrees_mean": Metric(value=degrees, low=degrees - 3, high=degrees + 3),
+        }
+        named = {"baseline": row, "task": "object_rotation", "data": "rendered-objects", "features": "full"}
+        return base.model_copy(update={**named, "metrics": found})
 
     records = [record(row) for row in VALUES]
     definition = load_definition("table1")
@@ -54,14 +56,14 @@ def test_published_and_further_columns_stand_apart(folder: Path) -> None:
     assert "0.724 \\| 0.300 ±0.020" in published
     assert "60.000 ±3.000" not in published
     assert "60.000 ±3.000" in further
-    assert "Rotation prediction (generated)" in published
+    assert "Rotation prediction (rendered)" in published
 
 
 def test_what_limits_a_table_is_said(folder: Path) -> None:
     text = overview(folder, "demo")
     for limit in load_definition("table1").limits:
         assert limit[1:] in text
-    assert "Every number is of generated data (3diebench-generated)" in text
+    assert "Every number is of rendered-objects, data of our own" in text
 
 
 def test_without_tables_the_command_that_makes_one_is_named(tmp_path: Path) -> None:
