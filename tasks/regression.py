@@ -2,7 +2,7 @@
 
 Ranges and codings stand in `equibench.transforms`; the pairs, the probe's sizes and the splits are the profile's.
 Whether a task is clean is measured: `equibench certify` trains a small CNN on view 2 alone, and the result is kept
-in certificates.json beside this file.
+in leakage.json beside this file.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class SmallCNN(nn.Module):
 
 @dataclass(frozen=True)
 class _Trial:
-    """What all inputs of a certificate share: the pairs, how they are seen, and how long is trained."""
+    """What all inputs of a task share: the pairs, how they are seen, and how long is trained."""
 
     pairs: Pairs
     dataset: Dataset
@@ -184,7 +184,7 @@ REPEATS = 4
 EPOCHS, BATCH = 5, 128
 STEPS = EPOCHS * (PAIRS[0] // BATCH)
 """Fewer pairs are seen in more epochs, for an undertrained CNN would find every task clean."""
-FOREIGN = "certificates.json"
+FOREIGN = "leakage.json"
 
 Sizes = tuple[int, int, int]
 
@@ -209,8 +209,8 @@ def certify(
         data: "cifar10", "solids" or a folder of images.
         data_root: folder that holds CIFAR-10.
         out: file to write. By default the one that is kept with the tasks, for the package's own tasks, on CIFAR-10
-            and with the default pairs; for all else `certificates.json` in the current folder. A file holds one
-            certificate per task: one on other data takes its place.
+            and with the default pairs; for all else `leakage.json` in the current folder. A file holds one
+            measurement per task: one on other data takes its place.
         pairs: training, validation and test pairs; fewer where the data have fewer images (see `REPEATS`).
         inputs: which of `INPUTS` to measure; all if None.
         size: side of the images of a folder, in pixels.
@@ -231,22 +231,22 @@ def certify(
     written: list[Path] = []
     for task in chosen:
         own = task.name in TASKS.built_in and dataset.name == "cifar10" and tuple(pairs) == PAIRS
-        path = Path(out) if out else certificates_path() if own else Path(FOREIGN)
-        certificates = _read(path)
+        path = Path(out) if out else leakage_path() if own else Path(FOREIGN)
+        leakage = _read(path)
         for source in asked:  # written one by one, so that an interruption costs one at most
-            kept = certificates.get(task.name)
-            certificates[task.name] = certificate_of(task, dataset, pairs, [source], kept=kept, again=again)
-            write_text(path, json.dumps(certificates, indent=1) + "\n")
+            kept = leakage.get(task.name)
+            leakage[task.name] = leakage_of(task, dataset, pairs, [source], kept=kept, again=again)
+            write_text(path, json.dumps(leakage, indent=1) + "\n")
         written += [path] if path not in written else []
     return written
 
 
-def certificates_path() -> Path:
-    """Where the certificates of the registered tasks are kept."""
-    return Path(next(iter(import_module(TASKS.group).__path__))) / "certificates.json"
+def leakage_path() -> Path:
+    """Where the leakage of the registered tasks is kept."""
+    return Path(next(iter(import_module(TASKS.group).__path__))) / "leakage.json"
 
 
-def certificate_of(
+def leakage_of(
     task: Task,
     dataset: Dataset,
     sizes: Sizes,
@@ -261,12 +261,12 @@ def certificate_of(
     Args:
         sizes: training, validation and test pairs asked for.
         variant: the views' fill and mask.
-        kept: an earlier certificate; its numbers are kept where it is of the same recipe.
+        kept: an earlier measurement; its numbers are kept where it is of the same recipe.
         again: measure the inputs that `kept` has, too.
     """
     indices, most = split_indices(dataset), (REPEATS, REPEATS, 1)
     sizes = tuple(min(n, m * len(indices[s])) for n, m, s in zip(sizes, most, SPLITS, strict=True))  # type: ignore[assignment]
-    name = f"certificate of {task.name}"
+    name = f"certificate of {task.name}"  # the key of the random numbers, which must stay
     pairs = draw_pairs(dataset, task.transformation, sizes, task=name, version=task.version, repeats=REPEATS)
     batch = min(BATCH, sizes[0])
     epochs = max(EPOCHS, math.ceil(STEPS / (sizes[0] // batch)))
@@ -310,7 +310,9 @@ def _chosen_tasks(names: Sequence[str | Path] | None) -> list[Task]:
     for task in chosen:
         if task.evaluator != "regression":
             known = ", ".join(regression_tasks())
-            raise UserError(f"{task.name!r} is a task of {task.evaluator}, which has no certificate", f"one of {known}")
+            raise UserError(
+                f"{task.name!r} is a task of {task.evaluator}, whose leakage is not measured", f"one of {known}"
+            )
     return chosen
 
 
@@ -327,7 +329,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}", "move it away, or choose another file") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no certificates", "move it away, or choose another file")
+        raise UserError(f"{path} holds no measured leakage", "move it away, or choose another file")
     return content
 
 

@@ -233,7 +233,7 @@ EXAMPLES: dict[str, tuple[Callable[..., None], str]] = {
     "certify": (
         certify,
         "equibench certify translation\n\nequibench certify\n\n"
-        "equibench certify my_task.py --data photographs/ --out certificates.json",
+        "equibench certify my_task.py --data photographs/ --out leakage.json",
     ),
 }
 

@@ -70,13 +70,10 @@ def write_scenes(root: Path | str, *, images: tuple[int, int] = (200, 50), size:
     where both mix. Picture n of a split depends on nothing but (seed, split, n, size).
 
     Args:
-        root: the folder to make; ROOT/ADEChallengeData2016/{images,annotations}/{training,validation}/NNNNNN.{jpg,png}.
+        root: the folder to make, which is returned.
         images: how many for training and for validation, at least 1 each.
         size: height in pixels, at least 32; every other picture is a quarter wider than high.
         seed: which stream.
-
-    Returns:
-        The root.
 
     Raises:
         UserError: a number is out of range, the folder exists and is not empty, or cannot be written.

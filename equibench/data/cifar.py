@@ -69,12 +69,11 @@ class CifarFiles:
         """
         states = {}
         for name, md5 in self.md5.items():
+            path, wanted = self.folder / name, f" (expected MD5 {md5})" if md5 else ""
             try:
-                state = (self.folder / name).stat()
+                states[name] = [path.stat().st_size, path.stat().st_mtime_ns]
             except OSError as error:
-                wanted = f" (expected MD5 {md5})" if md5 else ""
-                raise self._error(f"{self.title} is incomplete: {self.folder / name} is missing{wanted}") from error
-            states[name] = [state.st_size, state.st_mtime_ns]
+                raise self._error(f"{self.title} is incomplete: {path} is missing{wanted}") from error
         return states
 
     def check(self) -> None:
@@ -139,8 +138,6 @@ def read_cifar10(files: CifarFiles) -> dict[str, np.ndarray]:
 def fetch_cifar10(cache: Path, *, network: bool) -> CifarFiles | None:
     """The copy in the cache folder: extracted, or from an archive lying there, or (``network``) downloaded.
 
-    The archive is deleted once it is extracted.
-
     Raises:
         Unavailable: the server cannot be reached.
         UserError: the archive is damaged or cannot be written.
@@ -150,11 +147,10 @@ def fetch_cifar10(cache: Path, *, network: bool) -> CifarFiles | None:
         files = find_cifar10(cache)
         if files is None and (network or archive.exists()):
             download(URL, archive, md5=ARCHIVE_MD5)
-            # Unpacked beside the folder and moved as a whole, so that it is complete or not there.
+            # unpacked beside the folder and moved as a whole, so that it is complete or not there
             with tempfile.TemporaryDirectory(dir=cache, prefix=".extract-") as scratch, tarfile.open(archive) as tar:
                 tar.extractall(scratch, filter="data")
-                # Another process may have been first; what it put there has the same checksums.
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # another process may have been first, with the same files
                     os.rename(Path(scratch) / folder.name, folder)
             if not folder.is_dir():
                 raise UserError(f"{archive} could not be unpacked to {folder}", "unpack it there by hand")

@@ -71,13 +71,14 @@ def load_dataset(
         return _load_solids(sizes or SOLIDS_SIZES)
     if name == "cifar10":
         return _load_cifar10(None if data_root is None else Path(data_root).expanduser(), download)
-    if not is_folder(name):
+    path, text = Path(name).expanduser(), str(name)
+    like_a_path = isinstance(name, Path) or not {"/", os.sep, os.altsep}.isdisjoint(text)
+    if not text or not (like_a_path or path.is_dir()):
         known = f"known datasets: {', '.join(DATASETS)}; or give the path of a folder of images"
-        raise UserError(f"there is no dataset named {str(name)!r}", known)
-    path = Path(name).expanduser()
+        raise UserError(f"there is no dataset named {text!r}", known)
     if path.is_dir() and cifar.find_cifar10(path):
         return _load_cifar10(path, download)
-    # these import Pillow
+    # these import Pillow, for which a rerun of the named datasets need not wait
     from equibench.data.folder import load_image_folder
     from equibench.data.object_layout import FOLDER
     from equibench.data.objects import load_object_folder
@@ -91,14 +92,6 @@ def root_of_cifar10(data_root: Path | str | None, others: bool) -> Path | None:
     """``data_root``, or None where it is a folder for ``others``, data that tasks bring along, and not for CIFAR-10."""
     root = None if data_root is None else Path(data_root).expanduser()
     return None if root and others and root.is_dir() and not cifar.find_cifar10(root) else root
-
-
-def is_folder(name: str | Path) -> bool:
-    """Whether a dataset's name is meant as a path: of a folder that exists, or with a separator in it."""
-    if name in DATASETS or not name:
-        return False
-    separators = ("/", os.sep, os.altsep or os.sep)
-    return isinstance(name, Path) or any(s in name for s in separators) or Path(name).expanduser().is_dir()
 
 
 def load_or_generate(name: str, *, data_root: Path | str | None = None, download: bool = True) -> Dataset:

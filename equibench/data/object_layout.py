@@ -12,7 +12,6 @@ import re
 import stat
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -72,10 +71,9 @@ class ObjectListing:
 
 
 def find_object_data(data_root: Path | str | None = None) -> Path:
-    """The folder that holds 3DIEBench: ``data_root`` or $EQUIBENCH_DATA itself, or a folder of that name in them.
+    """The folder that holds 3DIEBench: ``data_root`` or $EQUIBENCH_DATA itself, or a folder two levels down in them.
 
-    A folder counts as the data where it is called 3DIEBench or holds ``train_images.npy``. The name is looked for two
-    levels down.
+    It counts as the data where it is called 3DIEBench; the folder itself also where it holds ``train_images.npy``.
 
     Raises:
         UserError: ``data_root`` is not a folder, or the data are in neither; it tells what to download.
@@ -159,6 +157,7 @@ def list_objects(root: Path, names: ObjectNames, present: Collection[str], *, sk
 
 
 def none_usable(root: Path, split: str, faults: Sequence[Fault]) -> UserError:
+    """The error of a split in which nothing is left."""
     last = f"the last of {len(faults):,} faults: {faults[-1].path} {faults[-1].reason}"
     return UserError(f"no {split} object of {root} can be used", last)
 
@@ -234,6 +233,7 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def too_few(path: str, count: int) -> Fault:
+    """The fault of an object that has fewer than two usable views."""
     return Fault(path, f"has {count} usable view{'s' * (count != 1)}, fewer than {FEWEST_VIEWS}")
 
 
@@ -270,7 +270,7 @@ class LazyImages:
     ndim = 4
 
     def __init__(
-        self, root: Path, objects: tuple[str, ...], object_index: NDArray[np.int64], views: NDArray[np.int64], size: int
+        self, root: Path, objects: tuple[str, ...], object_index: np.ndarray, views: np.ndarray, size: int
     ) -> None:
         self.root, self.objects, self.object_index, self.views = root, objects, object_index, views
         self.shape = (len(views), 3, size, size)
@@ -282,9 +282,15 @@ class LazyImages:
         which, views = np.asarray(self.object_index[rows]), np.asarray(self.views[rows])
         names = [f"{self.objects[o]}/image_{k}.jpg" for o, k in zip(which.flat, views.flat, strict=True)]
         images = np.empty((len(names), *self.shape[1:]), np.uint8)
-        for row, image in enumerate(decode_all(names, partial(_decode_or_raise, self.root, size=self.shape[-1]))):
+        for row, image in enumerate(decode_all(names, self._decode)):
             images[row] = image
         return images.reshape(*which.shape, *self.shape[1:])
+
+    def _decode(self, file: str) -> NDArray[np.uint8]:
+        try:
+            return decode_image(self.root / file, self.shape[-1])
+        except ValueError as error:
+            raise Fault(file, str(error)).error(self.root) from error
 
 
 def read_latent(path: Path) -> NDArray[np.float64]:
@@ -304,9 +310,8 @@ def read_latent(path: Path) -> NDArray[np.float64]:
     latent = latent.astype(np.float64)
     inside = (latent >= LOWEST - TOLERANCE) & (latent <= HIGHEST + TOLERANCE)  # false for nan
     if not inside.all():
-        which = int(np.argmin(inside))
-        span = f"{LOWEST[which]:.4f} to {HIGHEST[which]:.4f}"
-        raise ValueError(f"has {LATENTS[which]} = {latent[which]}, expected {span}")
+        k = int(np.argmin(inside))
+        raise ValueError(f"has {LATENTS[k]} = {latent[k]}, expected {LOWEST[k]:.4f} to {HIGHEST[k]:.4f}")
     return latent
 
 
@@ -317,13 +322,6 @@ def _read_array(path: Path) -> np.ndarray:
             return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
         except Exception as error:  # NumPy's parser raises more than ValueError on a damaged header
             raise ValueError(f"cannot be read: {error}") from error
-
-
-def _decode_or_raise(root: Path, file: str, *, size: int) -> NDArray[np.uint8]:
-    try:
-        return decode_image(root / file, size)
-    except ValueError as error:
-        raise Fault(file, str(error)).error(root) from error
 
 
 def decode_image(path: Path, size: int) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equibench.data.dataset import Listing
+from equibench.data.dataset import SPLITS, Listing
 from equibench.errors import UserError
 
 GENERATED = "GENERATED.txt"  # lies in a folder of the same layout whose images are not the published ones
@@ -231,7 +231,7 @@ def _sun397(root: Path) -> tuple[_Lists, tuple[str, ...]]:
 def _dtd(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     """Partition 1, the one of ten that is usually reported."""
     lists = {}
-    for split in ("train", "val", "test"):
+    for split in SPLITS:
         file = root / "labels" / f"{split}1.txt"
         found = _matches(file, r"([^/]+)/[^/]+\.jpg", "banded/banded_0002.jpg")
         lists[split] = _Split(file, [(f"images/{match[0]}", match[1]) for match in found])
@@ -250,10 +250,10 @@ def _pets(root: Path) -> tuple[_Lists, tuple[str, ...]]:
                 raise _wrong(f"{one.file}: {match[0]!r} gives {kind} another label than {numbers[kind]}")
             one.entries.append((f"images/{match[1]}.jpg", kind))
     kinds = sorted(numbers, key=numbers.__getitem__)
-    for place, kind in enumerate(kinds):
-        if numbers[kind] != place + 1:
-            problem = f"{lists['train'].file}: label {numbers[kind]} of {kind} is out of range or not its alone"
-            raise UserError(problem, f"the lists name {len(kinds)} classes: expected labels 1 to {len(kinds)}")
+    for expected, kind in enumerate(kinds, start=1):
+        if numbers[kind] != expected:
+            found = f"{lists['train'].file}: label {numbers[kind]} of {kind}"
+            raise _wrong(f"{found} is out of range 1 to {len(kinds)}, or not its alone")
     return lists, tuple(kinds)
 
 
@@ -261,14 +261,14 @@ def _aircraft(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     """The classes are the variants, in the order of their own list."""
     variants = root / "data" / "variants.txt"
     class_names = tuple(_lines(variants))
-    lists, known = {}, set(class_names)
-    for split in ("train", "val", "test"):
+    lists = {}
+    for split in SPLITS:
         file = root / "data" / f"images_variant_{split}.txt"
-        found = list(_matches(file, r"([^ /]+) (.+)", "0034309 707-320"))
-        for match in found:
-            if match[2] not in known:
+        lists[split] = one = _Split(file, [])
+        for match in _matches(file, r"([^ /]+) (.+)", "0034309 707-320"):
+            if match[2] not in class_names:
                 raise _wrong(f"{file}: the label of {match[0]!r} is out of range: {variants} does not list it")
-        lists[split] = _Split(file, [(f"data/images/{match[1]}.jpg", match[2]) for match in found])
+            one.entries.append((f"data/images/{match[1]}.jpg", match[2]))
     if sorted(class_names) != list(_sorted_classes(lists)):
         raise _wrong(f"{variants} lists a variant twice, or one without images")
     return lists, class_names

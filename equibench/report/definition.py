@@ -302,9 +302,9 @@ def published(definition: TableDefinition, row: str, column: str) -> str:
     return ""
 
 
-def load_certificates() -> dict[str, dict[str, object]]:
+def load_leakage() -> dict[str, dict[str, object]]:
     """What a small CNN gets from pixels, by task: kept beside the tasks, made by `equibench certify`."""
-    text = files("equibench.tasks").joinpath("certificates.json").read_text(encoding="utf-8")
+    text = files("equibench.tasks").joinpath("leakage.json").read_text(encoding="utf-8")
     return json.loads(text)  # type: ignore[no-any-return]
 
 

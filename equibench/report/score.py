@@ -13,7 +13,7 @@ from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS, RIVALS
 from equibench.evaluation.evaluator import EVALUATORS
 from equibench.records import Record
-from equibench.report.definition import load_certificates
+from equibench.report.definition import load_leakage
 from equibench.report.table import MARK, plain
 from equibench.task import TASKS
 
@@ -99,7 +99,7 @@ def _r2(record: Record | None) -> float | None:
 
 def _as_published(name: str, records: Sequence[Record]) -> Grid:
     rows = [
-        [_title(r.task), plain(pooled.value or 0), plain(pooled.floor or 0), _units(r), *_certified(r)]
+        [_title(r.task), plain(pooled.value or 0), plain(pooled.floor or 0), _units(r), *_leaks(r)]
         for r in records
         if r.baseline == name and r.features == "full" and (pooled := r.metrics.get("r2_pooled"))
     ]
@@ -107,9 +107,9 @@ def _as_published(name: str, records: Sequence[Record]) -> Grid:
     return ("As published, in units, and what a small CNN reads from pixels", head, rows)
 
 
-def _certified(record: Record) -> list[str]:
+def _leaks(record: Record) -> list[str]:
     """The task's leak and its ceiling, where it has been certified on these data."""
-    facts = load_certificates().get(record.task, {})
+    facts = load_leakage().get(record.task, {})
     keys = ("task_version", "data")
     if [facts.get(k) for k in keys] != [record.task_version, record.data] or record.variant != "headline":
         return ["–", "–"]

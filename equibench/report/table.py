@@ -20,13 +20,13 @@ UNBEATEN = (
     "its interval does not lie beyond that of the best of random init, pixels and image statistics (of those that the "
     "column has), so the score says nothing about the training"
 )
-CERTIFIED = {
+MEASURED_LEAKS = {
     "both_views": "both views (the pixels' ceiling)",
     "view2_alone": "view 2 alone (the leak)",
     "border": "of it the outermost ring alone",
     "interpolation": "view 2 of noise (what resampling leaves)",
 }
-"""What a certificate measures, in print."""
+"""What is measured of a leak, in print."""
 
 
 def markdown_table(
@@ -36,7 +36,7 @@ def markdown_table(
     records: Sequence[Record],
     context: Context,
     seeds: Sequence[int],
-    certificates: dict[str, dict[str, object]],
+    leakage: dict[str, dict[str, object]],
     notes: Sequence[str] = (),
 ) -> str:
     """The whole report of a table."""
@@ -52,7 +52,7 @@ def markdown_table(
     lines += ["", *(f"Not measured, since the data are not there: {note}" for note in notes)] if notes else []
     lines += ["", f"{MARK} does not beat its controls: {UNBEATEN}.", ""]
     if regression and not context.dataset.has_objects:
-        lines += _certificate_lines([c.task for c in regression], certificates)
+        lines += _leakage_lines([c.task for c in regression], leakage)
     if several:
         lines += ["", "## Standard deviation over pretraining seeds", ""]
         scattered = _with(full, rows, lambda c: c.std_seeds is not None)
@@ -191,20 +191,20 @@ def _floors(columns: Sequence[Column], records: Sequence[Record]) -> str:
     return "One scalar mean over all dimensions (SIE's formula); a constant predictor scores: " + ", ".join(named) + "."
 
 
-def _certificate_lines(tasks: Sequence[Task], certificates: dict[str, dict[str, object]]) -> list[str]:
+def _leakage_lines(tasks: Sequence[Task], leakage: dict[str, dict[str, object]]) -> list[str]:
     """What pixels hold (a CNN on both views) and what leaks (the CNN on view 2 alone)."""
-    known = [t for t in tasks if certificates.get(t.name, {}).get("task_version") == t.version]
+    known = [t for t in tasks if leakage.get(t.name, {}).get("task_version") == t.version]
     if not known:
-        return ["No certificate is on file for these tasks: run `equibench certify`."]
-    some = certificates[known[0].name]
+        return ["No measurement is on file for these tasks: run `equibench certify`."]
+    some = leakage[known[0].name]
     lines = [
         f"A small CNN trained from scratch on {some['pairs']:,} pairs of {some['data']}, headline views; a task that "
         f"claims to be clean leaks at most {CLEAN_LEAK:g}:",
         "",
     ]
     lines += ["| | " + " | ".join(t.title for t in known) + " |", "|---|" + "---|" * len(known)]
-    for name, title in CERTIFIED.items():
-        values = [certificates[t.name].get(f"{name}_r2") for t in known]
+    for name, title in MEASURED_LEAKS.items():
+        values = [leakage[t.name].get(f"{name}_r2") for t in known]
         if any(value is not None for value in values):
             shown = ["–" if value is None else plain(float(str(value))) for value in values]
             lines.append(f"| {title} | " + " | ".join(shown) + " |")

@@ -1,4 +1,4 @@
-"""Certificates: what is kept with the tasks holds their claims, and the measurement sees a leak where there is one."""
+"""Leakage: what is kept with the tasks holds their claims, and the measurement sees a leak where there is one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,7 @@ import torch
 from PIL import Image
 
 from equibench.audit import leakage
-from equibench.audit.leakage import (
-    INPUTS,
-    SmallCNN,
-    certificate_of,
-    certificates_path,
-    certify,
-    noise_pictures,
-    outer_ring,
-)
+from equibench.audit.leakage import INPUTS, SmallCNN, certify, leakage_of, leakage_path, noise_pictures, outer_ring
 from equibench.data import load as datasets
 from equibench.data.dataset import Dataset
 from equibench.errors import UserError
@@ -32,7 +24,7 @@ from equibench.task import CLEAN_LEAK, TASKS, Task, regression_tasks
 from equibench.transforms.geometry import warp
 from equibench.transforms.transformation import TRANSFORMATIONS, visible_disc
 
-KEPT = json.loads(certificates_path().read_text())
+KEPT = json.loads(leakage_path().read_text())
 EXAMPLE = Path(__file__).parents[2] / "examples" / "my_task.py"
 TINY = (64, 16, 16)
 
@@ -75,7 +67,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", regression_tasks())
-def test_each_task_has_a_certificate_of_its_version_that_bears_out_its_claim(name: str) -> None:
+def test_each_task_has_a_leakage_of_its_version_that_bears_out_its_claim(name: str) -> None:
     task, facts = TASKS.get(name), KEPT[name]
     assert facts["task_version"] == task.version
     assert facts["view2_alone_low"] <= facts["view2_alone_r2"] <= facts["view2_alone_high"]
@@ -85,7 +77,7 @@ def test_each_task_has_a_certificate_of_its_version_that_bears_out_its_claim(nam
 
 def test_blur_is_seen_from_view_two_alone_and_flip_is_not(solids_dataset: Dataset, quick: None) -> None:
     blur, flip = (
-        certificate_of(TASKS.get(name), solids_dataset, (500, 50, 150), ["view2_alone"]) for name in ("blur", "flip")
+        leakage_of(TASKS.get(name), solids_dataset, (500, 50, 150), ["view2_alone"]) for name in ("blur", "flip")
     )
     assert blur["view2_alone_r2"] > 0.3
     assert flip["view2_alone_r2"] < CLEAN_LEAK
@@ -94,7 +86,7 @@ def test_blur_is_seen_from_view_two_alone_and_flip_is_not(solids_dataset: Datase
 
 def test_black_corners_give_the_rotation_away_at_the_border(solids_dataset: Dataset, quick: None) -> None:
     black, mirrored = (
-        certificate_of(TASKS.get("rotation"), solids_dataset, (500, 50, 150), ["border"], variant=variant)
+        leakage_of(TASKS.get("rotation"), solids_dataset, (500, 50, 150), ["border"], variant=variant)
         for variant in ("paper_like", "headline")
     )
     assert black["border_r2"] > 0.5
@@ -105,7 +97,7 @@ def test_noise_tells_how_far_it_was_magnified_but_not_where_it_was_moved_to(
     solids_dataset: Dataset, quick: None
 ) -> None:
     moved, cropped = (
-        certificate_of(TASKS.get(name), solids_dataset, (500, 50, 150), ["interpolation"])
+        leakage_of(TASKS.get(name), solids_dataset, (500, 50, 150), ["interpolation"])
         for name in ("translation", "crop")
     )
     assert abs(moved["interpolation_r2"]) < CLEAN_LEAK
@@ -205,17 +197,17 @@ def test_only_geometric_transformations_are_measured_on_noise(instant: None) -> 
 
 
 def test_the_file_of_the_package_is_for_its_own_recipe_alone(instant: None) -> None:
-    before = certificates_path().read_bytes()
-    assert certify(["flip"], data="solids", pairs=TINY, inputs=["border"]) == [Path("certificates.json")]
-    assert list(read("certificates.json")) == ["flip"]
-    assert certificates_path().read_bytes() == before
+    before = leakage_path().read_bytes()
+    assert certify(["flip"], data="solids", pairs=TINY, inputs=["border"]) == [Path("leakage.json")]
+    assert list(read("leakage.json")) == ["flip"]
+    assert leakage_path().read_bytes() == before
 
 
 def test_the_file_of_the_package_is_added_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The package's own recipe, without CIFAR-10 and without training."""
     own = tmp_path / "package.json"
-    own.write_text(certificates_path().read_text())
-    monkeypatch.setattr(leakage, "certificates_path", lambda: own)
+    own.write_text(leakage_path().read_text())
+    monkeypatch.setattr(leakage, "leakage_path", lambda: own)
     count, small = 50_000, np.zeros((1, 3, 32, 32), np.uint8)
     train = datasets.ImageSet(np.broadcast_to(small, (count, 3, 32, 32)), np.arange(count) % 10)
     test = datasets.ImageSet(np.broadcast_to(small, (10_000, 3, 32, 32)), np.arange(10_000) % 10)
@@ -247,7 +239,7 @@ def test_few_images_are_used_several_times_and_trained_on_as_long(
     solids_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leakage, "train_and_score", lambda *args: (0.0, 0.0, 0.0))
-    facts = certificate_of(TASKS.get("flip"), solids_dataset, leakage.PAIRS)
+    facts = leakage_of(TASKS.get("flip"), solids_dataset, leakage.PAIRS)
     assert (facts["pairs"], facts["validation_pairs"], facts["test_pairs"]) == (4 * 540, 4 * 60, 200)
     assert facts["epochs"] * (4 * 540 // leakage.BATCH) >= leakage.STEPS > 700
     assert leakage.STEPS == 5 * (20_000 // 128)
@@ -261,7 +253,7 @@ def test_a_folder_of_images_larger_than_64_px(instant: None, tmp_path: Path) -> 
         image.save(tmp_path / "photos" / f"{n:02}.png")
     (written,) = certify(["rotation"], data=tmp_path / "photos", size=80)
     facts = read(written)["rotation"]
-    assert written == Path("certificates.json")
+    assert written == Path("leakage.json")
     assert facts["data"] == "photos"
     assert facts["pairs"] < 4 * 30
     assert facts["test_pairs"] < 10
@@ -269,14 +261,14 @@ def test_a_folder_of_images_larger_than_64_px(instant: None, tmp_path: Path) -> 
 
 
 def test_a_task_of_ones_own(instant: None) -> None:
-    before = certificates_path().read_bytes()
-    assert certify([str(EXAMPLE)], data="solids", pairs=TINY) == [Path("certificates.json")]
-    facts = read("certificates.json")["shear"]
+    before = leakage_path().read_bytes()
+    assert certify([str(EXAMPLE)], data="solids", pairs=TINY) == [Path("leakage.json")]
+    facts = read("leakage.json")["shear"]
     assert facts["data"] == "solids"
     assert all(isinstance(facts[f"{source}_r2"], float) for source in INPUTS)
     certify([EXAMPLE, "flip"], data="solids", pairs=TINY, out="both.json", inputs=["border"])
     assert list(read("both.json")) == ["shear", "flip"]
-    assert certificates_path().read_bytes() == before
+    assert leakage_path().read_bytes() == before
 
 
 def test_the_example_shears_and_shows_no_filled_pixel() -> None:
@@ -342,8 +334,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": "cifar100"}, "no dataset named"),
     ({"data": "./nowhere"}, "nowhere does not exist"),
     ({"out": "broken.json"}, "broken.json cannot be read"),
-    ({"out": "list.json"}, "list.json holds no certificates"),
-    ({"tasks": ["other.evaluator"]}, "is a task of evaluator_x, which has no certificate"),
+    ({"out": "list.json"}, "list.json holds no measured leakage"),
+    ({"tasks": ["other.evaluator"]}, "the leakage of evaluator_x tasks such as .* is not measured"),
 ]
 
 

@@ -97,7 +97,7 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "pets",
         lambda f: [swapped(f / f"annotations/{n}.txt", " 6 1 1", " 7 1 1") for n in ("test", "trainval")],
-        "label 7 of .* is out of range",
+        "label 7 of .* is out of range 1 to 6",
     ),
     (
         "pets",

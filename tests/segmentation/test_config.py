@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import equibench.segmentation as stub
 from equibench.errors import UserError
+from equibench.segmentation import stub
 from equibench.segmentation.config import SegmentationSettings
 from equibench.segmentation.run import main, newest_checkpoint, read_job
 
