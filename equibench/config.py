@@ -84,6 +84,7 @@ class RunConfig:
     table: str = "table2"
     pretraining_data: str | None = None
     known_fraction: float = 1.0
+    shared_root: bool = False  # whether data_root is there for data that tasks bring along
     dataset: str | None = None  # that was found already, if so; it is not searched for again
 
     @classmethod
@@ -110,6 +111,9 @@ class RunConfig:
         if self.pairs is not None and (len(self.pairs) != 3 or min(self.pairs) < 1):
             problem = f"pairs {self.pairs} are not numbers of training, validation and test pairs"
             raise UserError(problem, "--pairs 4000,1000,3000")
+        for name in ("jobs", "devices"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise UserError(f"{name} must be 1 or more, not {count}", f"--{name} 1")
         get_profile(self.profile)
 
     @property

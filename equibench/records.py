@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from equibench.errors import UserError
-from equibench.utils.files import append_line, digest_of, read_lines, writable_folder, write_atomically, write_text
+from equibench.utils.files import (
+    append_line,
+    cut_torn_line,
+    digest_of,
+    read_lines,
+    writable_folder,
+    write_atomically,
+    write_text,
+)
 
 RECORDS = "records.jsonl"
 Interval = tuple[float, float, float]
@@ -150,8 +158,7 @@ def read_records(path: Path) -> list[Record]:
 def append_records(path: Path, records: Iterable[Record]) -> None:
     """Append to a journal, in one write, after cutting off a line that a kill left unfinished."""
     writable_folder(path.parent)
-    if path.exists() and (text := path.read_text(encoding="utf-8")) and not text.endswith("\n"):
-        write_text(path, text[: text.rfind("\n") + 1])
+    cut_torn_line(path)
     append_line(path, "\n".join(map(record_line, records)))
 
 

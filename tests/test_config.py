@@ -107,3 +107,9 @@ def test_every_option_of_a_score_is_tried_above() -> None:
     assert set(SCORED) == set(SCORE_OPTIONS)
     assert all(getattr(RunConfig(), name) != getattr(RunConfig.of(**SCORED), name) for name in SCORED)
     assert all(getattr(RunConfig(), name) != getattr(RunConfig.of(**TABLE), name) for name in TABLE)
+
+
+@pytest.mark.parametrize("name", ["jobs", "devices"])
+def test_counts_are_1_or_more(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} must be 1 or more, not -1"):
+        RunConfig.of(**{name: -1})

@@ -23,7 +23,7 @@ from equibench.profiles import MetricSizes, Probing, Profile
 from equibench.task import Task
 from equibench.transforms.transformation import TRANSFORMATIONS, ViewSpec, view_spec
 from equibench.utils.arrays import Gathered
-from equibench.utils.files import append_line, digest_of, read_lines
+from equibench.utils.files import append_line, cut_torn_line, digest_of, read_lines
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -213,6 +213,7 @@ class Context:
         if digest not in known:
             known[digest] = compute()
             if self.work.is_dir():
+                cut_torn_line(path)
                 append_line(path, json.dumps({"key": digest, "value": known[digest]}))
         return known[digest]
 

@@ -58,7 +58,7 @@ def curve(
     """
     if plot and importlib.util.find_spec("matplotlib") is None:
         raise UserError("matplotlib is needed to draw", 'pip install "equibench[plot]", or go without: --no-plot')
-    config = RunConfig.of(**{"table": "", **options})
+    config = RunConfig.of(**options)
     profile, rows = config.sizes, config.rows or ROWS
     folder = writable_folder(Path(out) if out else RESULTS / profile.name / "curve")
     for file in config.baseline_files:

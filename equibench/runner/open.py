@@ -120,8 +120,7 @@ def _load_data(config: RunConfig) -> Dataset:
         return load_dataset(str(name), data_root=root, skip_bad=config.skip_bad)
     if profile.dataset_sizes:
         return load_dataset(profile.dataset, sizes=profile.dataset_sizes)
-    if config.table != "":  # a table's --data-root may be the folder of what its tasks bring along
-        root = root_of_cifar10(root, others=True)
+    root = root_of_cifar10(root, others=config.shared_root)
     if config.dataset != profile.dataset and profile.name == "demo":
         return load_dataset(config.dataset) if config.dataset else load_or_generate(profile.dataset, data_root=root)
     return load_dataset(profile.dataset, data_root=root)

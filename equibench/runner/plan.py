@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,11 +123,11 @@ class TableRows:
             return Row(row, command=command)
         assert seed is not None
         if row in CONTROLS:
+            versions = [torch.__version__, version("timm"), code_digest(runs.build_encoder)]
             weights = context.remembered(
-                ["untrained", str(profile.encoder), profile.image_size, variant, seed, torch.__version__,
-                 code_digest(runs.build_encoder)],
+                ["untrained", str(profile.encoder), profile.image_size, variant, seed, *versions],
                 lambda: weights_sha256(runs.build_encoder(profile, variant, seed)),
-            )  # fmt: skip
+            )
             return self._row(row, lambda: runs.build_encoder(profile, variant, seed).eval(), weights, seed, command)
         folder, digest = self.folder(place), self.recipe_digest(place)
         facts = runs.read_run(folder, digest)
@@ -168,7 +169,7 @@ class TableRows:
 
     def _command(self, place: Place) -> str:
         config = self.config
-        command = "curve" if place.step is not None else f"table {config.table or 'table2'}"
+        command = "curve" if place.step is not None else f"table {config.table}"
         parts = [f"equibench {command} --profile {config.sizes.name} --rows {place.row} --columns {{task}}"]
         parts += [f"--seeds {place.seed}"] if place.seed is not None else []
         return " ".join([*parts, *config.flags(["variant", "baseline_files"])])

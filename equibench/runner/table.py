@@ -151,7 +151,7 @@ def pretrain(baseline: str, *, console: Console | None = None, **options: Any) -
     Raises:
         UserError: a name, file, folder or device is wrong.
     """
-    config = RunConfig.of(**{"table": "", **options})
+    config = RunConfig.of(**options)
     for file in config.baseline_files:
         load_file(file, "baseline")
     BASELINES.get(baseline)
@@ -173,7 +173,11 @@ def _resolve(name: str | Path, config: RunConfig) -> _Asked:
     if config.rows is not None:  # a narrowed table keeps the controls that its cells are judged by
         chosen = {*_choose("row", config.rows, rows), *added, *controls}
         rows = [row for row in rows if row in chosen]
-    config = config.with_(table=str(name), pretraining_data=definition.data, known_fraction=definition.known_fraction)
+    # --data-root is then the folder of what the tasks bring along, and need not hold CIFAR-10 too
+    shared = definition.data is None and any(column.task.data for column in columns)
+    config = config.with_(
+        table=str(name), pretraining_data=definition.data, shared_root=shared, known_fraction=definition.known_fraction
+    )
     context = open_context(config)
     if context.several_processes and "segmentation" in evaluators:
         raise UserError(

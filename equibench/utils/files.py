@@ -64,6 +64,12 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
+def cut_torn_line(path: Path) -> None:
+    """Remove a last line that a kill left unfinished, so that the next one does not run on from it."""
+    if path.exists() and (text := path.read_text(encoding="utf-8")) and not text.endswith("\n"):
+        write_text(path, text[: text.rfind("\n") + 1])
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects of a JSON-lines file; a last line that a kill cut short is dropped."""
     if not path.exists():

@@ -217,3 +217,8 @@ def test_a_wrong_name_is_said_with_the_nearest_right_one(
     settings = {"profile": "tiny", "runs": tmp_path / "runs", "out": tmp_path / "out", **arguments}
     with pytest.raises(UserError, match=said):
         api.table(**settings)  # type: ignore[arg-type]
+
+
+def test_a_data_root_without_the_data_is_refused_and_not_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no CIFAR-10"):
+        api.table("table4", profile="cifar10_cpu", data_root=tmp_path, runs=tmp_path / "runs", out=tmp_path / "out")
