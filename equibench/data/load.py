@@ -17,7 +17,7 @@ from equibench.data import cifar, solids
 from equibench.data.dataset import DATASETS, Dataset, ImageSet
 from equibench.errors import UserError
 from equibench.utils.arrays import (
-    Stored,
+    StoredArrays,
     arrays_folder,
     cache_folder,
     content_digest,
@@ -147,7 +147,7 @@ def _place_of_cifar10(sha256: str) -> Path:
     return arrays_folder(f"cifar10-{sha256[:16]}")
 
 
-def _prepare_cifar10(files: cifar.CifarFiles) -> Stored:
+def _prepare_cifar10(files: cifar.CifarFiles) -> StoredArrays:
     """The arrays made from ``files``, which are checked and converted first where they are new."""
     stamp = files.stamp()
     place = hashlib.sha256(str(files.folder.resolve()).encode()).hexdigest()[:16]
@@ -201,7 +201,7 @@ def _save(make: Callable[[], dict[str, np.ndarray]], scratch: Path) -> dict[str,
     return {}
 
 
-def _as_dataset(name: str, stored: Stored) -> Dataset:
+def _as_dataset(name: str, stored: StoredArrays) -> Dataset:
     train = ImageSet(stored.arrays["train_images"], stored.arrays["train_labels"])
     test = ImageSet(stored.arrays["test_images"], stored.arrays["test_labels"])
     counts = f"{len(train.labels):,} + {len(test.labels):,}"

@@ -35,7 +35,7 @@ from equibench.data.object_layout import (
     too_few,
 )
 from equibench.utils.arrays import (
-    Stored,
+    StoredArrays,
     arrays_folder,
     decode_all,
     open_arrays,
@@ -146,7 +146,7 @@ def _place(*key: object) -> Path:
     return arrays_folder(f"objects-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}")
 
 
-def _half(stored: Stored, half: str, folder: Path, lazy_size: int | None) -> ImageSet:
+def _half(stored: StoredArrays, half: str, folder: Path, lazy_size: int | None) -> ImageSet:
     images, labels, latents, objects, views, paths = (
         stored.arrays[f"{half}_{key}"] for key in ("images", "labels", *BESIDE)
     )

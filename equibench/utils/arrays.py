@@ -31,16 +31,16 @@ from equibench.errors import UserError
 from equibench.utils.download import exclusive
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-STALE_SECONDS = 24 * 3600  # an unfinished folder this old belongs to a process that was killed
 MOST_THREADS = 8
 AHEAD = 4  # items for each thread that are decoded before their turn: memory stays bounded
+_STALE_SECONDS = 24 * 3600  # an unfinished folder this old belongs to a process that was killed
 
-Item = TypeVar("Item")
-Decoded = TypeVar("Decoded")
+_Item = TypeVar("_Item")
+_Decoded = TypeVar("_Decoded")
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredArrays:
     """What a folder of the cache holds."""
 
     arrays: dict[str, np.ndarray]  # those of ARRAYS, and any others by their files' names; memory-mapped, read-only
@@ -75,14 +75,13 @@ def update_digest(digest: Any, name: str, array: np.ndarray) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file of the cache; empty where there is none that can be read, as after a crash."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
-def open_arrays(folder: Path) -> Stored | None:
+def open_arrays(folder: Path) -> StoredArrays | None:
     """The arrays prepared in ``folder``; None where there are none, or a file was cut or removed since."""
     meta = read_json(folder / "meta.json")
     try:
@@ -90,12 +89,12 @@ def open_arrays(folder: Path) -> Stored | None:
         sizes = meta["bytes"] | facts.get("bytes", {})
         if any((folder / f"{key}.npy").stat().st_size != size for key, size in sizes.items()):
             return None
-        return Stored(_map(folder, sizes), str(meta["sha256"]), facts)
+        return StoredArrays(_map(folder, sizes), str(meta["sha256"]), facts)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def prepare_arrays(folder: Path, write: Callable[[Path], Mapping[str, Any]], *, needed: int, what: str) -> Stored:
+def prepare_arrays(folder: Path, write: Callable[[Path], Mapping[str, Any]], *, needed: int, what: str) -> StoredArrays:
     """The arrays of ``folder``, which ``write`` makes where they are not there, in one process at a time.
 
     Args:
@@ -103,28 +102,27 @@ def prepare_arrays(folder: Path, write: Callable[[Path], Mapping[str, Any]], *, 
             remembered; the key "bytes" is taken.
         needed: how many bytes the arrays take; where the disk lacks these, a UserError names the arrays as ``what``.
     """
-    stored = open_arrays(folder)
-    if stored is not None:
+    if stored := open_arrays(folder):
         return stored
     space = f"{max(needed / 1e9, 0.1):,.1f} GB"
     with writing_to_cache(space) as cache, exclusive(folder.parent / f".{folder.name}.lock"):
-        stored = open_arrays(folder)  # another process may have made them while this one waited
+        if stored := open_arrays(folder):  # another process made them while this one waited
+            return stored
         free = shutil.disk_usage(cache).free
-        if stored is None and needed * 1.01 > free:
-            raise UserError(
-                f"{what} take {space}, and the cache {cache} has {free / 1e9:,.1f} GB free",
-                "set EQUIBENCH_CACHE to a folder on a larger disk, or choose a smaller size",
-            )
-        if stored is None:
-            _store(folder, write)
-            stored = open_arrays(folder)
-    if stored is None:
-        raise UserError(f"{folder} could not be written", "delete it, or set EQUIBENCH_CACHE to another folder")
-    return stored
+        if needed * 1.01 > free:
+            problem = f"{what} take {space}, and the cache {cache} has {free / 1e9:,.1f} GB free"
+            raise UserError(problem, "set EQUIBENCH_CACHE to a folder on a larger disk, or choose a smaller size")
+        _store(folder, write)
+    if stored := open_arrays(folder):
+        return stored
+    raise UserError(f"{folder} could not be written", "delete it, or set EQUIBENCH_CACHE to another folder")
 
 
 def _store(folder: Path, write: Callable[[Path], Mapping[str, Any]]) -> None:
-    _remove_remains(folder.parent)
+    for old in folder.parent.glob(".unfinished-*"):
+        with contextlib.suppress(OSError):  # it may be put in place or removed meanwhile
+            if time.time() - max(path.stat().st_mtime for path in (old, *old.iterdir())) > _STALE_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
     scratch = folder.parent / f".unfinished-{uuid.uuid4().hex}"
     scratch.mkdir()
     try:
@@ -152,10 +150,9 @@ def writing_to_cache(space: str = "500 MB") -> Iterator[Path]:
         (cache / "arrays").mkdir(parents=True, exist_ok=True)
         yield cache
     except OSError as error:
-        raise UserError(
-            f"the cache folder {cache} cannot be written: {error.strerror or error}",
-            f"set EQUIBENCH_CACHE to a folder that can be written and has some {space} free",
-        ) from error
+        problem = f"the cache folder {cache} cannot be written: {error.strerror or error}"
+        fix = f"set EQUIBENCH_CACHE to a folder that can be written and has some {space} free"
+        raise UserError(problem, fix) from error
 
 
 @contextlib.contextmanager
@@ -164,12 +161,11 @@ def row_writer(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> I
 
     Plain writes, not a memory map: a disk that fills up then raises an OSError, where a map would kill the process.
     """
-    rows, descr = 0, np.lib.format.dtype_to_descr(np.dtype(dtype))
+    rows, facts = 0, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
 
     def header() -> int:
         file.seek(0)
-        facts = {"descr": descr, "fortran_order": False, "shape": (rows, *shape)}
-        np.lib.format.write_array_header_1_0(file, facts)
+        np.lib.format.write_array_header_1_0(file, {**facts, "shape": (rows, *shape)})
         return file.tell()
 
     def append(row: Any) -> None:
@@ -187,27 +183,13 @@ def _map(folder: Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
     return {key: np.load(folder / f"{key}.npy", mmap_mode="r", allow_pickle=False) for key in keys}
 
 
-def _remove_remains(folder: Path) -> None:
-    for old in folder.glob(".unfinished-*"):
-        with contextlib.suppress(OSError):  # it may be put in place or removed meanwhile
-            latest = max(path.stat().st_mtime for path in (old, *old.iterdir()))
-            if time.time() - latest > STALE_SECONDS:
-                shutil.rmtree(old, ignore_errors=True)
-
-
 # Images that are decoded into the cache
 
 
 def prepare_images(
-    folder: Path,
-    read: Callable[[], tuple[Mapping[str, Sequence[tuple[Item, int]]], Mapping[str, Any]]],
-    decode: Callable[[Item], np.ndarray],
-    *,
-    size: int,
-    title: str,
-    skip_bad: bool,
-    root: Path = Path(),
-) -> Stored:
+    folder: Path, read: Callable[[], tuple[Mapping[str, Sequence[tuple[_Item, int]]], Mapping[str, Any]]],
+    decode: Callable[[_Item], np.ndarray], *, size: int, title: str, skip_bad: bool, root: Path = Path(),
+) -> StoredArrays:  # fmt: skip
     """The arrays of ``folder``, decoded from images where they are not there; those of val end the training arrays.
 
     The facts tell under "validation" how many these are, and under "bad" what was left out and why.
@@ -218,51 +200,58 @@ def prepare_images(
         skip_bad: leave bad images out; without it, and where all of a split are bad, a UserError is raised.
         root: what the images, as text, are relative to.
     """
+
+    def refuse(image: str, reason: str) -> None:
+        if not skip_bad:
+            fix = "replace or remove the file, or leave such files out with --skip-bad (skip_bad=True)"
+            raise UserError(f"{root / image} cannot be decoded: {reason}", fix)
+
     stored = open_arrays(folder)
     if stored is None:
         splits, facts = read()
         count = sum(map(len, splits.values()))
 
         def write(scratch: Path) -> dict[str, Any]:
-            return {**_write_images(scratch, title, splits, decode, size, None if skip_bad else root), **facts}
+            return {**_write_images(scratch, title, splits, decode, size, refuse), **facts}
 
         what = f"{count:,} images of {size} px from {title}"
         stored = prepare_arrays(folder, write, needed=count * 3 * size**2, what=what)
-    bad = stored.facts.get("bad")
-    if bad and not skip_bad:  # another call had asked to leave them out
-        raise _undecodable(root, *bad[0])
+    if bad := stored.facts.get("bad"):  # another call had asked to leave them out
+        refuse(*bad[0])
     return stored
 
 
 def _write_images(
-    scratch: Path,
-    title: str,
-    splits: Mapping[str, Sequence[tuple[Item, int]]],
-    decode: Callable[[Item], np.ndarray],
-    size: int,
-    refuse: Path | None,
-) -> dict[str, Any]:
-    """Fills the four arrays; a bad image is left out, or refused as one below ``refuse``."""
+    scratch: Path, title: str, splits: Mapping[str, Sequence[tuple[_Item, int]]],
+    decode: Callable[[_Item], np.ndarray], size: int, refuse: Callable[[str, str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Fills the four arrays, without the bad images that ``refuse`` does not raise an error for."""
     bad: list[tuple[str, str]] = []
     kept: Counter[str] = Counter()
+
+    def decode_or_reason(image: _Item) -> np.ndarray | str:
+        try:
+            return decode(image)
+        except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+            return f"{type(error).__name__}: {error}"
+
     for half, names in (("train", ("train", "val")), ("test", ("test",))):
         entries = [(split, *entry) for split in names for entry in splits.get(split, ())]
         with (
             progress(f"reading {title}", len(entries)) as advance,
             row_writer(scratch / f"{half}_images.npy", (3, size, size), np.uint8) as add_image,
             row_writer(scratch / f"{half}_labels.npy", (), np.int64) as add_label,
-            contextlib.closing(decode_all((image for _, image, _ in entries), partial(_or_reason, decode))) as decoded,
+            contextlib.closing(decode_all((image for _, image, _ in entries), decode_or_reason)) as decoded,
         ):
             for (split, image, label), found in zip(entries, decoded, strict=True):
                 advance()
-                if not isinstance(found, str):
+                if isinstance(found, str):
+                    refuse(str(image), found)
+                    bad.append((str(image), found))
+                else:
                     add_image(found)
                     add_label(label)
                     kept[split] += 1
-                elif refuse is not None:
-                    raise _undecodable(refuse, str(image), found)
-                else:
-                    bad.append((str(image), found))
     for split in splits:
         if not kept[split]:
             reason = f"the first: {bad[0][0]}: {bad[0][1]}" if bad else ""
@@ -270,19 +259,7 @@ def _write_images(
     return {"validation": kept["val"], "bad": bad}
 
 
-def _or_reason(decode: Callable[[Item], np.ndarray], image: Item) -> np.ndarray | str:
-    try:
-        return decode(image)
-    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-        return f"{type(error).__name__}: {error}"
-
-
-def _undecodable(root: Path, image: str, reason: str) -> UserError:
-    fix = "replace or remove the file, or leave such files out with --skip-bad (skip_bad=True)"
-    return UserError(f"{root / image} cannot be decoded: {reason}", fix)
-
-
-def decode_all(items: Iterable[Item], decode: Callable[[Item], Decoded]) -> Generator[Decoded, None, None]:
+def decode_all(items: Iterable[_Item], decode: Callable[[_Item], _Decoded]) -> Generator[_Decoded, None, None]:
     """What ``decode`` makes of each item, in their order, a few at a time on several threads.
 
     Threads help, since Pillow works outside the GIL. What ``decode`` raises is raised where the item's turn is. When
@@ -290,7 +267,7 @@ def decode_all(items: Iterable[Item], decode: Callable[[Item], Decoded]) -> Gene
     """
     count = min(os.cpu_count() or 1, MOST_THREADS)
     pool = ThreadPoolExecutor(count)  # a thread starts when there is work for it: one item takes one
-    waiting: deque[Future[Decoded]] = deque()
+    waiting: deque[Future[_Decoded]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(decode, item))

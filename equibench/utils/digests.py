@@ -11,19 +11,16 @@ import ast
 import hashlib
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 __version__ = "0.1.0"
 
-PACKAGE = __name__.partition(".")[0]
-ELSEWHERE = ("baselines", "tasks")
-"""Packages that stand beside this one in the repository and install inside it."""
-Place = tuple[str, str]
-"""A definition: its module and its name."""
+_PACKAGE = __name__.partition(".")[0]
+_ELSEWHERE = ("baselines", "tasks")  # packages that stand beside this one in the repository and install inside it
+_Place = tuple[str, str]  # a definition: its module and its name
 
 _transformation_files: set[str] = set()
 
@@ -50,39 +47,25 @@ def code_digest(*roots: object) -> str:
     Raises:
         TypeError: one that is defined inside another, or typed into a prompt, and so has no text to be found.
     """
-    return _digest(tuple(_places(roots)), tuple(transformation_files()))
+    return _digest(roots, tuple(transformation_files()))
 
 
 @cache
-def _digest(places: tuple[Place, ...], files: tuple[str, ...]) -> str:
-    texts = sorted(_text(place) for place in _closure(places))
+def _digest(roots: tuple[object, ...], files: tuple[str, ...]) -> str:
+    texts = sorted(map(_text, definitions_of(*roots)))
     return hashlib.sha256("\n".join([*texts, *files]).encode()).hexdigest()
 
 
-def definitions_of(*roots: object) -> set[Place]:
+def definitions_of(*roots: Any) -> set[_Place]:
     """The definitions that `code_digest` covers, as (module, name)."""
-    return _closure(_places(roots))
-
-
-def _places(roots: Iterable[Any]) -> list[Place]:
-    texts = (root if isinstance(root, str) else f"{root.__module__}:{root.__qualname__}" for root in roots)
-    return [(text.partition(":")[0], text.partition(":")[2]) for text in texts]
-
-
-@dataclass(frozen=True)
-class _Module:
-    """The top level of a module: statements by the names that they bind or extend, and imports by local name."""
-
-    definitions: dict[str, list[ast.stmt]]
-    imports: dict[str, Place]
-
-
-def _closure(roots: Sequence[Place]) -> set[Place]:
-    seen: set[Place] = set()
-    waiting = list(roots)
-    for module, name in roots:
+    seen: set[_Place] = set()
+    waiting: list[_Place] = []
+    for root in roots:
+        text = root if isinstance(root, str) else f"{root.__module__}:{root.__qualname__}"
+        module, _, name = text.partition(":")
         if (read := _read(module)) is None or name not in read.definitions:
             raise TypeError(f"{module}.{name} is not defined at the top level of a module file")
+        waiting.append((module, name))
     while waiting:
         place = waiting.pop()
         if place not in seen:
@@ -91,12 +74,19 @@ def _closure(roots: Sequence[Place]) -> set[Place]:
     return seen
 
 
+class _Module(NamedTuple):
+    """The top level of a module: statements by the names that they bind or extend, and imports by local name."""
+
+    definitions: dict[str, list[ast.stmt]]
+    imports: dict[str, _Place]
+
+
 @cache
-def _used(place: Place) -> tuple[Place, ...]:
+def _used(place: _Place) -> tuple[_Place, ...]:
     """The definitions that one of them names."""
     module = _read(place[0])
     assert module is not None
-    found: list[Place] = []
+    found: list[_Place] = []
     for statement in module.definitions[place[1]]:
         local = dict(_imported(ast.walk(statement)))
         for node in ast.walk(statement):
@@ -111,12 +101,11 @@ def _used(place: Place) -> tuple[Place, ...]:
     return tuple(found)
 
 
-def _resolved(module: str, name: str) -> list[Place]:
+def _resolved(module: str, name: str) -> list[_Place]:
     """Where a name that is imported from a module is defined, if that is in this package."""
-    if module == PACKAGE:  # the face, which imports a name when it is first asked for
-        module = f"{PACKAGE}.{getattr(sys.modules[PACKAGE], '_HOMES', {}).get(name, '')}"
-    read = _read(module)
-    if read is None:
+    if module == _PACKAGE:  # the face, which imports a name when it is first asked for
+        module = f"{_PACKAGE}.{getattr(sys.modules[_PACKAGE], '_HOMES', {}).get(name, '')}"
+    if (read := _read(module)) is None:
         return []
     if name in read.definitions:
         return [(module, name)]
@@ -124,7 +113,7 @@ def _resolved(module: str, name: str) -> list[Place]:
 
 
 @cache
-def _text(place: Place) -> str:
+def _text(place: _Place) -> str:
     module = _read(place[0])
     assert module is not None
     plain = _Plain({name for name, target in module.imports.items() if _read(".".join(target)) is not None})
@@ -145,11 +134,10 @@ class _Plain(ast.NodeTransformer):
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
         return None if is_text else self.generic_visit(node)
 
-    def visit_Import(self, node: ast.Import) -> None:
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         return None
 
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
-        return None
+    visit_ImportFrom = visit_Import
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         if isinstance(node.value, ast.Name) and node.value.id in self.modules:
@@ -160,8 +148,7 @@ class _Plain(ast.NodeTransformer):
 @cache
 def _read(name: str) -> _Module | None:
     """The top level of a module of this package, or of a file that was loaded into it; None for all others."""
-    file = _file(name)
-    if file is None:
+    if (file := _file(name)) is None:
         return None
     tree = ast.parse(file.read_text(encoding="utf-8"))
     definitions: dict[str, list[ast.stmt]] = {}
@@ -183,7 +170,7 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
             yield node.value.id
 
 
-def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, Place]]:
+def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, _Place]]:
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             for alias in node.names:
@@ -192,14 +179,14 @@ def _imported(nodes: Iterable[ast.AST]) -> Iterator[tuple[str, Place]]:
 
 def _file(name: str) -> Path | None:
     """A module's file, found without importing it."""
-    if name.startswith(f"{PACKAGE}_user_"):
+    if name.startswith(f"{_PACKAGE}_user_"):
         return Path(str(sys.modules[name].__file__))
     first, *parts = name.split(".")
-    if first != PACKAGE:
+    if first != _PACKAGE:
         return None
     folder = Path(__file__).parents[1]
-    if parts and parts[0] in ELSEWHERE:
-        folder = Path(next(iter(importlib.import_module(f"{PACKAGE}.{parts[0]}").__path__)))
+    if parts and parts[0] in _ELSEWHERE:
+        folder = Path(next(iter(importlib.import_module(f"{_PACKAGE}.{parts[0]}").__path__)))
         parts = parts[1:]
     place = folder.joinpath(*parts)
     return next((path for path in (place / "__init__.py", place.with_suffix(".py")) if parts and path.is_file()), None)

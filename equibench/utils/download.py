@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 
 import rich.progress as bars
@@ -17,9 +18,7 @@ from rich.console import Console
 
 from equibench.errors import UserError
 
-BLOCK = 1 << 16  # bytes read at a time
-PARTIAL_CONTENT = 206  # the reply is the range asked for
-NOT_SATISFIABLE = 416  # the range asked for begins past the end of the file
+_BLOCK = 1 << 16  # bytes read at a time
 
 
 class Unavailable(UserError):
@@ -65,19 +64,17 @@ def download(url: str, target: Path, *, md5: str, attempts: int = 4, timeout: fl
         UserError: the transfer kept breaking off, the checksum is wrong, or the file cannot be written.
     """
     if target.exists():
-        found = file_md5(target)
-        if found == md5:
+        if (found := file_md5(target)) == md5:
             return target
         raise UserError(f"{target} is damaged: expected MD5 {md5}, found {found}", "delete it to fetch it again")
     columns = (bars.BarColumn(), bars.DownloadColumn(), bars.TransferSpeedColumn(), bars.TimeRemainingColumn())
     progress = bars.Progress(bars.TextColumn(target.name), *columns, console=Console(stderr=True))
     part = target.with_name(target.name + ".part")
-    job = _Job(url, target, part, md5, timeout, progress, progress.add_task("", total=None))
+    transfer = _Transfer(url, target, part, md5, timeout, progress, progress.add_task("", total=None))
     try:
         for attempt in range(attempts):
             time.sleep(pause * attempt)
-            trouble = _attempt(job)
-            if trouble is None:
+            if (trouble := transfer.attempt()) is None:
                 os.replace(part, target)
                 return target
     finally:
@@ -90,8 +87,8 @@ def download(url: str, target: Path, *, md5: str, attempts: int = 4, timeout: fl
 
 
 @dataclass
-class _Job:
-    """One download, as its attempts share it."""
+class _Transfer:
+    """One download, whose attempts go on from one another."""
 
     url: str
     target: Path
@@ -102,71 +99,63 @@ class _Job:
     bar: bars.TaskID
     answered: bool = False  # whether the server has ever answered
 
+    def attempt(self) -> Exception | str | None:
+        """Tries once; None when the part is complete and right, else what another try may mend. It raises all else."""
+        have = self.part.stat().st_size if self.part.exists() else 0
+        if have and file_md5(self.part) == self.md5:  # a process was killed between the last byte and the renaming
+            return None
+        request = urllib.request.Request(self.url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                self.answered = True
+                resumed = self._receive(reply, have)
+        except urllib.error.HTTPError as error:
+            error.close()
+            self.answered = True
+            if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                self.part.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise self._unavailable(error) from error
+            return error
+        except (OSError, http.client.HTTPException) as error:
+            if not self.answered:
+                raise self._unavailable(getattr(error, "reason", error)) from error
+            return error
+        if (found := file_md5(self.part)) == self.md5:
+            return None
+        self.part.unlink()
+        trouble = f"expected MD5 {self.md5}, found {found}"
+        if resumed:  # a part from an earlier day may be of another file; a copy fetched in one go will stay wrong
+            return trouble
+        problem = f"{self.url} delivered a damaged {self.target.name}: {trouble}"
+        raise UserError(problem, f"try again later, or get the file elsewhere and put it at {self.target}")
 
-def _attempt(job: _Job) -> Exception | str | None:
-    """Tries once; None when the part is complete and right, else what another try may mend. It raises all else."""
-    have = job.part.stat().st_size if job.part.exists() else 0
-    if have and file_md5(job.part) == job.md5:  # a process was killed between the last byte and the renaming
-        return None
-    request = urllib.request.Request(job.url, headers={"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urllib.request.urlopen(request, timeout=job.timeout) as reply:
-            job.answered = True
-            resumed = _receive(reply, job, have)
-    except urllib.error.HTTPError as error:
-        error.close()
-        job.answered = True
-        if error.code == NOT_SATISFIABLE:
-            job.part.unlink(missing_ok=True)
-        elif error.code < 500:
-            raise _unavailable(job, error) from error
-        return error
-    except (OSError, http.client.HTTPException) as error:
-        if not job.answered:
-            raise _unavailable(job, getattr(error, "reason", error)) from error
-        return error
-    found = file_md5(job.part)
-    if found == job.md5:
-        return None
-    job.part.unlink()
-    trouble = f"expected MD5 {job.md5}, found {found}"
-    if resumed:  # a part from an earlier day may be of another file; a copy fetched in one go will stay wrong
-        return trouble
-    raise UserError(
-        f"{job.url} delivered a damaged {job.target.name}: {trouble}",
-        f"try again later, or get the file elsewhere and put it at {job.target}",
-    )
+    def _receive(self, reply: http.client.HTTPResponse, have: int) -> bool:
+        """Writes a reply's bytes to the part; returns whether they continue the ``have`` bytes already there."""
+        resumed = have > 0 and reply.status == HTTPStatus.PARTIAL_CONTENT
+        if resumed and not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            self.part.unlink()
+            raise ConnectionError("the server sent another range than the one asked for")
+        got = have if resumed else 0
+        announced = reply.headers.get("Content-Length")
+        total = got + int(announced) if announced else None
+        self.progress.start()
+        self.progress.update(self.bar, completed=got, total=total)
+        with _written(self.part):
+            file = self.part.open("ab" if resumed else "wb")
+        with file:
+            while block := reply.read(_BLOCK):
+                with _written(self.part):
+                    file.write(block)
+                got += len(block)
+                self.progress.update(self.bar, completed=got)
+        if total is not None and got < total:  # which urllib itself lets pass
+            raise ConnectionError(f"the connection closed after {got:,} of {total:,} bytes")
+        return resumed
 
-
-def _receive(reply: http.client.HTTPResponse, job: _Job, have: int) -> bool:
-    """Writes a reply's bytes to the part; returns whether they continue the ``have`` bytes already there."""
-    resumed = have > 0 and reply.status == PARTIAL_CONTENT
-    if resumed and not reply.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-        job.part.unlink()
-        raise ConnectionError("the server sent another range than the one asked for")
-    got = have if resumed else 0
-    announced = reply.headers.get("Content-Length")
-    total = got + int(announced) if announced else None
-    job.progress.start()
-    job.progress.update(job.bar, completed=got, total=total)
-    with _written(job.part):
-        file = job.part.open("ab" if resumed else "wb")
-    with file:
-        while block := reply.read(BLOCK):
-            with _written(job.part):
-                file.write(block)
-            got += len(block)
-            job.progress.update(job.bar, completed=got)
-    if total is not None and got < total:  # which urllib itself lets pass
-        raise ConnectionError(f"the connection closed after {got:,} of {total:,} bytes")
-    return resumed
-
-
-def _unavailable(job: _Job, reason: object) -> Unavailable:
-    return Unavailable(
-        f"{job.target.name} could not be downloaded from {job.url}: {reason}",
-        f"fetch that file on another machine and put it at {job.target}",
-    )
+    def _unavailable(self, reason: object) -> Unavailable:
+        problem = f"{self.target.name} could not be downloaded from {self.url}: {reason}"
+        return Unavailable(problem, f"fetch that file on another machine and put it at {self.target}")
 
 
 @contextlib.contextmanager
@@ -175,7 +164,5 @@ def _written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}",
-            "free some space, or set EQUIBENCH_CACHE to a folder that can be written",
-        ) from error
+        fix = "free some space, or set EQUIBENCH_CACHE to a folder that can be written"
+        raise UserError(f"{path} cannot be written: {error.strerror or error}", fix) from error

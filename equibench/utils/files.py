@@ -14,21 +14,20 @@ from equibench.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, and move it into place.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Let `write` fill a temporary file beside `path`, flush it to disk, move it into place: `write_together` for one."""
     write_together([path], lambda files: write(files[0]))
 
 
 def write_together(paths: Sequence[Path], write: Callable[[list[Path]], object]) -> None:
     """Let `write` fill a temporary file for each path; none is moved into place before all are complete.
 
-    Raises:
-        UserError: a folder cannot be written.
+    A UserError is raised where a folder cannot be written.
     """
-    temporaries = [_temporary(path) for path in paths]
+    temporaries = []
+    for path in paths:
+        handle, name = tempfile.mkstemp(dir=writable_folder(path.parent), prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+        temporaries.append(Path(name))
     try:
         write(temporaries)
         for temporary, path in zip(temporaries, paths, strict=True):
@@ -42,13 +41,6 @@ def write_together(paths: Sequence[Path], write: Callable[[list[Path]], object])
     finally:
         for temporary in temporaries:
             temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    writable_folder(path.parent)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    return Path(name)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,34 +69,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     objects = []
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
         try:
-            objects.append(json.loads(line))
+            objects += [json.loads(line)] if line else []
         except json.JSONDecodeError as error:
-            if number == len(lines):  # no newline after it: the writer was killed here
-                break
-            raise UserError(
-                f"{path}, line {number} is not JSON: {error}", "move the file away; what it held is computed again"
-            ) from error
+            if number < len(lines):  # else no newline is after it: the writer was killed here
+                problem = f"{path}, line {number} is not JSON: {error}"
+                raise UserError(problem, "move the file away; what it held is computed again") from error
     return objects
 
 
 def writable_folder(folder: Path) -> Path:
-    """Make a folder and see that it can be written.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Make a folder and see that it can be written, or raise a UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            return folder
     except OSError as error:
-        raise UserError(
-            f"cannot write to the folder {folder}: {error.strerror}", "choose another one or change its permissions"
-        ) from error
-    return folder
+        problem = f"cannot write to the folder {folder}: {error.strerror}"
+        raise UserError(problem, "choose another one or change its permissions") from error
 
 
 def digest_of(value: object) -> str:

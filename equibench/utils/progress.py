@@ -6,15 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
 Advance = Callable[[float, str], None]
-QUIET_SECONDS = 15.0
-"""Where there is no terminal, a line of progress is printed at most this often."""
+_QUIET_SECONDS = 15.0  # where there is no terminal, a line of progress is printed at most this often
 
 
 @dataclass
@@ -60,9 +58,7 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._bar.stop()
 
     @contextmanager
@@ -86,7 +82,7 @@ class Progress:
         self._bar.update(one.bar, completed=fraction, state=f"{note}, {clock(one.left())} left")
         done = self.expected + sum(u.fraction * u.estimate for u in self._active.values())
         self._bar.update(self._whole, completed=done, state=f"{clock(self.left())} left")
-        if not self.console.is_terminal and time.monotonic() - self.printed > QUIET_SECONDS:
+        if not self.console.is_terminal and time.monotonic() - self.printed > _QUIET_SECONDS:
             self.printed = time.monotonic()
             self._say(f"{one.name}: {fraction:.0%}, {note}, {clock(one.left())} left; all: {clock(self.left())} left")
 
