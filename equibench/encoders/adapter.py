@@ -31,28 +31,17 @@ _LIBRARIES = {"torch", "torchvision", "timm", "equibench"}  # their code is name
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an encoder wants done to images in [0, 1].
+    """What an encoder wants done to images in [0, 1]; a UserError where a value makes no sense."""
 
-    Args:
-        size: side in pixels to which images are resized; None leaves them at the data's own.
-        mean, std: per channel, in units of [0, 1].
-        interpolation: "bilinear", "bicubic" or "nearest"; the first two are antialiased.
-
-    Raises:
-        UserError: a value makes no sense.
-    """
-
-    size: int | None = None
-    mean: tuple[float, float, float] = MEAN
+    size: int | None = None  # side in pixels to which images are resized; None leaves them at the data's own
+    mean: tuple[float, float, float] = MEAN  # per channel, in units of [0, 1]
     std: tuple[float, float, float] = STD
-    interpolation: str = "bilinear"
+    interpolation: str = "bilinear"  # or "bicubic" or "nearest"; the first two are antialiased
 
     def __post_init__(self) -> None:
         if self.interpolation not in INTERPOLATIONS:
-            raise UserError(
-                f"unknown interpolation {self.interpolation!r}{closest(self.interpolation, INTERPOLATIONS)}",
-                f"choose from {', '.join(INTERPOLATIONS)}",
-            )
+            problem = f"unknown interpolation {self.interpolation!r}{closest(self.interpolation, INTERPOLATIONS)}"
+            raise UserError(problem, f"choose from {', '.join(INTERPOLATIONS)}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise UserError(f"mean {self.mean} and std {self.std} are not those of RGB images", "give 3 numbers each")
         if self.size is not None and self.size < 1:
@@ -72,7 +61,6 @@ class ImageEncoder(nn.Module):
             module named by `classifier`), or else the output, pooled; "cls": the class token; "mean": the mean of the
             patch tokens or of the last map; "layer:NAME" or NAME: the pooled output of that module.
         classifier: prefixes of the classifier's names, such as "fc.".
-        prefix_tokens: tokens before the patch tokens; None: what the model says, or 0.
 
     Raises:
         UserError: the pooling names no layer of the model.
@@ -82,21 +70,15 @@ class ImageEncoder(nn.Module):
     std: Tensor
 
     def __init__(
-        self,
-        model: nn.Module | Callable[[Tensor], Tensor],
-        *,
-        architecture: str,
-        preprocessing: Preprocessing,
-        views: ViewSpec = NO_MASK,
-        pooling: str = "default",
-        classifier: tuple[str, ...] = (),
-        prefix_tokens: int | None = None,
-    ) -> None:
+        self, model: nn.Module | Callable[[Tensor], Tensor], *, architecture: str, preprocessing: Preprocessing,
+        views: ViewSpec = NO_MASK, pooling: str = "default", classifier: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model if isinstance(model, nn.Module) else _Function(model)
         self.architecture, self.preprocessing, self.views = architecture, preprocessing, views
         self.classifier = classifier
-        self.prefix_tokens = _prefix_tokens(self.model) if prefix_tokens is None else prefix_tokens
+        one = isinstance(model, ViTEncoder) or _is_torchvisions(model, "VisionTransformer")
+        self.prefix_tokens = 1 if one else int(getattr(self.model, "num_prefix_tokens", 0))
         self.channels_last = _is_torchvisions(model, "SwinTransformer")
         self.channels_last |= str(getattr(self.model, "output_fmt", "")).endswith("NHWC")
         self.pooling = self._known(pooling)
@@ -159,7 +141,6 @@ class ImageEncoder(nn.Module):
         return functional.resize(x, [size, size], interpolation=mode, antialias=mode != InterpolationMode.NEAREST)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The same as `represent`."""
         return self.represent(images)
 
     def represent(self, images: Tensor) -> Tensor:
@@ -174,8 +155,7 @@ class ImageEncoder(nn.Module):
     def outputs(self, images: Tensor, layers: Sequence[str] = ()) -> dict[str, Tensor]:
         """Pooled outputs (N, D) float32 by layer name, and the representation as "default", from one forward pass.
 
-        Raises:
-            UserError: as `represent`; and a layer that does not exist or cannot be pooled.
+        A UserError is raised as by `represent`, and for a layer that does not exist or cannot be pooled.
         """
         x = self.prepare(images)
         default: list[Tensor] = []
@@ -188,11 +168,7 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def token_map(self, images: Tensor) -> Tensor:
-        """The final feature map, or the final patch tokens folded to their grid: (N, D, h, w) float32.
-
-        Raises:
-            UserError: the model has neither.
-        """
+        """The final map, or patch tokens folded to their grid, (N, D, h, w) float32; a UserError if it has neither."""
         x = self.prepare(images)
         with self._explained():
             final = self._final(x).float()
@@ -206,10 +182,8 @@ class ImageEncoder(nn.Module):
             patches = whole
         side = math.isqrt(patches.shape[-1])
         if side**2 != patches.shape[-1]:
-            raise UserError(
-                f"the {patches.shape[-1]} patch tokens of {self.architecture} are not those of a square grid",
-                "choose an encoder with a token map",
-            )
+            problem = f"the {patches.shape[-1]} patch tokens of {self.architecture} are not those of a square grid"
+            raise UserError(problem, "choose an encoder with a token map")
         return patches.unflatten(-1, (side, side))
 
     def _known(self, pooling: str) -> str:
@@ -244,11 +218,8 @@ class ImageEncoder(nn.Module):
         elif self.classifier:
             taken: list[Tensor] = []
             part = model.get_submodule(self.classifier[0].rstrip("."))
-            hook = part.register_forward_pre_hook(lambda _module, inputs: taken.append(inputs[0]))
-            try:
+            with part.register_forward_pre_hook(lambda _module, inputs: taken.append(inputs[0])):
                 model(x)
-            finally:
-                hook.remove()
             output = taken[-1]
         else:
             output = model(x)
@@ -280,38 +251,32 @@ class ImageEncoder(nn.Module):
             raise
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
             size = self.preprocessing.size or "the data's own size"
-            raise UserError(
-                f"{self.architecture} failed on images of {size}: {type(error).__name__}: {error}",
-                "give the size that it was built for (--size, size=), or look at its forward pass",
-            ) from error
+            problem = f"{self.architecture} failed on images of {size}: {type(error).__name__}: {error}"
+            fix = "give the size that it was built for (--size, size=), or look at its forward pass"
+            raise UserError(problem, fix) from error
 
     def _check_finite(self, what: str, features: Tensor, x: Tensor) -> None:
         if torch.isfinite(features).all():
             return
         layer = first_bad_layer(self.model, lambda: self.model(x))
         where = f"; the first layer to give one is {layer!r}" if layer else ""
-        raise UserError(
-            f"{what} holds NaN or infinite values in {self.architecture}{where}",
-            "look at its weights and at the precision that it runs in; such features are never scored",
-        )
+        fix = "look at its weights and at the precision that it runs in; such features are never scored"
+        raise UserError(f"{what} holds NaN or infinite values in {self.architecture}{where}", fix)
 
 
 def check_varies(features: Mapping[str, Tensor | NDArray[Any]]) -> None:
-    """See that every layer's features (N, D) say something about the images.
-
-    Raises:
-        UserError: in some layer no dimension varies over the images by more than rounding does.
-    """
+    """Raise a UserError if in some layer no dimension of its features (N, D) varies over the images beyond rounding."""
     for name, values in features.items():
         array = values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values, np.float32)
         if len(array) < 2:
             continue
         spread = np.ptp(array, axis=0)
         if not (spread > 1e-6 * np.maximum(np.abs(array).max(axis=0), 1e-12)).any():
-            raise UserError(
-                f"the features of {name!r} are the same for every image ({array.shape[1]} dimensions, none varies)",
-                "the encoder has collapsed, or its input is blank: look at its preprocessing, or leave this layer out",
+            problem = (
+                f"the features of {name!r} are the same for every image ({array.shape[1]} dimensions, none varies)"
             )
+            fix = "the encoder has collapsed, or its input is blank: look at its preprocessing, or leave this layer out"
+            raise UserError(problem, fix)
 
 
 class _Function(nn.Module):
@@ -334,12 +299,6 @@ def _is_torchvisions(model: object, name: str) -> bool:
     return any(k.__name__ == name and k.__module__.startswith("torchvision.models.") for k in type(model).__mro__)
 
 
-def _prefix_tokens(model: nn.Module) -> int:
-    if isinstance(model, ViTEncoder) or _is_torchvisions(model, "VisionTransformer"):
-        return 1
-    return int(getattr(model, "num_prefix_tokens", 0))
-
-
 def _structure_sha256(model: nn.Module) -> str:
     """Digest of every part's class and plain settings: a stride or a scale is no weight, yet it changes features."""
     parts = [
@@ -351,9 +310,9 @@ def _structure_sha256(model: nn.Module) -> str:
 
 
 def _is_plain(value: object) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))
+    return (
+        all(map(_is_plain, value)) if isinstance(value, tuple | list) else isinstance(value, int | float | str | None)
+    )
 
 
 def _code_sha256(model: nn.Module) -> str | None:

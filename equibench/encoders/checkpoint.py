@@ -44,24 +44,14 @@ _SAVE_AGAIN = (
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What can be said of a weights file without loading it.
-
-    Attributes:
-        path: the file.
-        format: "safetensors", "torch zip", "torch legacy", "pickle", "torchscript", "zip", "damaged zip", "text",
-            "empty" or "unknown".
-        bytes: its size.
-        declared: bytes that it claims to hold once unpacked (its size, unless it is a zip).
-        blocked: names that its pickle asks for and that the safe reader refuses.
-        start: its first characters, where it is text.
-    """
+    """What can be said of a weights file without loading it."""
 
     path: Path
-    format: str
+    format: str  # safetensors, torch zip, torch legacy, pickle, torchscript, zip, damaged zip, text, empty or unknown
     bytes: int
-    declared: int
-    blocked: tuple[str, ...] = ()
-    start: str = ""
+    declared: int  # bytes that it claims to hold once unpacked (its size, unless it is a zip)
+    blocked: tuple[str, ...] = ()  # names that its pickle asks for and that the safe reader refuses
+    start: str = ""  # its first characters, where it is text
 
     @property
     def bomb(self) -> bool:
@@ -87,11 +77,7 @@ class Checkpoint:
 
 
 def inspect_file(path: str | Path) -> FileFacts:
-    """Look at a weights file without loading or unpacking it.
-
-    Raises:
-        UserError: it is missing, a folder, or cannot be read.
-    """
+    """Look at a weights file without loading or unpacking it; a UserError if it is missing, a folder or unreadable."""
     path = Path(path).expanduser()
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a weights file", "give the file inside it (.safetensors, .pth, .pt)")
@@ -112,8 +98,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     facts = inspect_file(path)
     _refuse(facts)
+    loaded: object
     try:
-        loaded = _load(facts)
+        if facts.format == "safetensors":
+            loaded = safetensors.torch.load_file(facts.path, device="cpu")
+        else:
+            # opened by us: torch takes a path that ends in .safetensors for one whatever it holds
+            with torch.serialization.safe_globals([_HARMLESS]), facts.path.open("rb") as file:
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise _unreadable(facts.path, error) from error
     except Exception as error:  # the readers raise all sorts on damaged bytes, and only there
@@ -143,9 +135,10 @@ def _facts(path: Path, size: int, file: IO[bytes]) -> FileFacts:
     try:
         text = head.decode("utf-8", errors="strict" if size <= 512 else "ignore")
     except UnicodeDecodeError:
-        text = "\0"
-    is_text = all(c.isprintable() or c in "\r\n\t" for c in text) and len(text) > 0.8 * len(head)
-    return FileFacts(path, "text" if is_text else "unknown", size, size, start=text[:60] if is_text else "")
+        text = ""
+    if len(text) > 0.8 * len(head) and all(c.isprintable() or c in "\r\n\t" for c in text):
+        return FileFacts(path, "text", size, size, start=text[:60])
+    return FileFacts(path, "unknown", size, size)
 
 
 def _zip_facts(path: Path, size: int) -> FileFacts:
@@ -208,17 +201,8 @@ def _refuse(facts: FileFacts) -> None:
         "pickle": ("is a plain pickle, not a torch file", other),
         "unknown": ("is of a kind that is not known", other),
     }
-    if facts.format in reasons:
-        problem, fix = reasons[facts.format]
-        raise UserError(f"{facts.path} {problem}", fix)
-
-
-def _load(facts: FileFacts) -> object:
-    if facts.format == "safetensors":
-        return safetensors.torch.load_file(facts.path, device="cpu")
-    # opened by us: torch takes a path that ends in .safetensors for one whatever it holds
-    with torch.serialization.safe_globals([_HARMLESS]), facts.path.open("rb") as file:
-        return torch.load(file, map_location="cpu", weights_only=True)
+    if reason := reasons.get(facts.format):
+        raise UserError(f"{facts.path} {reason[0]}", reason[1])
 
 
 def _unwrapped(loaded: object, path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -234,7 +218,7 @@ def _unwrapped(loaded: object, path: Path) -> tuple[dict[str, Tensor], list[str]
             return _tensors(loaded, path, notes), notes
         if not known and len(inner) > 1:
             break
-        chosen = known[0] if known else inner[0]
+        chosen = (known or inner)[0]
         others = [str(key) for key in inner if key != chosen]
         beside = f" (beside it, unused: {', '.join(others[:5])})" if others else ""
         notes.append(f"weights taken from the entry {str(chosen)!r}{beside}")
@@ -267,15 +251,11 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 def _unsafe(facts: FileFacts, blocked: tuple[str, ...], detail: str = "") -> UserError:
     listed = ", ".join(blocked[:6]) + (f" and {len(blocked) - 6} more" if len(blocked) > 6 else "")
     tail = f" ({detail.strip().splitlines()[-1][:200]})" if detail.strip() else ""
-    return UserError(
-        f"{facts.path} was not loaded: it asks for more than tensors, which could run code: {listed}{tail}",
-        _SAVE_AGAIN.replace("FILE", facts.path.name),
-    )
+    problem = f"{facts.path} was not loaded: it asks for more than tensors, which could run code: {listed}{tail}"
+    return UserError(problem, _SAVE_AGAIN.replace("FILE", facts.path.name))
 
 
 def _damaged(facts: FileFacts, why: object) -> UserError:
     first = (str(why).strip().splitlines() or [type(why).__name__])[0][:200]
-    return UserError(
-        f"{facts.path} is cut short or damaged ({facts.bytes:,} bytes): {first}",
-        "copy or download it again, and compare its size or sha256 with the source's",
-    )
+    problem = f"{facts.path} is cut short or damaged ({facts.bytes:,} bytes): {first}"
+    return UserError(problem, "copy or download it again, and compare its size or sha256 with the source's")

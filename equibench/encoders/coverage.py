@@ -37,26 +37,16 @@ _RENAMED = (
 
 @dataclass(frozen=True)
 class Coverage:
-    """How a checkpoint's names fit a network's.
+    """How a checkpoint's names fit a network's."""
 
-    Attributes:
-        missing: the network's weights that the checkpoint does not hold.
-        unexpected: floating-point entries of the checkpoint that the network has no place for.
-        misshaped: entries of the right name and another shape or kind of number: "name (their shape, not ours)".
-        ignored: entries that are no part of an encoder: the classifier's, and counters that the network lacks.
-        resized: positional embeddings of another image size, resampled to this one; they count as loaded.
-        loaded, total: numbers of elements of parameters and floating-point persistent buffers, classifier left out.
-        prefix: what was taken off the checkpoint's names to make them fit.
-    """
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    misshaped: tuple[str, ...]
-    ignored: tuple[str, ...]
-    loaded: int
-    total: int
-    resized: tuple[str, ...] = ()
-    prefix: str = ""
+    missing: tuple[str, ...]  # the network's weights that the checkpoint does not hold
+    unexpected: tuple[str, ...]  # floating-point entries of the checkpoint that the network has no place for
+    misshaped: tuple[str, ...]  # right name, another shape or kind of number: "name (their shape, not ours)"
+    ignored: tuple[str, ...]  # no part of an encoder: the classifier's entries, and counters that the network lacks
+    loaded: int  # elements of parameters and floating-point persistent buffers, classifier left out
+    total: int  # such elements that the network has
+    resized: tuple[str, ...] = ()  # positional embeddings of another image size, resampled; they count as loaded
+    prefix: str = ""  # what was taken off the checkpoint's names to make them fit
 
     @property
     def share(self) -> float:
@@ -77,24 +67,16 @@ class Coverage:
 
 
 def load_strictly(
-    module: nn.Module,
-    checkpoint: Checkpoint,
-    *,
-    classifier: tuple[str, ...] = (),
-    allow_partial: bool = False,
-    allow_random: bool = False,
-) -> tuple[Coverage, tuple[str, ...]]:
-    """Copy a checkpoint's weights into a network, all of them or none.
+    module: nn.Module, checkpoint: Checkpoint, *, classifier: tuple[str, ...] = (),
+    allow_partial: bool = False, allow_random: bool = False,
+) -> tuple[Coverage, tuple[str, ...]]:  # fmt: skip
+    """Copy a checkpoint's weights into a network, all of them or none, and say in words what was done to the names.
 
     Args:
         module: the network; changed only if nothing is refused.
-        checkpoint: what `read_checkpoint` gave.
         classifier: prefixes of names that are no part of the encoder, such as "fc." or "classifier.1.".
         allow_partial: take a checkpoint whose names do not all fit, if 99 % of the weights are there.
         allow_random: with it, take any share; the rest keeps its random values.
-
-    Returns:
-        The coverage, and in words what was done to the names.
 
     Raises:
         UserError: names are missing, left over or misshaped and that was not allowed; a weight is NaN or infinite.
@@ -123,15 +105,13 @@ def fit_names(
     prefix = _best_prefix(own, state)
     inside = {_current(name.removeprefix(prefix), own): t for name, t in state.items() if name.startswith(prefix)}
     # what does not carry the prefix belongs to another network beside this one, whatever it is called
-    outside = {name: t for name, t in state.items() if not name.startswith(prefix)}
-    unexpected = [name for name, t in outside.items() if t.is_floating_point()]
-    ignored = [name for name, t in outside.items() if not t.is_floating_point()]
-
+    outside = [name for name in state if not name.startswith(prefix)]
+    unexpected = [name for name in outside if state[name].is_floating_point()]
+    ignored = [name for name in outside if not state[name].is_floating_point()]
     kept: dict[str, Tensor] = {}
     misshaped, resized = [], []
     for name, tensor in inside.items():
-        is_classifier = name.startswith(classifier)
-        if is_classifier:
+        if is_classifier := name.startswith(classifier):
             ignored.append(name)
         if name in own and _fits(own[name], tensor):
             kept[name] = tensor
@@ -165,18 +145,12 @@ def full_coverage(module: nn.Module, classifier: tuple[str, ...] = ()) -> Covera
 
 
 def check_finite(weights: Mapping[str, object], source: str, classifier: tuple[str, ...] = ()) -> None:
-    """Raise if a weight is NaN or infinite; the classifier's are not looked at.
-
-    Raises:
-        UserError: naming the source and the tensors.
-    """
+    """Raise a UserError if a weight is NaN or infinite; the classifier's are not looked at."""
     floats = {n: v for n, v in weights.items() if isinstance(v, Tensor) and v.is_floating_point()}
     bad = [name for name, v in floats.items() if not name.startswith(classifier) and not torch.isfinite(v).all()]
     if bad:
-        raise UserError(
-            f"{source} has weights that are NaN or infinite: {_listed(bad)}",
-            "give an earlier checkpoint: the training has diverged",
-        )
+        problem = f"{source} has weights that are NaN or infinite: {_listed(bad)}"
+        raise UserError(problem, "give an earlier checkpoint: the training has diverged")
 
 
 def _check_allowed(checkpoint: Checkpoint, coverage: Coverage, allow_partial: bool, allow_random: bool) -> None:
@@ -236,10 +210,9 @@ def _position_grids(name: str, theirs: Tensor, own: Tensor) -> tuple[int, int] |
     if theirs.ndim != 3 or own.ndim != 3 or theirs.shape[::2] != own.shape[::2] or not theirs.is_floating_point():
         return None
     for extra in (1, 0, 2, 5):  # class token; none; with DeiT's distillation token; with DINOv2's four registers
-        patches = [t.shape[1] - extra for t in (theirs, own)]
-        sides = [math.isqrt(max(count, 0)) for count in patches]
-        if min(sides) > 0 and [side**2 for side in sides] == patches:
-            return sides[0], sides[1]
+        patches = (theirs.shape[1] - extra, own.shape[1] - extra)
+        if min(patches) > 0 and all(math.isqrt(count) ** 2 == count for count in patches):
+            return math.isqrt(patches[0]), math.isqrt(patches[1])
     return None
 
 

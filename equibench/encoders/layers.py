@@ -33,16 +33,10 @@ def layer_names(module: nn.Module) -> tuple[str, ...]:
 def record_layers(
     module: nn.Module, names: Sequence[str], run: Callable[[], object], keep: Callable[[Tensor], Tensor] = torch.clone
 ) -> dict[str, Tensor]:
-    """Outputs of named modules while `run()` calls the network once.
+    """Outputs of modules, named as in `module.named_modules()`, while `run()` calls the network once.
 
-    Args:
-        module: the network.
-        names: names as in `module.named_modules()`.
-        run: makes the forward pass.
-        keep: what to keep of an output, taken at once: a later layer may work in place on the same memory.
-
-    Returns:
-        Name -> output (of several, the first tensor; of a module that is called twice, the last call's).
+    Of several outputs the first tensor is taken; of a module that is called twice, the last call's. `keep` says what to
+    keep of it, at once: a later layer may work in place on the same memory.
 
     Raises:
         UserError: no such module, a module that was not called, or one that gives no tensor.
@@ -52,9 +46,8 @@ def record_layers(
         if name not in known:
             blocks = layer_names(module)
             shown = blocks if len(blocks) <= 12 else (*blocks[:5], "...", *blocks[-2:])
-            raise UserError(
-                f"the encoder has no layer {name!r}{closest(name, known)}", f"its blocks are: {', '.join(shown)}"
-            )
+            problem = f"the encoder has no layer {name!r}{closest(name, known)}"
+            raise UserError(problem, f"its blocks are: {', '.join(shown)}")
     outputs: dict[str, Tensor] = {}
 
     def take(name: str, _part: nn.Module, output: Tensor | None) -> None:
@@ -64,9 +57,8 @@ def record_layers(
     _watch(((name, known[name]) for name in names), take, run)
     for name in names:
         if name not in outputs:
-            raise UserError(
-                f"the layer {name!r} gives no tensor in a forward pass", "name a module that the pass calls"
-            )
+            problem = f"the layer {name!r} gives no tensor in a forward pass"
+            raise UserError(problem, "name a module that the pass calls")
     return outputs
 
 
@@ -103,14 +95,10 @@ def first_bad_layer(module: nn.Module, run: Callable[[], object]) -> str | None:
 
 
 def pool(output: Tensor, prefix_tokens: int = 0, channels_last: bool = False) -> Tensor:
-    """One vector an image, (N, D) float32.
+    """One vector an image, (N, D) float32; a UserError for another number of dimensions than these.
 
-    Args:
-        output: (N, D), kept; tokens (N, L, D), their mean without the first `prefix_tokens` (with them, where there
-            are no others); a map (N, C, h, w), its spatial mean, or (N, h, w, C) with `channels_last`.
-
-    Raises:
-        UserError: another number of dimensions.
+    Of (N, D) itself; of tokens (N, L, D) the mean without the first `prefix_tokens` (with them, where there are no
+    others); of a map (N, C, h, w), or (N, h, w, C) with `channels_last`, the spatial mean.
     """
     if output.ndim == 2:
         return output.float()
@@ -119,10 +107,8 @@ def pool(output: Tensor, prefix_tokens: int = 0, channels_last: bool = False) ->
         return output[:, first:].float().mean(dim=1)
     if output.ndim == 4:
         return output.float().mean(dim=(1, 2) if channels_last else (2, 3))
-    raise UserError(
-        f"an output of shape {tuple(output.shape)} cannot be pooled to one vector an image",
-        "choose a layer that gives (N, D), tokens (N, L, D) or a map (N, C, h, w)",
-    )
+    problem = f"an output of shape {tuple(output.shape)} cannot be pooled to one vector an image"
+    raise UserError(problem, "choose a layer that gives (N, D), tokens (N, L, D) or a map (N, C, h, w)")
 
 
 def first_tensor(output: object) -> Tensor | None:
@@ -134,10 +120,9 @@ def first_tensor(output: object) -> Tensor | None:
 
 
 def _watch(
-    parts: Iterable[tuple[str, nn.Module]],
-    take: Callable[[str, nn.Module, Tensor | None], None],
+    parts: Iterable[tuple[str, nn.Module]], take: Callable[[str, nn.Module, Tensor | None], None],
     run: Callable[[], object],
-) -> None:
+) -> None:  # fmt: skip
     """Call the network by `run()`; `take` gets each part's name, the part, and the tensor in its output."""
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
@@ -171,7 +156,6 @@ def _is_stage(module: nn.Module) -> bool:
 
 def _blocks(part: nn.Module) -> list[nn.Module]:
     """The blocks that stand in a container; none in any other module."""
-    if not isinstance(part, _CONTAINERS):
-        return []
-    children = [child for child in part.children() if not isinstance(child, _CONTAINERS)]
-    return [c for c in children if any(next(inner.parameters(), None) is not None for inner in c.children())]
+    children = part.children() if isinstance(part, _CONTAINERS) else ()
+    blocks = [child for child in children if not isinstance(child, _CONTAINERS)]
+    return [block for block in blocks if any(next(inner.parameters(), None) is not None for inner in block.children())]

@@ -18,8 +18,7 @@ from equibench.encoders.coverage import Coverage, check_finite, full_coverage, l
 from equibench.errors import UserError, closest
 from equibench.transforms.transformation import ViewSpec
 
-LIBRARIES = ("timm", "torchvision", "hf-hub")
-
+_LIBRARIES = ("timm", "torchvision", "hf-hub")
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
 _OBVIOUS = 0.99
 _Network = nn.Module | Callable[[Tensor], Tensor]
@@ -28,46 +27,26 @@ _Adapt = Callable[[_Network, str], ImageEncoder]
 
 @dataclass(frozen=True)
 class Opened:
-    """An encoder that is ready, and how it came to be.
+    """An encoder that is ready, and how it came to be."""
 
-    Attributes:
-        encoder: frozen, in eval mode, on the CPU unless it was elsewhere.
-        name: for a table: "timm:resnet50", a file's name, a class.
-        architecture: "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME" or "python:MODULE.CLASS".
-        pretrained: False where the weights are those of an untrained network.
-        coverage: how the loaded weights fitted; None where none were loaded (untrained, or from Python).
-        notes: what was done, a sentence each.
-        fresh: seed -> the same architecture, untrained, with the same preprocessing; None where that cannot be built.
-        half: channels of the invariant half, for an encoder of the suite's own that has two.
-        seed: pretraining seed of such an encoder.
-    """
-
-    encoder: ImageEncoder
-    name: str
-    architecture: str
-    pretrained: bool
-    coverage: Coverage | None
-    notes: tuple[str, ...]
+    encoder: ImageEncoder  # frozen, in eval mode, on the CPU unless it was elsewhere
+    name: str  # for a table: "timm:resnet50", a file's name, a class
+    architecture: str  # "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME" or "python:MODULE.CLASS"
+    pretrained: bool  # False where the weights are those of an untrained network
+    coverage: Coverage | None  # how the loaded weights fitted; None where none were loaded (untrained, or from Python)
+    notes: tuple[str, ...]  # what was done, a sentence each
+    # seed -> the same architecture, untrained, with the same preprocessing; None where that cannot be built
     fresh: Callable[[int], ImageEncoder] | None
-    half: int | None = None
-    seed: int | None = None
+    half: int | None = None  # channels of the invariant half, for an encoder of the suite's own that has two
+    seed: int | None = None  # pretraining seed of such an encoder
 
 
 def open_encoder(
-    source: str | Path | _Network,
-    *,
-    arch: str | None = None,
-    views: ViewSpec | None = None,
-    pretrained: bool = True,
-    size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    interpolation: str | None = None,
-    pooling: str = "default",
-    allow_partial: bool = False,
-    allow_random: bool = False,
-    seed: int = 0,
-) -> Opened:
+    source: str | Path | _Network, *, arch: str | None = None, views: ViewSpec | None = None, pretrained: bool = True,
+    size: int | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    interpolation: str | None = None, pooling: str = "default", allow_partial: bool = False,
+    allow_random: bool = False, seed: int = 0,
+) -> Opened:  # fmt: skip
     """Open any encoder, with its own preprocessing unless told otherwise.
 
     Args:
@@ -92,8 +71,8 @@ def open_encoder(
     text = str(source)
     coverage: Coverage | None = None
     notes: tuple[str, ...] = ("untrained: random weights",)
-    if ":" in text and text.split(":")[0] in LIBRARIES:
-        model, name, arch = zoo.build(text, pretrained, size, seed), text, text
+    if ":" in text and text.split(":")[0] in _LIBRARIES:
+        model, name, arch = zoo.build_network(text, pretrained, size, seed), text, text
         if pretrained:
             classifier = zoo.classifier_of(model)
             check_finite(model.state_dict(), text, classifier)
@@ -102,14 +81,17 @@ def open_encoder(
         checkpoint = _checkpoint(text)
         if arch is None:
             raise _no_arch(checkpoint)
-        if arch.split(":")[0] not in LIBRARIES[:2]:
+        if arch.split(":")[0] not in ("timm", "torchvision"):
             raise UserError(f"unknown architecture {arch!r}", "give --arch timm:NAME or --arch torchvision:NAME")
-        model, name, pretrained = zoo.build(arch, False, size, seed), checkpoint.path.name, True
+        model, name, pretrained = zoo.build_network(arch, False, size, seed), checkpoint.path.name, True
         classifier = zoo.classifier_of(model)
         coverage, notes = load_strictly(
             model, checkpoint, classifier=classifier, allow_partial=allow_partial, allow_random=allow_random
         )
-    fresh = partial(_untrained, arch, size, adapt)
+
+    def fresh(seed: int) -> ImageEncoder:
+        return adapt(zoo.build_network(arch, False, size, seed), arch)
+
     return Opened(adapt(model, arch), name, arch, pretrained, coverage, notes, fresh)
 
 
@@ -124,16 +106,10 @@ def adapted(model: _Network, arch: str, *, views: ViewSpec, pooling: str, given:
     )
 
 
-def _untrained(arch: str, size: int | None, adapt: _Adapt, seed: int) -> ImageEncoder:
-    return adapt(zoo.build(arch, False, size, seed), arch)
-
-
 def _open_object(source: _Network, adapt: _Adapt) -> Opened:
     if not callable(source):
-        raise UserError(
-            f"an object of type {type(source).__name__} is no encoder",
-            "give a name, a file, an nn.Module or a function",
-        )
+        problem = f"an object of type {type(source).__name__} is no encoder"
+        raise UserError(problem, "give a name, a file, an nn.Module or a function")
     if not isinstance(source, nn.Module):
         name = f"python:{getattr(source, '__qualname__', type(source).__qualname__)}"
         note = "a function's weights are unknown, so nothing is cached"
@@ -151,17 +127,16 @@ def _open_object(source: _Network, adapt: _Adapt) -> Opened:
         notes.append("preprocessing from the model's own timm configuration")
     check_finite(model.state_dict(), name)
     resettable = all(_reset(part) for part in model.modules() if next(part.parameters(recurse=False), None) is not None)
-    fresh = partial(_drawn_afresh, model, name, adapt) if resettable else None
-    return Opened(adapt(model, name), name, name, True, None, tuple(notes), fresh)
 
+    def drawn_afresh(seed: int) -> ImageEncoder:
+        blank = copy.deepcopy(model)
+        with zoo.seeded(seed):
+            for part in blank.modules():
+                if reset := _reset(part):
+                    reset()
+        return adapt(blank, name)
 
-def _drawn_afresh(model: nn.Module, name: str, adapt: _Adapt, seed: int) -> ImageEncoder:
-    blank = copy.deepcopy(model)
-    with zoo.seeded(seed):
-        for part in blank.modules():
-            if reset := _reset(part):
-                reset()
-    return adapt(blank, name)
+    return Opened(adapt(model, name), name, name, True, None, tuple(notes), drawn_afresh if resettable else None)
 
 
 def _reset(part: nn.Module) -> Callable[[], object] | None:
@@ -171,13 +146,9 @@ def _reset(part: nn.Module) -> Callable[[], object] | None:
 
 def _unwrapped(module: nn.Module) -> nn.Module:
     """The network inside torch.compile, DataParallel or DistributedDataParallel."""
-    while True:
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
-            module = inner
-        else:
-            return module
+    parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    inner = getattr(module, "module" if parallel else "_orig_mod", None)
+    return _unwrapped(inner) if isinstance(inner, nn.Module) else module
 
 
 def _checkpoint(text: str) -> Checkpoint:
@@ -185,10 +156,8 @@ def _checkpoint(text: str) -> Checkpoint:
     if not path.exists() and path.suffix not in _SUFFIXES and os.sep not in text:
         known = [f"{library}:{name}" for library in ("timm", "torchvision") for name in zoo.known_names(library)]
         near = closest(f"timm:{text}", known) or closest(f"torchvision:{text}", known)
-        raise UserError(
-            f"{text!r} is neither a model's name nor a file{near}",
-            "give timm:NAME, torchvision:NAME, hf-hub:ORG/NAME or the path of a weights file",
-        )
+        fix = "give timm:NAME, torchvision:NAME, hf-hub:ORG/NAME or the path of a weights file"
+        raise UserError(f"{text!r} is neither a model's name nor a file{near}", fix)
     return read_checkpoint(path)
 
 

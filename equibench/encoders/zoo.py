@@ -6,10 +6,9 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import torch
@@ -56,8 +55,7 @@ ARCHITECTURES: tuple[tuple[str, str, str], ...] = (
 """By family: a name in the state dict that tells it, the library, and the members."""
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """An architecture that a file may belong to: `share` of its weights are there by name and shape."""
 
     arch: str
@@ -83,7 +81,7 @@ def candidates(state: Mapping[str, Tensor], limit: int = 5) -> list[Candidate]:
     return found[:limit]
 
 
-def build(arch: str, pretrained: bool, size: int | None, seed: int) -> nn.Module:
+def build_network(arch: str, pretrained: bool, size: int | None, seed: int) -> nn.Module:
     """The named architecture with its classifier, its initial weights drawn from `seed`.
 
     Raises:

@@ -87,12 +87,14 @@ class SegmentationEvaluator(Evaluator):
         if row.name == "constant":
             areas = constant_areas(label_areas(tree), int(tree.pixels.argmax()))
         else:
-            from equibench.segmentation.run import train_and_score  # which imports torch's distributed parts
+            from equibench.segmentation.run import train_and_score_head  # which imports torch's distributed parts
 
             name = digest_of([dict(row.identity or {}), asdict(settings), tree.sha256])[:16]
             folder = context.work / "segmentation" / f"{row.name}-{task.name}-{name}"
             report, skip_bad = context.on_progress, context.skip_bad
-            areas = train_and_score(row.encoder, tree.root, folder, settings, report=report, skip_bad=skip_bad).areas
+            areas = train_and_score_head(
+                row.encoder, tree.root, folder, settings, report=report, skip_bad=skip_bad
+            ).areas
         return Measurement({f"full/{name}": values for name, values in areas.arrays().items()}, features=("full",))
 
     def scores(self, arrays: Arrays, features: str) -> dict[str, Metric]:

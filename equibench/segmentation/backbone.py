@@ -48,8 +48,7 @@ class Encoder(nn.Module):
         pretrained: False: a named architecture untrained, seeded by `seed`.
 
     Attributes:
-        channels: of each map.
-        strides: pixels of the image for each pixel of the map, for square images of `side`.
+        channels, strides: of each map; a stride in pixels of a square image of `side` for each pixel of the map.
         source: arguments that open it again, as far as a config can name it.
         mean, std: (3,) what images must be normalised with, in units of [0, 1].
 
@@ -103,21 +102,18 @@ class Encoder(nn.Module):
 
     def _last_of_each_resolution(self) -> list[str]:
         """Names of the layers that give the last map of each resolution, from a pass over a blank image."""
-        side = self.side
         try:
             with torch.no_grad():
-                blank = torch.zeros(1, 3, side, side)
+                blank = torch.zeros(1, 3, self.side, self.side)
                 outputs = record_layers(self.network, layer_names(self.network), lambda: self.network(blank))
         except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-            problem = f"{self.architecture} failed on a blank image of {side} px: {error}"
+            problem = f"{self.architecture} failed on a blank image of {self.side} px: {error}"
             raise UserError(problem, "give the size it is for") from error
         height = 1 if self._channels_last else 2
         last = {output.shape[height]: layer for layer, output in outputs.items() if output.ndim == 4}
         if not last:
-            raise UserError(
-                f"{self.architecture} gives no feature maps: none of its layers has an output (N, C, h, w)",
-                "segmentation needs a ViT of timm or of this suite, or a convolutional network",
-            )
+            problem = f"{self.architecture} gives no feature maps: none of its layers has an output (N, C, h, w)"
+            raise UserError(problem, "segmentation needs a ViT of timm or of this suite, or a convolutional network")
         return list(last.values())
 
     def train(self, mode: bool = True) -> Encoder:
@@ -128,8 +124,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Normalised images (N, 3, H, W) -> a map (N, C, h, w) for each of `out_indices`.
 
-        Raises:
-            UserError: the network cannot take images of this size.
+        A UserError says so if the network cannot take images of this size.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if self.size is not None:
@@ -141,10 +136,8 @@ class Encoder(nn.Module):
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, AssertionError, ValueError) as error:
-                raise UserError(
-                    f"{self.architecture} failed on images of {tuple(images.shape[-2:])} px: {error}",
-                    f"if it takes one size only, give that as size (size={self.side})",
-                ) from error
+                problem = f"{self.architecture} failed on images of {tuple(images.shape[-2:])} px: {error}"
+                raise UserError(problem, f"if it takes one size only, give that as size (size={self.side})") from error
         return tuple(maps[index] for index in self.out_indices)
 
     def _maps(self, images: Tensor, indices: list[int]) -> list[Tensor]:
@@ -178,6 +171,5 @@ def fitted(images: Tensor, multiple: int) -> Tensor:
     Padding would leave the map up to a patch larger than the image, and every label shifted towards its corner.
     """
     sides = [max(round(side / multiple), 1) * multiple for side in images.shape[-2:]]
-    if sides == list(images.shape[-2:]):
-        return images
-    return F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
+    fits = sides == list(images.shape[-2:])
+    return images if fits else F.interpolate(images, size=sides, mode="bilinear", align_corners=False)

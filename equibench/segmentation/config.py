@@ -58,14 +58,8 @@ def build_config(
 ) -> dict[str, Any]:
     """A config for mmengine's Runner; its model can be built from it again if `encoder.source` names the weights.
 
-    Args:
-        encoder: the backbone that will be used: its channels, strides and normalisation.
-        tree: the checked data; lists of its good images must lie in `work_dir` under the names in IMAGE_LISTS.
-        processes: over how many a batch is shared.
-        cuda: whether GPUs are used; without them there is no SyncBN, and DDP must not be told a device.
-
-    Raises:
-        UserError: the batch cannot be shared evenly.
+    Lists of the tree's good images must lie in `work_dir` under the names in IMAGE_LISTS. A UserError is raised if the
+    batch cannot be shared evenly by the processes. Without CUDA there is no SyncBN, and DDP must not be told a device.
     """
     if settings.batch % processes:
         problem = f"a batch of {settings.batch} cannot be shared by {processes} processes"
@@ -122,15 +116,13 @@ def _model(encoder: Encoder, settings: SegmentationSettings, norm: str) -> dict[
 def _data(tree: CheckedTree, work_dir: Path, settings: SegmentationSettings, batch: int) -> dict[str, Any]:
     crop, scale = settings.crop, (4 * settings.crop, settings.crop)
     load, annotations, pack = ({"type": name} for name in ("LoadImageFromFile", "LoadAnnotations", "PackSegInputs"))
-    training: list[dict[str, Any]] = [
-        load,
-        annotations,
+    augment: list[dict[str, Any]] = [
         {"type": "RandomResize", "scale": scale, "ratio_range": (0.5, 2.0), "keep_ratio": True},
         {"type": "RandomCrop", "crop_size": (crop, crop), "cat_max_ratio": 0.75},
         {"type": "RandomFlip", "prob": 0.5},
         {"type": "PhotoMetricDistortion"},
-        pack,
     ]
+    training = [load, annotations, *augment, pack]
     # the annotation is read after the resize: scores are taken at the image's own size
     resize: dict[str, Any] = {"type": "Resize", "scale": scale, "keep_ratio": True}
     validation = [load, resize, annotations, pack]

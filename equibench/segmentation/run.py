@@ -1,7 +1,7 @@
 """Training a decode head on an encoder and scoring it on ADE20K's validation images, resumable at any moment.
 
 A run from a file: `torchrun --standalone --nproc-per-node 8 -m equibench.segmentation.run JOB.json`. The file holds the
-arguments of `train_and_score` by name: {"encoder": "timm:vit_small_patch16_224", "data_root": "ade", "work_dir":
+arguments of `train_and_score_head` by name: {"encoder": "timm:vit_small_patch16_224", "data_root": "ade", "work_dir":
 "runs/ade", "settings": {"head": "linear"}}. The first process prints the scores as one line of JSON.
 """
 
@@ -32,9 +32,9 @@ from equibench.data.ade20k import CheckedTree, check_tree
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
 from equibench.metrics.segmentation import Areas, SegmentationScores, constant_areas, scores_from_areas
+from equibench.segmentation import require_mmseg
 from equibench.segmentation.backbone import Encoder, Source
 from equibench.segmentation.config import IMAGE_LISTS, SegmentationSettings, build_config
-from equibench.segmentation.stub import require_mmseg
 from equibench.utils.files import digest_of, writable_folder, write_atomically, write_text
 
 _Report = Callable[[float, str], None]
@@ -54,7 +54,7 @@ class SegmentationResult:
     left_out: tuple[tuple[str, str], ...]  # (file, what is wrong) of images that were left out
 
 
-def train_and_score(
+def train_and_score_head(
     encoder: Source, data_root: Path | str | None, work_dir: Path | str, settings: SegmentationSettings, *,
     arch: str | None = None, pretrained: bool = True, report: _Report | None = None, skip_bad: bool = False,
 ) -> SegmentationResult:  # fmt: skip
@@ -84,14 +84,12 @@ def train_and_score(
         backbone = Encoder(
             encoder, arch=arch, frozen=settings.frozen, size=settings.size, pretrained=pretrained, seed=settings.seed
         )
-        cuda = torch.cuda.is_available()
-        config = build_config(backbone, tree, work_dir, settings, processes=count, cuda=cuda)
+        config = build_config(backbone, tree, work_dir, settings, processes=count, cuda=torch.cuda.is_available())
         if rank == 0:
             _claim(work_dir, backbone, tree, settings)
         wait()
         if not stored.exists():
-            areas = _train(backbone, config, work_dir, report if rank == 0 else None)
-            if areas is not None:
+            if areas := _train(backbone, config, work_dir, report if rank == 0 else None):
                 write_atomically(stored, partial(np.savez_compressed, **areas.arrays()))  # type: ignore[arg-type]
             wait()
     with np.load(stored) as arrays:
@@ -114,8 +112,7 @@ def _claim(work_dir: Path, backbone: Encoder, tree: CheckedTree, settings: Segme
     path = work_dir / _JOB
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = sorted(key for key, value in job.items() if before.get(key) != value)
-        if other:
+        if other := sorted(key for key, value in job.items() if before.get(key) != value):
             problem = f"{work_dir} holds a run with other {', '.join(other)}"
             raise UserError(problem, "choose another folder, or delete this one")
     for split, names in tree.names.items():
@@ -188,7 +185,7 @@ def _own_random_state(seed: int) -> Iterator[None]:
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """The arguments of `train_and_score` from a JSON file; a UserError where one is missing, unknown or wrong."""
+    """The arguments of `train_and_score_head` from a JSON file; a UserError where one is missing, unknown or wrong."""
     try:
         job = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in _REQUIRED if key not in job]
@@ -202,13 +199,13 @@ def read_job(path: Path) -> dict[str, Any]:
     return job
 
 
-def main(arguments: list[str]) -> int:
+def run_job(arguments: list[str]) -> int:
     """Exit status: 0, or 2 where the user's input is at fault."""
     first = int(os.environ.get("RANK", "0")) == 0
     try:
         if len(arguments) != 1:
             raise UserError("one argument is needed", "python -m equibench.segmentation.run JOB.json")
-        result = train_and_score(**read_job(Path(arguments[0])))
+        result = train_and_score_head(**read_job(Path(arguments[0])))
     except UserError as error:
         if first:
             print(f"error: {error}", file=sys.stderr)
@@ -221,4 +218,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_job(sys.argv[1:]))

@@ -14,7 +14,7 @@ from equibench.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, move it into place: `write_together` for one."""
+    """`write_together` for one file: filled beside `path`, flushed to disk, moved into place."""
     write_together([path], lambda files: write(files[0]))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from equibench.encoders.layers import record_layers
 from equibench.encoders.vit import ViTEncoder, weights_sha256
-from equibench.encoders.zoo import build
+from equibench.encoders.zoo import build_network
 from equibench.errors import UserError
 from equibench.pretrain.runs import FACTS, WEIGHTS
 from equibench.profiles import EncoderSize, get_profile
@@ -133,6 +133,6 @@ def test_the_folder_of_a_run_and_a_file_of_weights_are_opened(tmp_path: Path) ->
     opened, given = Encoder(str(folder)), Encoder(own)
     torch.testing.assert_close(opened(images)[-1], given(images)[-1], rtol=0, atol=0)
     other = Encoder("timm:resnet10t", pretrained=False, size=64, seed=3)
-    torch.save(build("timm:resnet10t", False, None, 3).state_dict(), tmp_path / "weights.pth")
+    torch.save(build_network("timm:resnet10t", False, None, 3).state_dict(), tmp_path / "weights.pth")
     filed = Encoder(tmp_path / "weights.pth", arch="timm:resnet10t", size=64)
     torch.testing.assert_close(filed(images)[-1], other(images)[-1], rtol=0, atol=0)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from equibench import segmentation
 from equibench.errors import UserError
-from equibench.segmentation import stub
 from equibench.segmentation.config import SegmentationSettings
-from equibench.segmentation.run import main, newest_checkpoint, read_job
+from equibench.segmentation.run import newest_checkpoint, read_job, run_job
 
 # Settings, jobs, checkpoints
 
@@ -31,7 +31,7 @@ def test_a_job_is_read_and_a_wrong_one_refused(tmp_path: Path, capsys: pytest.Ca
     path.write_text(json.dumps(job))
     assert read_job(path)["settings"] == SegmentationSettings(head="linear")
     path.write_text(json.dumps({**job, "settings": {"heads": 3}}))
-    assert main([str(path)]) == 2
+    assert run_job([str(path)]) == 2
     assert "heads" in capsys.readouterr().err
     path.write_text(json.dumps({"encoder": "timm:x", "epochs": 3}))
     with pytest.raises(UserError, match=r"missing: \['data_root', 'work_dir'\], unknown: \['epochs'\]"):
@@ -52,26 +52,26 @@ def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> No
 
 
 def test_the_stub_names_the_operation_that_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, stub.EXTENSION, raising=False)
-    monkeypatch.setattr(stub.importlib.util, "find_spec", lambda name: None)
-    assert stub.install_stub()
-    extension = sys.modules[stub.EXTENSION]
+    monkeypatch.delitem(sys.modules, segmentation.EXTENSION, raising=False)
+    monkeypatch.setattr(segmentation.importlib.util, "find_spec", lambda name: None)
+    assert segmentation.install_stub()
+    extension = sys.modules[segmentation.EXTENSION]
     with pytest.raises(UserError, match="'nms_rotated'"):
         extension.nms_rotated(1, threshold=2)
-    assert not stub.install_stub()  # once is enough
+    assert not segmentation.install_stub()  # once is enough
     assert extension.__spec__ is not None
     assert extension.__spec__.loader is None
-    monkeypatch.delitem(sys.modules, stub.EXTENSION)
+    monkeypatch.delitem(sys.modules, segmentation.EXTENSION)
 
 
 def test_there_is_no_stub_where_the_operations_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, stub.EXTENSION, raising=False)
-    monkeypatch.setattr(stub.importlib.util, "find_spec", lambda name: object())
-    assert not stub.install_stub()
-    assert stub.EXTENSION not in sys.modules
+    monkeypatch.delitem(sys.modules, segmentation.EXTENSION, raising=False)
+    monkeypatch.setattr(segmentation.importlib.util, "find_spec", lambda name: object())
+    assert not segmentation.install_stub()
+    assert segmentation.EXTENSION not in sys.modules
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stub, "missing_packages", lambda: ("mmseg", "ftfy"))
+    monkeypatch.setattr(segmentation, "missing_packages", lambda: ("mmseg", "ftfy"))
     with pytest.raises(UserError, match=r"needs mmseg, ftfy.*\n.*equibench\[seg\]"):
-        stub.require_mmseg()
+        segmentation.require_mmseg()

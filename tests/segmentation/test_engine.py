@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from equibench.metrics.segmentation import scores_from_areas
-from equibench.segmentation.stub import missing_packages
+from equibench.segmentation import missing_packages
 
 if missing_packages():
     pytest.skip(f"needs {', '.join(missing_packages())}", allow_module_level=True)
@@ -23,8 +23,7 @@ from mmengine.registry import init_default_scope
 from mmseg.evaluation import IoUMetric
 from mmseg.registry import MODELS
 
-from equibench.segmentation.engine import AreaMetric, KeyedDataset, KeyedSampler
-from equibench.segmentation.heads import HyperNetHead, LinearHead
+from equibench.segmentation.engine import AreaMetric, HyperNetHead, KeyedDataset, KeyedSampler, LinearHead
 
 # The heads
 
