@@ -125,17 +125,10 @@ def fit_names(
         else:
             misshaped.append(f"{name} ({_shape(tensor)}, not {_shape(own[name])})")
     sizes = _sizes(own, classifier)
-    coverage = Coverage(
-        missing=tuple(name for name in sizes if name not in inside),
-        unexpected=tuple(unexpected),
-        misshaped=tuple(misshaped),
-        ignored=tuple(ignored),
-        loaded=sum(size for name, size in sizes.items() if name in kept),
-        total=sum(sizes.values()),
-        resized=tuple(resized),
-        prefix=prefix,
-    )
-    return coverage, kept
+    missing = tuple(name for name in sizes if name not in inside)
+    names = (missing, tuple(unexpected), tuple(misshaped), tuple(ignored))
+    loaded = sum(size for name, size in sizes.items() if name in kept)
+    return Coverage(*names, loaded, sum(sizes.values()), resized=tuple(resized), prefix=prefix), kept
 
 
 def full_coverage(module: nn.Module, classifier: tuple[str, ...] = ()) -> Coverage:

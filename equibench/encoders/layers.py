@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -125,12 +126,12 @@ def _watch(
 ) -> None:  # fmt: skip
     """Call the network by `run()`; `take` gets each part's name, the part, and the tensor in its output."""
 
-    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        return lambda part, _inputs, output: take(name, part, first_tensor(output))
+    def hook(name: str, part: nn.Module, _inputs: object, output: object) -> None:
+        take(name, part, first_tensor(output))
 
     with ExitStack() as hooks:
         for name, part in parts:
-            hooks.callback(part.register_forward_hook(hook(name)).remove)
+            hooks.enter_context(part.register_forward_hook(partial(hook, name)))
         run()
 
 

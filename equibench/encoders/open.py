@@ -100,7 +100,8 @@ def adapted(model: _Network, arch: str, *, views: ViewSpec, pooling: str, given:
     preprocessing = replace(zoo.own_preprocessing(arch, model), **given)  # type: ignore[arg-type]
     classifier = zoo.classifier_of(model)
     if isinstance(model, nn.Module) and not arch.startswith("python:"):
-        zoo.drop_classifier(model)
+        for prefix in classifier:  # its weights, random ones perhaps, are no part of the encoder's digest
+            model.set_submodule(prefix.rstrip("."), nn.Identity())
     return ImageEncoder(
         model, architecture=arch, preprocessing=preprocessing, views=views, pooling=pooling, classifier=classifier
     )

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
+from torchvision import models
 
 from equibench.encoders.adapter import INTERPOLATIONS, ImageEncoder, Preprocessing
 from equibench.encoders.checkpoint import Checkpoint
 from equibench.encoders.coverage import Coverage, fit_names, load_strictly
 from equibench.errors import UserError, closest
 
-ARCHITECTURES: tuple[tuple[str, str, str], ...] = (
+# a name in the state dict that tells the family, the library, and the members
+_FAMILIES: tuple[tuple[str, str, str], ...] = (
     ("blocks.0.attn.qkv.weight", "timm", "vit_tiny_patch16_224 vit_small_patch16_224 vit_base_patch16_224 "
      "vit_large_patch16_224 vit_small_patch32_224 vit_base_patch32_224 vit_small_patch8_224 vit_base_patch8_224 "
      "vit_large_patch14_224"),
@@ -52,7 +56,6 @@ ARCHITECTURES: tuple[tuple[str, str, str], ...] = (
     (".b1.conv1.conv.weight", "timm", "regnety_002 regnety_004 regnety_008 regnety_016 regnety_032 regnety_040"),
     ("branch2.0.0.", "torchvision", "shufflenet_v2_x0_5 shufflenet_v2_x1_0"),
 )  # fmt: skip
-"""By family: a name in the state dict that tells it, the library, and the members."""
 
 
 class Candidate(NamedTuple):
@@ -70,7 +73,7 @@ def candidates(state: Mapping[str, Tensor], limit: int = 5) -> list[Candidate]:
     left-over names first, then torchvision's.
     """
     found = []
-    for tell, library, names in ARCHITECTURES:
+    for tell, library, names in _FAMILIES:
         if any(tell in name for name in state):
             for name in names.split():
                 if (model := _skeleton(library, name)) is not None:
@@ -84,8 +87,7 @@ def candidates(state: Mapping[str, Tensor], limit: int = 5) -> list[Candidate]:
 def build_network(arch: str, pretrained: bool, size: int | None, seed: int) -> nn.Module:
     """The named architecture with its classifier, its initial weights drawn from `seed`.
 
-    Raises:
-        UserError: unknown name; no such size; weights that cannot be had.
+    A UserError is raised for an unknown name, a size that it cannot have, and weights that cannot be had.
     """
     library, _, name = arch.partition(":")
     if library in ("timm", "torchvision"):
@@ -105,20 +107,15 @@ def build_network(arch: str, pretrained: bool, size: int | None, seed: int) -> n
 def own_preprocessing(arch: str, model: object) -> Preprocessing:
     """What the model's own configuration says, else ImageNet's values, at 224 px for a network of torchvision."""
     if arch.startswith("torchvision:"):
-        from torchvision.models import get_model_weights
-
         try:
-            own = get_model_weights(arch.partition(":")[2]).DEFAULT.transforms()
+            own = models.get_model_weights(arch.partition(":")[2]).DEFAULT.transforms()
         except (AttributeError, ValueError):
             return Preprocessing(224)
         return Preprocessing(own.crop_size[0], tuple(own.mean), tuple(own.std), own.interpolation.value)
     if arch.startswith(("python:", "equibench:")) and not getattr(model, "pretrained_cfg", None):
         return Preprocessing()
-    from timm.data import resolve_model_data_config
-
     config = resolve_model_data_config(model)
-    mode = config["interpolation"]
-    mode = mode if mode in INTERPOLATIONS else "bicubic"  # lanczos and random: PIL's alone
+    mode = config["interpolation"] if config["interpolation"] in INTERPOLATIONS else "bicubic"  # others: PIL's alone
     return Preprocessing(config["input_size"][-1], tuple(config["mean"]), tuple(config["std"]), mode)
 
 
@@ -136,22 +133,10 @@ def classifier_of(model: object) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
 
-def drop_classifier(model: nn.Module) -> None:
-    """Put an identity in its place: its weights, random ones perhaps, are no part of the encoder's digest."""
-    for prefix in classifier_of(model):
-        model.set_submodule(prefix.rstrip("."), nn.Identity())
-
-
 @lru_cache
 def known_names(library: str) -> tuple[str, ...]:
     """The image classifiers of "torchvision", or the models of "timm"."""
-    if library == "torchvision":
-        from torchvision import models
-
-        return tuple(models.list_models(module=models))
-    import timm
-
-    return tuple(timm.list_models())
+    return tuple(timm.list_models() if library == "timm" else models.list_models(module=models))
 
 
 @contextmanager
@@ -168,14 +153,10 @@ def settle_batch_norm(encoder: ImageEncoder, batches: Sequence[Tensor]) -> int:
     """Give an untrained network the BatchNorm statistics of some images; its weights stay.
 
     As initialised, BatchNorm in eval mode is the identity, and a deep network's features shrink or grow from layer to
-    layer: those of an untrained MobileNetV2 are of the order of 1e-10, which is no fair control.
+    layer: those of an untrained MobileNetV2 are of the order of 1e-10, which is no fair control. The encoder is changed
+    in place, before its `identity` is asked for, by batches of images (N, 3, S, S) in [0, 1].
 
-    Args:
-        encoder: changed in place, before its `identity` is asked for.
-        batches: images (N, 3, S, S) in [0, 1].
-
-    Returns:
-        How many BatchNorm layers there are.
+    Returns how many BatchNorm layers there are.
     """
     parts = encoder.model.modules()
     norms = [m for m in parts if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
@@ -194,8 +175,6 @@ def settle_batch_norm(encoder: ImageEncoder, batches: Sequence[Tensor]) -> int:
 
 
 def _check_name(library: str, name: str) -> None:
-    import timm
-
     base, _, tag = name.partition(".") if library == "timm" else (name, "", "")
     if not (timm.is_model(base) if library == "timm" else name in known_names(library)):
         code = "import timm; print(timm.list_models())"
@@ -209,8 +188,6 @@ def _check_name(library: str, name: str) -> None:
 
 
 def _build_timm(name: str, pretrained: bool, size: int | None) -> nn.Module:
-    import timm
-
     options: list[dict[str, Any]] = [{}]
     if size is not None and name.startswith("hf-hub:"):  # of what kind it is, only its configuration will say
         options = [{"img_size": size}, {"dynamic_img_size": True}, {}]
@@ -228,8 +205,6 @@ def _build_timm(name: str, pretrained: bool, size: int | None) -> nn.Module:
 
 
 def _build_torchvision(name: str, pretrained: bool, size: int | None) -> nn.Module:
-    from torchvision import models
-
     weights = models.get_model_weights(name).DEFAULT if pretrained else None
     options: dict[str, Any] = {}
     if name in {"googlenet", "inception_v3"}:  # they renormalise inside, as their weights need
@@ -246,16 +221,13 @@ def _build_torchvision(name: str, pretrained: bool, size: int | None) -> nn.Modu
 
 def _skeleton(library: str, name: str) -> nn.Module | None:
     """The architecture without memory for its weights; None where this version of the library has none such."""
-    import timm
-    from torchvision import models
-
-    make: Callable[[], nn.Module] = partial(timm.create_model if library == "timm" else models.get_model, name)
+    make = timm.create_model if library == "timm" else models.get_model
     try:
         with torch.device("meta"):
-            return make()
+            return make(name)
     except NotImplementedError:  # torchvision's RegNet reads tensors while it is built
         with seeded(0):
-            return make()
+            return make(name)
     except (RuntimeError, ValueError):
         return None
 
