@@ -110,7 +110,7 @@ def picture(split: str, number: int, size: int, seed: int) -> tuple[NDArray[np.u
     for place in range(count):
         share, across, down = u[21 + 3 * place : 24 + 3 * place]
         side = int(size * (0.45 + 0.3 * share))
-        one = solids.render(1, size=side, seed=stream, start=4 * number + place)
+        one = solids.render_solids(1, size=side, seed=stream, start=4 * number + place)
         left, top = int(across * (width - side)), int(down * (size - side))
         _paste(image, label, one, left, top)
     return image, label

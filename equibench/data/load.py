@@ -174,7 +174,7 @@ def _load_solids(sizes: tuple[int, int]) -> Dataset:
     if len(sizes) != 2 or min(sizes) < 1:
         raise UserError(f"sizes={sizes} cannot be rendered", "give two numbers of 1 or more: (train, test)")
     # named by the generator's code, so that pictures of another version are not taken for its
-    folder = arrays_folder(f"solids-{code_digest(solids.render)[:12]}-{sizes[0]}-{sizes[1]}")
+    folder = arrays_folder(f"solids-{code_digest(solids.render_solids)[:12]}-{sizes[0]}-{sizes[1]}")
     needed, what = sum(sizes) * 3 * SOLIDS_PIXELS**2, f"{sum(sizes):,} solids"
     render = partial(_save, lambda: _render_solids(sizes))
     return _as_dataset("solids", prepare_arrays(folder, render, needed=needed, what=what))
@@ -188,7 +188,7 @@ def _render_solids(sizes: tuple[int, int]) -> dict[str, np.ndarray]:
             chunks = []
             for start in range(0, count, RENDER_CHUNK):
                 rows = min(RENDER_CHUNK, count - start)
-                chunks.append(solids.render(rows, size=SOLIDS_PIXELS, seed=seed, start=start))
+                chunks.append(solids.render_solids(rows, size=SOLIDS_PIXELS, seed=seed, start=start))
                 advance(rows)
             arrays[f"{half}_images"] = np.concatenate([chunk.images for chunk in chunks])
             arrays[f"{half}_labels"] = np.concatenate([chunk.labels for chunk in chunks])

@@ -115,18 +115,11 @@ def _patch_colours(corners: Array, uniform: Array) -> Array:
     ring = np.sqrt(1 - (2 * height - 1) ** 2)
     sites = np.stack([ring * np.cos(2 * np.pi * turn), ring * np.sin(2 * np.pi * turn), 2 * height - 1], axis=1)
     hue = uniform[1] + np.where(family < 0.5, 0, 0.25 + 0.5 * uniform[2]) + 0.1 * (tint - 0.5)
-    colours = hsv(hue, 0.8 - 0.5 * family, 0.4 + 0.6 * brightness)
+    colours = solids.hsv(hue, 0.8 - 0.5 * family, 0.4 + 0.6 * brightness)
     points = corners.reshape(-1, 3) / np.linalg.norm(corners.reshape(-1, 3), axis=1, keepdims=True)
     closeness = _EDGE * (points @ sites.T)
     share = np.exp(closeness - closeness.max(axis=1, keepdims=True))
     return (share @ colours / share.sum(axis=1, keepdims=True)).reshape(corners.shape)
-
-
-def hsv(hue: Array | float, saturation: Array | float, value: Array | float) -> Array:
-    """(..., 3) RGB in [0, 1] of colours given by hue in turns, saturation and value."""
-    hue, saturation, value = (np.asarray(part, float)[..., None] for part in (hue, saturation, value))
-    ramp = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
-    return value * (1 - saturation + saturation * np.clip(ramp, 0, 1))
 
 
 def _subdivide(corners: Array, times: int) -> Array:

@@ -18,7 +18,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from equibench.data.object_layout import HIGHEST, LOWEST
-from equibench.render.meshes import Mesh, hsv
+from equibench.data.solids import hsv
+from equibench.render.meshes import Mesh
 
 OBJECT_RADIUS = 0.6  # of the ball that holds the object
 OVERSAMPLING = 2  # samples per pixel along each side

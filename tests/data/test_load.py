@@ -274,7 +274,7 @@ def test_nothing_here_and_no_network(capsys: pytest.CaptureFixture[str], cache: 
 def test_solids_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_dataset("solids", sizes=(30, 10))
     for part, seed, count in ((dataset.train, 0, 30), (dataset.test, 1, 10)):
-        expected = solids.render(count, seed=seed)
+        expected = solids.render_solids(count, seed=seed)
         np.testing.assert_array_equal(part.images, expected.images)
         np.testing.assert_array_equal(part.labels, expected.labels)
         assert isinstance(part.images, np.memmap)
@@ -287,7 +287,7 @@ def test_solids_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cache_key_covers_all_that_decides_a_picture() -> None:
-    covered = {name for module, name in definitions_of(solids.render) if module == solids.__name__}
+    covered = {name for module, name in definitions_of(solids.render_solids) if module == solids.__name__}
     shapes = {getattr(distance, "func", distance).__name__ for distance in solids.SHAPES.values()}
     assert len(shapes) == 9  # a cube is a box
     assert shapes | {"SHAPES", "TORUS", "SUPERSAMPLING", "draw_scene", "render_scene", "_background"} <= covered
