@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from equibench.errors import UserError
 
 DATASETS = ("cifar10", "solids")
 SPLITS = ("train", "val", "test")
-SMALLEST = 8
+_SMALLEST = 8  # side of an image in pixels
 VALIDATION_SHARE = 0.1
 
 
@@ -64,14 +64,12 @@ def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
     Where the data come without a validation set, a stratified tenth of the training set is for validation and is
     never pretrained on (docs/protocol.md 2.1).
     """
-    test = np.arange(len(dataset.test.labels))
-    if dataset.train.objects is not None:
-        return {**_split_objects(np.asarray(dataset.train.objects), np.asarray(dataset.train.labels)), "test": test}
-    if dataset.validation:
-        border = len(dataset.train.labels) - dataset.validation
-        return {"train": np.arange(border), "val": np.arange(border, len(dataset.train.labels)), "test": test}
-    train, val = _stratified(np.asarray(dataset.train.labels), VALIDATION_SHARE)
-    return {"train": train, "val": val, "test": test}
+    rows = np.arange(len(dataset.train.labels))
+    if dataset.validation and not dataset.has_objects:
+        train, val = rows[: -dataset.validation], rows[-dataset.validation :]
+    else:
+        train, val = _parted(dataset.train, rows, VALIDATION_SHARE)
+    return {"train": train, "val": val, "test": np.arange(len(dataset.test.labels))}
 
 
 def known_indices(dataset: Dataset, share: float) -> NDArray[np.int64]:
@@ -80,33 +78,30 @@ def known_indices(dataset: Dataset, share: float) -> NDArray[np.int64]:
     Of data with objects, that share of the objects.
     """
     train = split_indices(dataset)["train"]
-    if share >= 1:
-        return train
-    if dataset.train.objects is None:
-        return train[_stratified(np.asarray(dataset.train.labels)[train], share)[1]]
-    objects = np.asarray(dataset.train.objects)[train]
-    return train[_split_objects(objects, np.asarray(dataset.train.labels)[train], share)["val"]]
+    return train if share >= 1 else _parted(dataset.train, train, share)[1]
 
 
-def _split_objects(
-    objects: NDArray[np.int64], labels: NDArray[np.int64], share: float = VALIDATION_SHARE
-) -> dict[str, NDArray[np.int64]]:
-    """Rows of which all views of an object are on one side."""
-    names, first = np.unique(objects, return_index=True)
-    _, apart = _stratified(labels[first], share)
-    side = np.isin(objects, names[apart])
-    return {"train": np.flatnonzero(~side), "val": np.flatnonzero(side)}
+def _parted(images: ImageSet, rows: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows in two parts, the second of about that share: of each class in proportion where it has enough rows.
+
+    Where there are objects, it is that share of the objects, and all views of one are in the same part.
+    """
+    labels = np.asarray(images.labels)[rows]
+    first = owner = np.arange(len(rows))
+    if images.objects is not None:
+        _, first, owner = np.unique(np.asarray(images.objects)[rows], return_index=True, return_inverse=True)
+    counts = np.bincount(labels[first])
+    every_class = counts[counts > 0].min() * share >= 1  # else a class would be missing on one side
+    apart = np.isin(owner, draw_rows(labels[first], share, every_class)[1])
+    return rows[~apart], rows[apart]
 
 
-def _stratified(labels: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows in two parts, the second of about that share, each class in proportion where it has enough rows."""
+def draw_rows(labels: ArrayLike, size: float, stratified: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The numbers of the labels in two parts, both ascending, the second of that share or count, drawn with seed 0."""
     from sklearn.model_selection import train_test_split
 
-    counts = np.bincount(labels)
-    every_class = counts[counts > 0].min() * share >= 1  # else a class would be missing on one side
-    rest, part = train_test_split(
-        np.arange(len(labels)), test_size=share, random_state=0, stratify=labels if every_class else None
-    )
+    rows = np.arange(len(np.asarray(labels)))
+    rest, part = train_test_split(rows, test_size=size, random_state=0, stratify=labels if stratified else None)
     return np.sort(rest), np.sort(part)
 
 
@@ -117,8 +112,8 @@ def image_source(dataset: Dataset, split: str) -> ImageSet:
 
 def check_size(size: int) -> None:
     """Refuses, by a UserError, images with a side of fewer than 8 pixels."""
-    if size < SMALLEST:
-        raise UserError(f"size={size} is too small for images", f"give a side of {SMALLEST} pixels or more")
+    if size < _SMALLEST:
+        raise UserError(f"size={size} is too small for images", f"give a side of {_SMALLEST} pixels or more")
 
 
 def existing_folder(root: Path | str, expected: str) -> Path:

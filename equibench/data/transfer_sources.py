@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equibench.data.dataset import SPLITS, Listing
+from equibench.data.dataset import SPLITS, Listing, draw_rows
 from equibench.errors import UserError
 
 GENERATED = "GENERATED.txt"  # lies in a folder of the same layout whose images are not the published ones
@@ -136,14 +136,10 @@ def list_transfer(name: str, root: Path, *, skip_bad: bool = False) -> Listing:
 
 def set_apart(labels: Sequence[int], share: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows for training and for validation, both ascending: the same share of each class, drawn with seed 0."""
-    from sklearn.model_selection import train_test_split
-
     count = max(round(len(labels) * share), 1)
     sizes = np.unique(labels, return_counts=True)[1]
     every_class = sizes.min() > 1 and len(sizes) <= min(count, len(labels) - count)  # else a few images, as in a test
-    rows = np.arange(len(labels))
-    train, val = train_test_split(rows, test_size=count, random_state=0, stratify=labels if every_class else None)
-    return np.sort(train), np.sort(val)
+    return draw_rows(labels, count, every_class)
 
 
 def _check(lists: _Lists, source: PublishedData | None) -> None:
