@@ -10,7 +10,7 @@ import pickle
 import tarfile
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ CIFAR100_MD5 = {
 }
 CIFAR100_BINARY = dict.fromkeys(("fine_label_names.txt", "train.bin", "test.bin"), "")
 IMAGE_SHAPE = (3, 32, 32)
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,11 @@ class CifarFiles:
 
 def find_cifar10(root: Path) -> CifarFiles | None:
     """The batches under ``root``, or in it; None where there is neither folder nor a single batch."""
-    versions = ((BINARY_FOLDER, BINARY_MD5, URL), (PYTHON_FOLDER, PYTHON_MD5, PYTHON_URL))
-    for folder, md5, url in versions:
-        if (root / folder).is_dir():
-            return CifarFiles("CIFAR-10", root / folder, md5, url)
-    for _, md5, url in versions:
-        if any((root / name).is_file() for name in md5):
-            return CifarFiles("CIFAR-10", root, md5, url)
-    return None
+    binary = CifarFiles("CIFAR-10", root / BINARY_FOLDER, BINARY_MD5, URL)
+    versions = (binary, CifarFiles("CIFAR-10", root / PYTHON_FOLDER, PYTHON_MD5, PYTHON_URL))
+    under = [version for version in versions if version.folder.is_dir()]
+    within = [replace(version, folder=root) for version in versions if any((root / n).is_file() for n in version.md5)]
+    return next(iter(under + within), None)
 
 
 def read_cifar10(files: CifarFiles) -> dict[str, np.ndarray]:
@@ -145,19 +142,19 @@ def fetch_cifar10(cache: Path, *, network: bool) -> CifarFiles | None:
     archive, folder = cache / ARCHIVE, cache / BINARY_FOLDER
     with exclusive(cache / ".download.lock"):
         files = find_cifar10(cache)
-        if files is None and (network or archive.exists()):
-            download(URL, archive, md5=ARCHIVE_MD5)
-            # unpacked beside the folder and moved as a whole, so that it is complete or not there
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".extract-") as scratch, tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
-                with contextlib.suppress(OSError):  # another process may have been first, with the same files
-                    os.rename(Path(scratch) / folder.name, folder)
-            if not folder.is_dir():
-                raise UserError(f"{archive} could not be unpacked to {folder}", "unpack it there by hand")
-            with contextlib.suppress(OSError):
-                archive.unlink()
-            files = find_cifar10(cache)
-    return files
+        if files or not (network or archive.exists()):
+            return files
+        download(URL, archive, md5=ARCHIVE_MD5)
+        # unpacked beside the folder and moved as a whole, so that it is complete or not there
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".extract-") as scratch, tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+            with contextlib.suppress(OSError):  # another process may have been first, with the same files
+                os.rename(Path(scratch) / folder.name, folder)
+        if not folder.is_dir():
+            raise UserError(f"{archive} could not be unpacked to {folder}", "unpack it there by hand")
+        with contextlib.suppress(OSError):
+            archive.unlink()
+        return find_cifar10(cache)
 
 
 def _cifar100(root: Path) -> CifarFiles:

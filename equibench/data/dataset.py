@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,12 @@ class ImageSet:
     labels: np.ndarray  # (N,) int64, an index into the dataset's class names
     latents: np.ndarray | None = None  # (N, 7) float64, see `transforms.observed`
     objects: np.ndarray | None = None  # (N,) int64, which object; the views of one stand together
+
+
+def image_sets(arrays: Mapping[str, np.ndarray]) -> tuple[ImageSet, ImageSet]:
+    """The training and the test set of the four arrays of any dataset (`utils.arrays.ARRAYS`)."""
+    train, test = (ImageSet(arrays[f"{half}_images"], arrays[f"{half}_labels"]) for half in ("train", "test"))
+    return train, test
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ class PublishedData:
 
 
 SOURCES = {
-    "cifar10": PublishedData("CIFAR-10", {}, "", {"train": 50_000, "test": 10_000}, 5_000),
+    "cifar10": PublishedData(
+        "CIFAR-10", {"cifar-10-batches-bin": ("test_batch.bin",)}, "", {"train": 50_000, "test": 10_000}, 5_000
+    ),
     "cifar100": PublishedData(
         "CIFAR-100",
         {"cifar-100-binary": ("train.bin",), "cifar-100-python": ("meta", "train")},

@@ -118,8 +118,7 @@ def _render(work: Work) -> Rendered:
                 f"the disk has {found.free / 1e9:,.1f} GB free",
                 "choose a folder on a larger disk, or fewer objects, fewer views, a smaller size",
             )
-        jobs = (work.job(synset, name) for synset, name in missing)
-        processes = min(work.settings.processes, max(len(missing), 1))
+        jobs, processes = (work.job(*key) for key in missing), min(work.settings.processes, max(len(missing), 1))
         with (
             progress(f"rendering {work.root.name}", len(missing)) as advance,
             closing(render_all(jobs, processes, work.settings.skip_bad, work.root / _WORKERS)) as outcomes,
@@ -135,9 +134,11 @@ def _render(work: Work) -> Rendered:
 
 def _finish(work: Work, bad: dict[str, str]) -> dict[str, Any]:
     """Write the lists, then the plan as complete; returns what the plan says of it."""
-    kept = {s: [name for name in names if f"{s}/{name}" not in bad] for s, names in work.objects.items()}
     lists: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
-    for label, (synset, names) in enumerate(kept.items()):
+    classes = {}
+    for label, (synset, found) in enumerate(work.objects.items()):
+        names = [name for name in found if f"{synset}/{name}" not in bad]
+        classes[synset] = len(names)
         if len(names) < 2:
             raise UserError(
                 f"of the class {synset} {len(names) or 'no'} object can be read; two are needed; "
@@ -147,11 +148,11 @@ def _finish(work: Work, bad: dict[str, str]) -> dict[str, Any]:
         for split, chosen in _split_objects(work.settings.seed, synset, names).items():
             lists[split] += [(f"/{synset}/{name}/", label) for name in chosen]
     for split, entries in lists.items():
-        images, labels = zip(*entries, strict=True)
-        for name, values in (("images", np.array(images)), ("labels", np.array(labels, np.int64))):
+        images, labels = map(np.array, zip(*entries, strict=True))
+        for name, values in (("images", images), ("labels", labels.astype(np.int64))):
             write_atomically(work.root / f"{split}_{name}.npy", partial(np.save, arr=values))
-    facts: dict[str, Any] = {"classes": {synset: len(names) for synset, names in kept.items()}}
-    facts |= {split: len(entries) for split, entries in lists.items()} | {"left_out": bad, "complete": True}
+    counts = {split: len(entries) for split, entries in lists.items()}
+    facts = {"classes": classes, **counts, "left_out": bad, "complete": True}
     work.write_plan(**facts)
     return facts
 
@@ -167,8 +168,7 @@ def _split_objects(seed: int, synset: str, names: list[str]) -> dict[str, list[s
 def _estimate(work: Work, missing: list[tuple[str, str]]) -> Estimate:
     """What the missing objects take, by the first of them that can be read."""
     views, seconds, taken = work.settings.views, 0.0, 0
-    for synset, name in missing:
-        job = work.job(synset, name)
+    for job in (work.job(*key) for key in missing):
         started = time.perf_counter()
         try:
             mesh = job.mesh()
@@ -189,7 +189,7 @@ def _estimate(work: Work, missing: list[tuple[str, str]]) -> Estimate:
     return Estimate(work.classes, views, len(missing), seconds, taken, shutil.disk_usage(existing).free)
 
 
-def contact_sheet(
+def write_contact_sheet(
     root: Path | str, path: Path | str, *, objects: int = 10, views: int = 8, cell: int | None = None
 ) -> Path:
     """Writes a PNG with one row of views for each object, and returns its path.

@@ -81,7 +81,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         data = pickle.dumps({"data": images.reshape(PER_BATCH, -1), "labels": labels.tolist()})
         (folder / name).write_bytes(data)
         table[name] = md5(data)
-    meta = pickle.dumps({"label_names": list(cifar.CLASS_NAMES)})
+    meta = pickle.dumps({"label_names": list(cifar.CIFAR10_CLASSES)})
     (folder / "batches.meta").write_bytes(meta)
     monkeypatch.setattr(cifar, "PYTHON_MD5", table | {"batches.meta": md5(meta)})
     return folder.parent
@@ -134,7 +134,7 @@ def test_both_versions_give_the_same_dataset(binary: Path, python: Path) -> None
     assert_is_the_content(two)
     assert one.sha256 == two.sha256
     assert one.description == "CIFAR-10 (20 + 4 real images)"
-    assert one.class_names == cifar.CLASS_NAMES
+    assert one.class_names == cifar.CIFAR10_CLASSES
 
 
 @pytest.mark.parametrize("version", ["binary", "python"])
