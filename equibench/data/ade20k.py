@@ -55,11 +55,7 @@ QUALITY = 95  # of the JPEGs
 
 
 def rendered_scenes_folder(images: tuple[int, int] = (200, 50), size: int = 96, seed: int = 0) -> Path:
-    """The generated tree in the cache, made where it is not there; arguments as for `write_scenes`.
-
-    Raises:
-        UserError: a number is out of range, or the cache folder cannot be written.
-    """
+    """The generated tree in the cache, made where it is not there; arguments and errors as for `write_scenes`."""
     # named by the generator's code, so that pictures of another version are not taken for its
     key = f"{code_digest(write_scenes)[:12]}-{images[0]}-{images[1]}-{size}-{seed}"
     folder = cache_folder() / RENDERED_SCENES / key
@@ -172,8 +168,7 @@ class CheckedTree:
 def find_ade20k(data_root: Path | str | None = None) -> Path:
     """The folder that holds images/ and annotations/, at or below `data_root`, or else $EQUIBENCH_DATA.
 
-    Raises:
-        UserError: it is not there; the message draws the layout.
+    A UserError draws the layout where it is not there.
     """
     given, where = data_roots(data_root, LAYOUT)
     places = [base / below for base in given for below in ("", NAME, f"ade/{NAME}")]

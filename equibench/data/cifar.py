@@ -63,28 +63,26 @@ class CifarFiles:
     url: str  # of the official archive
 
     def stamp(self) -> dict[str, list[int]]:
-        """Size in bytes and time of change in nanoseconds of each file: while they stay, a check holds.
-
-        A UserError names a file that is missing.
-        """
+        """Bytes and time of change (ns) of each file: while they stay, a check holds. A UserError if one is missing."""
         states = {}
         for name, md5 in self.md5.items():
-            path, wanted = self.folder / name, f" (expected MD5 {md5})" if md5 else ""
+            path = self.folder / name
             try:
                 states[name] = [path.stat().st_size, path.stat().st_mtime_ns]
             except OSError as error:
+                wanted = f" (expected MD5 {md5})" if md5 else ""
                 raise self._error(f"{self.title} is incomplete: {path} is missing{wanted}") from error
         return states
 
     def check(self) -> None:
         """Compares every file with its checksum; a UserError names one that is damaged or cannot be read."""
-        for path, md5 in ((self.folder / name, md5) for name, md5 in self.md5.items() if md5):
+        for name, md5 in self.md5.items():
             try:
-                found = file_md5(path)
+                found = file_md5(self.folder / name) if md5 else ""
             except OSError as error:
                 found = error.strerror or str(error)
             if found != md5:
-                raise self._error(f"{path} is damaged: expected MD5 {md5}, found {found}")
+                raise self._error(f"{self.folder / name} is damaged: expected MD5 {md5}, found {found}")
 
     def batch(self, name: str) -> ImageSet:
         """The images (N, 3, 32, 32) and labels of one file; of CIFAR-100's two labels the fine one."""
@@ -95,17 +93,18 @@ class CifarFiles:
                 labels, pixels = rows[:, fine].astype(np.int64), rows[:, 1 + fine :]
             else:
                 held = _unpickle(path)
-                labels = np.asarray(held["fine_labels" if fine else "labels"], np.int64)
-                pixels = np.asarray(held["data"])
-            found = ImageSet(pixels.reshape(-1, *IMAGE_SHAPE), labels)
-            if found.images.dtype != np.uint8 or labels.shape != found.images.shape[:1]:
-                raise ValueError(f"{len(found.images):,} images of {found.images.dtype}, labels {labels.shape}")
+                labels, pixels = (
+                    np.asarray(held["fine_labels" if fine else "labels"], np.int64),
+                    np.asarray(held["data"]),
+                )
+            images = pixels.reshape(-1, *IMAGE_SHAPE)
+            if images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+                raise ValueError(f"{len(images):,} images of {images.dtype}, labels {labels.shape}")
         except _UNREADABLE as error:
             raise self.not_published(name, error) from error
-        return found
+        return ImageSet(images, labels)
 
     def not_published(self, name: str, reason: object) -> UserError:
-        """The error of a file that is not the published one."""
         return self._error(f"{self.folder / name} is not as published: {reason}")
 
     def _error(self, problem: str) -> UserError:
@@ -135,9 +134,7 @@ def read_cifar10(files: CifarFiles) -> dict[str, np.ndarray]:
 def fetch_cifar10(cache: Path, *, network: bool) -> CifarFiles | None:
     """The copy in the cache folder: extracted, or from an archive lying there, or (``network``) downloaded.
 
-    Raises:
-        Unavailable: the server cannot be reached.
-        UserError: the archive is damaged or cannot be written.
+    Raises Unavailable where the server cannot be reached, a UserError where the archive is damaged or not written.
     """
     archive, folder = cache / ARCHIVE, cache / BINARY_FOLDER
     with exclusive(cache / ".download.lock"):
@@ -171,10 +168,9 @@ def cifar100_state(root: Path) -> str:
 
 
 def read_cifar100(root: Path) -> Dataset:
-    """Both halves, images (N, 3, 32, 32), from either official version.
+    """Both halves, images (N, 3, 32, 32), from either official version; of the Python version every byte is checked.
 
-    Raises:
-        UserError: a file is absent, damaged or not the published one; of the Python version every byte is checked.
+    A UserError names a file that is absent, damaged or not the published one.
     """
     files = _cifar100(root)
     files.check()

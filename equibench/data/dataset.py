@@ -89,7 +89,7 @@ def known_indices(dataset: Dataset, share: float) -> NDArray[np.int64]:
 
 
 def _parted(images: ImageSet, rows: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows in two parts, the second of about that share: of each class in proportion where it has enough rows.
+    """Rows in two parts, the second of that share of each class, or of all where a class would be missing on one side.
 
     Where there are objects, it is that share of the objects, and all views of one are in the same part.
     """
@@ -98,8 +98,8 @@ def _parted(images: ImageSet, rows: NDArray[np.int64], share: float) -> tuple[ND
     if images.objects is not None:
         _, first, owner = np.unique(np.asarray(images.objects)[rows], return_index=True, return_inverse=True)
     counts = np.bincount(labels[first])
-    every_class = counts[counts > 0].min() * share >= 1  # else a class would be missing on one side
-    apart = np.isin(owner, draw_rows(labels[first], share, every_class)[1])
+    _, drawn = draw_rows(labels[first], share, stratified=counts[counts > 0].min() * share >= 1)
+    apart = np.isin(owner, drawn)
     return rows[~apart], rows[apart]
 
 
@@ -134,8 +134,7 @@ def existing_folder(root: Path | str, expected: str) -> Path:
 def data_roots(data_root: Path | str | None, expected: str) -> tuple[list[Path], str]:
     """Where published data are looked for: ``data_root``, then $EQUIBENCH_DATA; and the same in words.
 
-    Raises:
-        UserError: ``data_root`` is not a folder.
+    A UserError tells that ``data_root`` is not a folder.
     """
     roots = [Path(root).expanduser() for root in (data_root, os.environ.get("EQUIBENCH_DATA")) if root]
     if data_root and not roots[0].is_dir():

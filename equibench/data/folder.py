@@ -86,15 +86,10 @@ def _decode(root: Path, size: int, path: str) -> np.ndarray:
     return middle(image.convert("RGB"), size, size if size <= MARGIN_FROM else round(size * 256 / 224))
 
 
-# Which images a folder holds
-
-
 def list_images(root: Path, key: object) -> Listing:
     """The images under a folder; the listing's state covers the key and the root too.
 
-    Raises:
-        OSError: it cannot be read.
-        UserError: it holds no images, lacks a split or mixes layouts; a class has no training images.
+    A UserError tells that it holds no images, lacks a split or mixes layouts, or a class has no training images.
     """
     folders = _split_folders(root)
     found = {split: _by_class(root, folder) for split, folder in folders.items()} or _split(_by_class(root, root))

@@ -95,15 +95,12 @@ def find_object_data(data_root: Path | str | None = None) -> Path:
     """The folder that holds 3DIEBench: ``data_root`` or $EQUIBENCH_DATA itself, or a folder two levels down in them.
 
     It counts as the data where it is called 3DIEBench; the folder itself also where it holds ``train_images.npy``.
-
-    Raises:
-        UserError: ``data_root`` is not a folder, or the data are in neither; it tells what to download.
+    A UserError is raised where ``data_root`` is not a folder, or the data are in neither; it tells what to download.
     """
     bases, where = data_roots(data_root, f"give the folder {FOLDER}, or one that holds it")
     for base in bases:
-        if base.is_dir() and (base.name == FOLDER or (base / "train_images.npy").is_file()):
-            return base
-        for found in (base / FOLDER, *sorted(base.glob(f"*/{FOLDER}"))):
+        itself = [base] if base.name == FOLDER or (base / "train_images.npy").is_file() else []
+        for found in (*itself, base / FOLDER, *sorted(base.glob(f"*/{FOLDER}"))):
             if found.is_dir():
                 return found
     fix = f"download {_ARCHIVE} (17 GB) and unpack it; give by --data-root or $EQUIBENCH_DATA a folder with\n{TREE}"
@@ -113,8 +110,7 @@ def find_object_data(data_root: Path | str | None = None) -> Path:
 def read_lists(lists: Path) -> ObjectNames:
     """The objects that the four lists in a folder name; neither their order nor naming one twice matters.
 
-    Raises:
-        UserError: a list is missing, cannot be read, names no object, or contradicts itself or another.
+    A UserError names a list that is missing, cannot be read, names no object, or contradicts itself or another.
     """
     named: dict[str, list[str]] = {}
     label_of: dict[str, Any] = {}
@@ -192,9 +188,6 @@ def none_usable(root: Path, split: str, faults: Sequence[Fault]) -> UserError:
     return UserError(f"no {split} object of {root} can be used", last)
 
 
-# The lists
-
-
 def _read_list(path: Path) -> list[Any]:
     fix = f"expected a row of text or of numbers, saved without pickle, as in {LISTS_FROM}"
     if not path.is_file():
@@ -216,20 +209,14 @@ def _object_path(source: Path, entry: object) -> str:
     return "/".join(parts)
 
 
-# The files of an object
-
-
 def _scan(root: Path, path: str) -> tuple[tuple[int, ...], list[Fault], bytes]:
     """One object's views, what is wrong with it, and a digest of its files' names, sizes and times of change."""
-    files: dict[str, tuple[int, int]] = {}
     try:
-        with os.scandir(root / path) as entries:
-            for entry in entries:
-                if FILE.fullmatch(entry.name) and entry.is_file():  # False for a link that leads nowhere
-                    state = entry.stat()
-                    files[entry.name] = (state.st_size, state.st_mtime_ns)
+        with os.scandir(root / path) as entries:  # is_file() is False for a link that leads nowhere
+            states = {entry.name: entry.stat() for entry in entries if FILE.fullmatch(entry.name) and entry.is_file()}
     except OSError as error:
         raise _unreadable(root / path, error) from error
+    files = {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
     faults, views = [], []
     for number in sorted({int(name[name.index("_") + 1 : -4]) for name in files}):
         image, latent = f"image_{number}.jpg", f"latent_{number}.npy"
@@ -248,7 +235,6 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def too_few(path: str, count: int) -> Fault:
-    """The fault of an object that has fewer than two usable views."""
     return Fault(path, f"has {count} usable view{'s' * (count != 1)}, fewer than {FEWEST_VIEWS}")
 
 

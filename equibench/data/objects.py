@@ -16,23 +16,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from equibench.data import object_layout as layout
 from equibench.data.dataset import Dataset, ImageSet, check_size, existing_folder
-from equibench.data.object_layout import (
-    FEWEST_VIEWS,
-    LATENTS,
-    TREE,
-    Fault,
-    LazyImages,
-    ObjectListing,
-    ObjectViews,
-    decode_image,
-    folder_states,
-    list_objects,
-    none_usable,
-    read_latent,
-    read_lists,
-    too_few,
-)
 from equibench.utils.arrays import (
     Stored,
     arrays_folder,
@@ -61,7 +46,7 @@ class ObjectDataset(Dataset):
 
     train_objects: tuple[str, ...] = ()  # "<synset>/<object>" of each object of `train`
     test_objects: tuple[str, ...] = ()
-    faults: tuple[Fault, ...] = ()  # what was left out: views and whole objects, by path
+    faults: tuple[layout.Fault, ...] = ()  # what was left out: views and whole objects, by path
     absent: int = 0  # objects that the lists name and the folder does not hold
 
 
@@ -94,31 +79,31 @@ def load_object_folder(
         UserError: the folder is missing; a list is missing or wrong (see `read_lists`); without ``skip_bad``, a view
             cannot be used; a split has no usable object; the arrays do not fit on the disk; the size is too small.
     """
-    folder = existing_folder(root, f"expected\n{TREE}")
+    folder = existing_folder(root, f"expected\n{layout.TREE}")
     check_size(size)
-    names = read_lists(Path(lists).expanduser() if lists else folder)
-    states = folder_states(folder, names)
+    names = layout.read_lists(Path(lists).expanduser() if lists else folder)
+    states = layout.folder_states(folder, names)
     # Undecoded images are known to be good only where skip_bad had them decoded once.
     place = _place(_VERSION, size, folder.resolve(), names, states, most_bytes, skip_bad)
     stored = open_arrays(place)  # only lazy data lie there: to look at each of their millions of files takes minutes
     lazy = stored is not None
     if stored is None:
-        listing = list_objects(folder, names, states, skip_bad=skip_bad)
+        listing = layout.list_objects(folder, names, states, skip_bad=skip_bad)
         lazy = len(listing) * 3 * size**2 > most_bytes
         place = place if lazy else _place(_VERSION, size, folder.resolve(), listing.state)
         write = partial(_write, folder, listing, size, lazy, skip_bad)
-        needed = len(listing) * ((0 if lazy else 3 * size**2) + 8 * (len(LATENTS) + 3))
+        needed = len(listing) * ((0 if lazy else 3 * size**2) + 8 * (len(layout.LATENTS) + 3))
         stored = prepare_arrays(place, write, needed=needed, what=f"{len(listing):,} views of {size} px")
-    faults = tuple(Fault(*fault) for fault in stored.facts["faults"])
+    faults = tuple(layout.Fault(*fault) for fault in stored.facts["faults"])
     if faults and not skip_bad:  # another call had asked to leave them out
         raise faults[0].error(folder)
     if (folder / _RENDERED).is_file() and not name.startswith("rendered-"):
         name = f"rendered-{name}"
     train, test = (_half(stored, half, folder, size if lazy else None) for half in HALVES)
-    paths = [tuple(stored.arrays[f"{half}_paths"].tolist()) for half in HALVES]
+    train_objects, test_objects = (tuple(stored.arrays[f"{half}_paths"].tolist()) for half in HALVES)
     views_out, absent = sum(not fault.is_object for fault in faults), sum(map(len, names.splits.values())) - len(states)
     notes = (
-        f"{len(paths[0]):,} + {len(paths[1]):,} objects",
+        f"{len(train_objects):,} + {len(test_objects):,} objects",
         f"{len(train.labels):,} + {len(test.labels):,} views",
         f"{size} px",
         f"unusable and left out: {views_out:,} views, {len(faults) - views_out:,} objects" if faults else "",
@@ -132,8 +117,8 @@ def load_object_folder(
         class_names=names.class_names,
         sha256=hashlib.sha256(f"{stored.sha256}|{stored.facts['beside']}".encode()).hexdigest(),
         left_out=views_out,
-        train_objects=paths[0],
-        test_objects=paths[1],
+        train_objects=train_objects,
+        test_objects=test_objects,
         faults=faults,
         absent=absent,
     )
@@ -148,20 +133,17 @@ def _half(stored: Stored, half: str, folder: Path, lazy_size: int | None) -> Ima
         stored.arrays[f"{half}_{key}"] for key in ("images", "labels", "latents", "objects", "views", "paths")
     )
     if lazy_size:  # the rest of the suite asks for its shape and length, and for rows
-        images = cast(np.ndarray, LazyImages(folder, tuple(paths.tolist()), objects, views, lazy_size))
+        images = cast(np.ndarray, layout.LazyImages(folder, tuple(paths.tolist()), objects, views, lazy_size))
     return ImageSet(images, labels, latents, objects)
 
 
-# From files to arrays
-
-
 def _write(
-    folder: Path, listing: ObjectListing, size: int, lazy: bool, skip_bad: bool, scratch: Path
+    folder: Path, listing: layout.ObjectListing, size: int, lazy: bool, skip_bad: bool, scratch: Path
 ) -> dict[str, Any]:
     """Reads all views into the arrays of both halves; returns what was left out, and a digest of what is beside."""
     rows: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
         "images": ((3, size, size), np.uint8),  # stays empty where the images are lazy
-        "latents": ((len(LATENTS),), np.float64),
+        "latents": ((len(layout.LATENTS),), np.float64),
         **dict.fromkeys(("labels", "objects", "views"), ((), np.int64)),
     }
     faults = list(listing.faults)
@@ -177,20 +159,20 @@ def _write(
             for each in listing.splits[half]:
                 found = list(islice(views, len(each.views)))
                 advance(len(found))
-                wrong = [view for view in found if isinstance(view, Fault)]
-                good = [view for view in found if not isinstance(view, Fault)]
+                wrong = [view for view in found if isinstance(view, layout.Fault)]
+                good = [view for view in found if not isinstance(view, layout.Fault)]
                 if wrong and not skip_bad:
                     raise wrong[0].error(folder)
                 faults += wrong
-                if len(good) < FEWEST_VIEWS:
-                    faults.append(too_few(each.path, len(good)))
+                if len(good) < layout.FEWEST_VIEWS:
+                    faults.append(layout.too_few(each.path, len(good)))
                     continue
                 for view in good:
                     for key, value in {**view, "labels": each.label, "objects": len(paths)}.items():
                         add[key](value)
                 paths.append(each.path)
             if not paths:
-                raise none_usable(folder, half, faults[before:])
+                raise layout.none_usable(folder, half, faults[before:])
             np.save(scratch / f"{half}_paths.npy", np.array(paths), allow_pickle=False)
     digest = hashlib.sha256(f"{size}|{listing.state}".encode() if lazy else b"")
     for key in (f"{half}_{key}" for half in HALVES for key in ("latents", "objects")):
@@ -199,15 +181,15 @@ def _write(
 
 
 def _read_view(
-    folder: Path, size: int, lazy: bool, skip_bad: bool, item: tuple[ObjectViews, int]
-) -> dict[str, Any] | Fault:
+    folder: Path, size: int, lazy: bool, skip_bad: bool, item: tuple[layout.ObjectViews, int]
+) -> dict[str, Any] | layout.Fault:
     """A view, given by its object and its number, as it is to be stored, or what is wrong with it."""
     each, number = item
     file = f"{each.path}/latent_{number}.npy"
     try:
-        view = {"views": number, "latents": read_latent(folder / file)}
+        view = {"views": number, "latents": layout.read_latent(folder / file)}
         file = f"{each.path}/image_{number}.jpg"
-        image = decode_image(folder / file, size) if skip_bad or not lazy else None
+        image = layout.decode_image(folder / file, size) if skip_bad or not lazy else None
     except ValueError as error:
-        return Fault(file, str(error))
+        return layout.Fault(file, str(error))
     return view if lazy else {**view, "images": image}

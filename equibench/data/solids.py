@@ -242,10 +242,8 @@ def render_solids(count: int, *, size: int = 32, seed: int = 0, start: int = 0) 
     """Samples ``start`` to ``start + count`` of the stream that ``seed`` names.
 
     Each depends on nothing but (seed, its number, size in pixels): a slice renders the same however it is cut. Between
-    machines a few bytes may differ by one, where their sines round differently.
-
-    Raises:
-        UserError: the size is below 1, or another number below 0.
+    machines a few bytes may differ by one, where their sines round differently. A UserError names a number below its
+    limit: 1 for the size, 0 for the others.
     """
     for name, value in (("count", count), ("size", size - 1), ("seed", seed), ("start", start)):
         if value < 0:

@@ -127,9 +127,6 @@ def missing_transfer(name: str, data_root: Path | str | None = None) -> str:
     return ""
 
 
-# Where it is
-
-
 def _find(source: PublishedData, data_root: Path | str | None, download: bool) -> Path:
     named = [os.environ.get("EQUIBENCH_DATA") or None, cache_folder()] if data_root is None else [data_root]
     roots = [Path(root).expanduser() for root in named if root is not None]
@@ -161,9 +158,6 @@ def _fetch(source: PublishedData) -> Path | None:
                     raise Unavailable(problem, fix) from error
                 os.rename(Path(scratch) / folder, cache / folder)
         return find_source(source, cache)
-
-
-# What it holds
 
 
 def _listed_files(root: Path, listed: Listing) -> _Held:

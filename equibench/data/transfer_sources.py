@@ -198,7 +198,7 @@ _Lists = dict[str, _Split]
 def _food101(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     lists = {}
     for split in ("train", "test"):
-        file, entries = root / "meta" / f"{split}.json", []
+        file = root / "meta" / f"{split}.json"
         text = _read(file)
         try:
             classes = json.loads(text)
@@ -206,12 +206,11 @@ def _food101(root: Path) -> tuple[_Lists, tuple[str, ...]]:
             raise _wrong(f"{file} is no JSON: {error}") from error
         if not isinstance(classes, dict) or not all(isinstance(paths, list) for paths in classes.values()):
             raise _malformed(file, text[:60], '{"apple_pie": ["apple_pie/1005649", ...], ...}')
-        for kind, paths in classes.items():
-            for path in paths:
-                if not isinstance(path, str) or path.split("/")[:-1] != [kind]:
-                    raise _malformed(file, path, f"{kind}/NUMBER")
-                entries.append((f"images/{path}.jpg", kind))
-        lists[split] = _Split(file, entries)
+        named = [(path, kind) for kind, paths in classes.items() for path in paths]
+        for path, kind in named:
+            if not isinstance(path, str) or path.split("/")[:-1] != [kind]:
+                raise _malformed(file, path, f"{kind}/NUMBER")
+        lists[split] = _Split(file, [(f"images/{path}.jpg", kind) for path, kind in named])
     return lists, _sorted_classes(lists)
 
 

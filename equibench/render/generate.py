@@ -61,10 +61,7 @@ class Estimate:
 
 
 def render_objects(out: Path | str, settings: RenderSettings) -> Rendered:
-    """Renders data in the layout of 3DIEBench; interrupted, the same call goes on where it was.
-
-    Args:
-        out: the folder; it is made, or holds what an earlier call with the same settings has left there.
+    """Renders data in the layout of 3DIEBench into a folder; interrupted, the same call goes on where it was.
 
     Raises:
         UserError: the folder holds other things or was made by other settings; the disk is full; a mesh file cannot be
@@ -94,10 +91,7 @@ def estimate_rendering(out: Path | str, settings: RenderSettings) -> Estimate:
 def ensure_rendered_objects(
     root: Path | str, *, objects: int, views: int, size: int, seed: int = 0, jobs: int | None = None
 ) -> Path:
-    """The folder below ``root`` that holds the solids with these `RenderSettings`, rendered as far as it is missing.
-
-    Its name tells the settings, so that each has a folder of its own. A UserError is raised as by `render_objects`.
-    """
+    """The folder below ``root``, named by these `RenderSettings`, that `render_objects` fills with the solids."""
     settings = RenderSettings(objects=objects, views=views, size=size, seed=seed, jobs=jobs)
     name = f"solids-v{RENDER_VERSION}-{objects}x{views}-{size}px-seed{seed}"
     return render_objects(Path(root).expanduser() / name, settings).root

@@ -119,11 +119,7 @@ class Work:
         ]
 
     def read_plan(self) -> dict[str, Any]:
-        """The plan that an earlier run has left in the folder, empty if there was none.
-
-        Raises:
-            UserError: it has other settings; or there are other things in the folder.
-        """
+        """An earlier run's plan, or {}; a UserError where it has other settings, or the folder holds other things."""
         root, plan = self.root, read_json(self.root / _PLAN)
         if root.exists() and not root.is_dir():
             raise UserError(f"{root} is a file", "choose a folder")

@@ -49,8 +49,7 @@ class Mesh:
 def make_mesh(corners: Array, colours: Array) -> Mesh:
     """Triangles (F, 3, 3) with a colour (RGB in [0, 1]) at each corner, centred and scaled to touch the unit sphere.
 
-    Raises:
-        UserError: there is no triangle with an area, or a coordinate is not finite.
+    A UserError tells that no triangle has an area, or a coordinate is not finite.
     """
     if not np.isfinite(corners).all():
         raise UserError("the mesh has coordinates that are not finite", "mend the file")
@@ -93,14 +92,9 @@ def _corner_normals(corners: Array) -> Array:
 
 
 def solid_object(name: str, uniform: Array) -> Mesh:
-    """One object of the class ``name``, of `solids.CLASS_NAMES`.
-
-    Args:
-        uniform: (OBJECT_DRAWS,) numbers in [0, 1) that decide its stretch and its patches.
-    """
+    """One object of a class of solids; (OBJECT_DRAWS,) numbers in [0, 1) decide its stretch and its patches."""
     corners = TRIANGLES[name]()
-    stretched = corners * (1 + _STRETCH * (2 * uniform[:3] - 1))
-    return make_mesh(stretched, _patch_colours(corners, uniform[3:]))
+    return make_mesh(corners * (1 + _STRETCH * (2 * uniform[:3] - 1)), _patch_colours(corners, uniform[3:]))
 
 
 def _patch_colours(corners: Array, uniform: Array) -> Array:
@@ -208,8 +202,7 @@ TRIANGLES: dict[str, Callable[[], Array]] = {
 def list_meshes(folder: Path) -> dict[str, dict[str, Path]]:
     """The mesh file of every object by class and object, both sorted; what holds no mesh is passed over.
 
-    Raises:
-        UserError: the folder is missing or holds no mesh; an object has several files.
+    A UserError tells that the folder is missing or holds no mesh, or an object has several files.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder", _LAYOUTS)
@@ -238,9 +231,7 @@ def read_mesh(path: Path) -> Mesh:
     """All triangles of a mesh file in one mesh, z upwards, in the unit ball.
 
     A triangle's colours are those of its corners or its face; a texture's at its corners; a material's; else grey.
-
-    Raises:
-        UserError: trimesh is missing; the file cannot be read or holds no triangle with an area.
+    A UserError tells that trimesh is missing, or the file cannot be read or holds no triangle with an area.
     """
     trimesh = import_trimesh()
     try:
