@@ -223,14 +223,14 @@ def check_tree(data_root: Path | str | None = None, *, classes: int = CLASSES, s
     return CheckedTree(root, good, left_out, np.array(found["pixels"], dtype=np.int64), sha256)
 
 
-def label_areas(tree: CheckedTree, split: str = "validation") -> NDArray[np.int64]:
-    """Pixels of each class in each annotation of a split, (N, classes): what is known without any prediction."""
+def label_areas(tree: CheckedTree) -> NDArray[np.int64]:
+    """Pixels of each class in each validation annotation, (N, classes): what is known without any prediction."""
 
     def areas(name: str) -> NDArray[np.int64]:
-        with Image.open(tree.root / _files(split, name)[1]) as opened:
+        with Image.open(tree.root / _files("validation", name)[1]) as opened:
             return np.bincount(np.asarray(opened).ravel(), minlength=len(tree.pixels) + 1)[1:]
 
-    return np.stack(list(decode_all(tree.names[split], areas))).astype(np.int64)
+    return np.stack(list(decode_all(tree.names["validation"], areas))).astype(np.int64)
 
 
 def _names(folder: Path) -> list[str]:

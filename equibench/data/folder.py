@@ -105,10 +105,8 @@ def list_images(root: Path, key: object) -> Listing:
         if unknown:
             what = f"images of the class {unknown[0]!r}" if unknown[0] else "images outside folders of classes"
             more = f" and of {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise UserError(
-                f"{folder} holds {what}{more}, {folders['train']} does not",
-                "use the same folders of classes in every split: every class must have training images",
-            )
+            fix = "use the same folders of classes in every split: every class must have training images"
+            raise UserError(f"{folder} holds {what}{more}, {folders['train']} does not", fix)
     splits = {
         split: sorted((path, labels[name]) for name, paths in classes.items() for path in paths)
         for split, classes in found.items()
@@ -138,10 +136,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
     for split in ("train", "test"):
         if folders and split not in folders:
             have = ", ".join(path.name for path in folders.values())
-            raise UserError(
-                f"{root} has no folder {split}/ beside {have}",
-                "name the splits train, val (may be missing) and test; or give a folder of classes, which is split",
-            )
+            fix = "name the splits train, val (may be missing) and test; or give a folder of classes, which is split"
+            raise UserError(f"{root} has no folder {split}/ beside {have}", fix)
     return folders
 
 
@@ -152,10 +148,8 @@ def _by_class(root: Path, folder: Path) -> _Classes:
     classes = {name: images for name, images in classes.items() if images}
     if loose and len(classes) > 1:
         inner = min(filter(None, classes))
-        raise UserError(
-            f"{folder} holds images ({loose[0].name}, ...) beside folders of images ({inner}, ...)",
-            "put every image into a folder of its class, or all into one folder",
-        )
+        problem = f"{folder} holds images ({loose[0].name}, ...) beside folders of images ({inner}, ...)"
+        raise UserError(problem, "put every image into a folder of its class, or all into one folder")
     return {name: [path.relative_to(root).as_posix() for path in images] for name, images in classes.items()}
 
 

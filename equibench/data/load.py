@@ -114,22 +114,7 @@ def _say(line: str) -> None:
 
 
 def _load_cifar10(data_root: Path | None, download: bool) -> Dataset:
-    files = _local_cifar10(data_root)
-    stored = None if files else open_arrays(_place_of_cifar10(CIFAR10_SHA256))
-    if files is None and stored is None:
-        with writing_to_cache() as cache:
-            files = cifar.fetch_cifar10(cache, network=download)
-    stored = _prepare_cifar10(files) if files else stored
-    if stored is None:
-        raise Unavailable(
-            f"CIFAR-10 is neither in $EQUIBENCH_DATA nor in the cache {cache_folder()}, and download is off",
-            f"allow the download, or put {cifar.ARCHIVE} from {cifar.URL} into {cache_folder()}",
-        )
-    return _as_dataset("cifar10", stored, "CIFAR-10 ({} real images)", cifar.CIFAR10_CLASSES)
-
-
-def _local_cifar10(data_root: Path | None) -> cifar.CifarFiles | None:
-    """The copy that the caller or the environment names; None where neither does."""
+    """From the folder that the caller or the environment names, else from the cache, else downloaded."""
     wanted = f"{cifar.BINARY_FOLDER}/ or {cifar.PYTHON_FOLDER}/"
     named = os.environ.get("EQUIBENCH_DATA")
     root = data_root or (Path(named).expanduser() if named else None)
@@ -139,7 +124,16 @@ def _local_cifar10(data_root: Path | None) -> cifar.CifarFiles | None:
         raise UserError(f"data_root {data_root} {state}", f"expected a folder that holds {wanted}")
     if files is None and named:
         _say(f"warning: $EQUIBENCH_DATA ({named}) holds no {wanted}, looking elsewhere")
-    return files
+    stored = None if files else open_arrays(_place_of_cifar10(CIFAR10_SHA256))
+    if files is None and stored is None:
+        with writing_to_cache() as cache:
+            files = cifar.fetch_cifar10(cache, network=download)
+    stored = _prepare_cifar10(files) if files else stored
+    if stored is None:
+        problem = f"CIFAR-10 is neither in $EQUIBENCH_DATA nor in the cache {cache_folder()}, and download is off"
+        fix = f"allow the download, or put {cifar.ARCHIVE} from {cifar.URL} into {cache_folder()}"
+        raise Unavailable(problem, fix)
+    return _as_dataset("cifar10", stored, "CIFAR-10 ({} real images)", cifar.CIFAR10_CLASSES)
 
 
 def _place_of_cifar10(sha256: str) -> Path:

@@ -126,17 +126,14 @@ def read_lists(lists: Path) -> ObjectNames:
             synset = path.split("/")[0]
             for one, other, known in ((synset, label, label_of), (label, synset, synset_of)):
                 if known.setdefault(one, other) != other:
-                    raise UserError(
-                        f"{labels_file} gives {path} the label {label!r}; {one!r} already went with {known[one]!r}",
-                        "expected one label for each synset, the same in both lists",
-                    )
+                    problem = f"gives {path} the label {label!r}; {one!r} already went with {known[one]!r}"
+                    fix = "expected one label for each synset, the same in both lists"
+                    raise UserError(f"{labels_file} {problem}", fix)
         named[split] = sorted(set(paths))
     shared = sorted(set(named["train"]) & set(named["test"]))
     if shared:
-        raise UserError(
-            f"{lists / 'val_images.npy'} names {shared[0]}, which train_images.npy names too ({len(shared):,} in all)",
-            "an object is for training or for testing",
-        )
+        problem = f"names {shared[0]}, which train_images.npy names too ({len(shared):,} in all)"
+        raise UserError(f"{lists / 'val_images.npy'} {problem}", "an object is for training or for testing")
     return ObjectNames(named, tuple(sorted(label_of)))
 
 

@@ -153,10 +153,8 @@ def _check(lists: _Lists, source: PublishedData | None) -> None:
         if not count:
             raise _wrong(f"the list {one.file} names no image")
         if source and count != source.counts[split]:
-            raise UserError(
-                f"{one.file} names {count:,} images, that of {source.title} {source.counts[split]:,}",
-                "put the published file there: a selection must not be scored under its name",
-            )
+            problem = f"{one.file} names {count:,} images, that of {source.title} {source.counts[split]:,}"
+            raise UserError(problem, "put the published file there: a selection must not be scored under its name")
         for path, _ in one.entries:
             if path in seen:
                 also = "twice" if seen[path] == one.file else f"and so does {seen[path]}"

@@ -75,10 +75,8 @@ def render_objects(out: Path | str, settings: RenderSettings) -> Rendered:
                 pass  # what a killed run had left at work has ended
             return _render(work)
     except OSError as error:
-        raise UserError(
-            f"{work.root} cannot be written: {error.strerror or error}",
-            "free some space or change its permissions, and run the same command again: it goes on where it was",
-        ) from error
+        fix = "free some space or change its permissions, and run the same command again: it goes on where it was"
+        raise UserError(f"{work.root} cannot be written: {error.strerror or error}", fix) from error
 
 
 def estimate_rendering(out: Path | str, settings: RenderSettings) -> Estimate:

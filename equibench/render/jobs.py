@@ -40,7 +40,6 @@ from equibench.utils.random import uniforms
 RENDER_VERSION = 1  # raised whenever the same settings would give other pictures or lists
 UNFINISHED = ".unfinished-"
 _PLAN = "render.json"
-_LEAST = {"objects": 2, "views": 2, "size": 16, "seed": 0, "jobs": 1}
 _QUALITY = 95  # of the JPEGs, as OpenCV has it, by which the published ones were written
 _LATENT_BYTES = 128 + 7 * 8  # a latent's file: NumPy's header, seven float64
 _JPEG_END = b"\xff\xd9"
@@ -60,7 +59,7 @@ class RenderSettings:
     skip_bad: bool = False  # leave out mesh files that cannot be read, and say so in render.json
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
+        for name, least in (("objects", 2), ("views", 2), ("size", 16), ("seed", 0), ("jobs", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name}={value} is too small", f"give {name} of {least} or more")
@@ -124,9 +123,8 @@ class Work:
         if root.exists() and not root.is_dir():
             raise UserError(f"{root} is a file", "choose a folder")
         if plan:
-            before = plan.get("settings", {})
-            decisive = self._decisive().items()
-            differ = [f"{key} {before.get(key)} (now {value})" for key, value in decisive if before.get(key) != value]
+            before, now = plan.get("settings", {}), self._decisive().items()
+            differ = [f"{key} {before.get(key)} (now {value})" for key, value in now if before.get(key) != value]
             if differ:
                 problem = f"{root} was rendered with other settings: {', '.join(differ)}"
                 raise UserError(problem, "give the same settings to go on with it, or choose another folder")
@@ -213,10 +211,8 @@ def render_all(
             yield from (future.result() for future in done)
             waiting |= {pool.submit(_render_object, job, skip_bad) for job in islice(queue, len(done))}
     except BrokenProcessPool as error:
-        raise UserError(
-            "a rendering process died, perhaps for want of memory",
-            "run the same command again, with --jobs 1 if it happens once more; what was finished is kept",
-        ) from error
+        fix = "run the same command again, with --jobs 1 if it happens once more; what was finished is kept"
+        raise UserError("a rendering process died, perhaps for want of memory", fix) from error
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate()  # after an error or an interruption; else they have nothing left to do

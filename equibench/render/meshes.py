@@ -244,10 +244,8 @@ def read_mesh(path: Path) -> Mesh:
     except UserError as error:
         raise UserError(f"{path}: {error.problem}", error.fix) from error
     except Exception as error:  # trimesh raises nearly everything on damaged files
-        raise UserError(
-            f"{path} cannot be read as a mesh: {type(error).__name__}: {error}",
-            "replace or remove the file, or leave out such files with --skip-bad",
-        ) from error
+        problem = f"{path} cannot be read as a mesh: {type(error).__name__}: {error}"
+        raise UserError(problem, "replace or remove the file, or leave out such files with --skip-bad") from error
 
 
 def _colours(part: Any) -> Array:
