@@ -174,8 +174,7 @@ def _paint(scene: Scene, point: Array) -> tuple[Array, Array]:
     The pattern alone would look the same after some rotations; with a white cap off the axes and a shade along y, the
     pose of even the sphere can be seen.
     """
-    x, y, z = point
-    f = np.float32(scene.frequency)
+    (x, y, z), f = point, np.float32(scene.frequency)
     if scene.texture == 0:
         wave = np.sin(f * z)
     elif scene.texture == 1:

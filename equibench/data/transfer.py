@@ -92,7 +92,6 @@ def load_transfer(
         else:
             listed = list_transfer(name, root, skip_bad=skip_bad)
             state, read = listed.state, partial(_listed_files, root, listed)
-
     key = hashlib.sha256(f"{_VERSION}|{size}|{state}".encode()).hexdigest()
     place, decode = arrays_folder(f"transfer-{name}-{key[:16]}"), partial(_decode, size)
     stored = prepare_images(place, read, decode, size=size, title=source.title, skip_bad=skip_bad)
@@ -174,6 +173,5 @@ def _split_arrays(dataset: Dataset) -> _Held:
 
 
 def _decode(size: int, picture: _Picture) -> np.ndarray:
-    opened = Image.open(picture) if isinstance(picture, Path) else Image.fromarray(picture.transpose(1, 2, 0))
-    with opened:
+    with Image.open(picture) if isinstance(picture, Path) else Image.fromarray(picture.transpose(1, 2, 0)) as opened:
         return middle(opened.convert("RGB"), size, size)

@@ -186,11 +186,8 @@ def write_contact_sheet(
 ) -> Path:
     """Writes a PNG with one row of views for each object, and returns its path.
 
-    Args:
-        root: the folder that holds train_images.npy and val_images.npy.
-        objects: rows at most, 1 or more, taken from each class in turn, those for training first.
-        views: columns, views 0, 1, ...; 1 or more.
-        cell: side of each picture in pixels; that of the first one if not given.
+    At most so many rows are taken from each class in turn, objects for training first; columns are views 0, 1, ...;
+    ``cell`` is each picture's side in pixels, that of the first one if not given. All are 1 or more.
 
     Raises:
         UserError: a list or a picture is missing or does not decode; the file cannot be written; a number is too small.
@@ -199,13 +196,13 @@ def write_contact_sheet(
     for name, value in (("objects", objects), ("views", views), ("cell", cell or 1)):
         if value < 1:
             raise UserError(f"{name}={value} is too small", f"give {name} of 1 or more")
-    rows = [[root / entry / f"image_{view}.jpg" for view in range(views)] for entry in _choose(root, objects)]
-    side = cell or _opened(rows[0][0]).width
+    entries = _choose(root, objects)
+    side = cell or _opened(root / entries[0] / "image_0.jpg").width
     step = side + _GAP
-    sheet = Image.new("RGB", (views * step + _GAP, len(rows) * step + _GAP), "white")
-    for (row, column), picture in np.ndenumerate(np.array(rows)):
-        image = _opened(picture).resize((side, side), Image.Resampling.LANCZOS)
-        sheet.paste(image, (_GAP + column * step, _GAP + row * step))
+    sheet = Image.new("RGB", (views * step + _GAP, len(entries) * step + _GAP), "white")
+    for row, view in np.ndindex(len(entries), views):
+        image = _opened(root / entries[row] / f"image_{view}.jpg")
+        sheet.paste(image.resize((side, side), Image.Resampling.LANCZOS), (_GAP + view * step, _GAP + row * step))
     write_atomically(path, lambda temporary: sheet.save(temporary, "PNG", optimize=True))
     return path
 

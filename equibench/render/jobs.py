@@ -122,14 +122,13 @@ class Work:
         root, plan = self.root, read_json(self.root / _PLAN)
         if root.exists() and not root.is_dir():
             raise UserError(f"{root} is a file", "choose a folder")
-        if plan:
-            before, now = plan.get("settings", {}), self._decisive().items()
-            differ = [f"{key} {before.get(key)} (now {value})" for key, value in now if before.get(key) != value]
-            if differ:
-                problem = f"{root} was rendered with other settings: {', '.join(differ)}"
-                raise UserError(problem, "give the same settings to go on with it, or choose another folder")
-        elif root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
+        if not plan and root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
             raise UserError(f"{root} is not empty, and has no {_PLAN} that says what it is", "choose another folder")
+        before, now = plan.get("settings", {}), self._decisive().items()
+        differ = [f"{key} {before.get(key)} (now {value})" for key, value in now if before.get(key) != value]
+        if plan and differ:
+            problem = f"{root} was rendered with other settings: {', '.join(differ)}"
+            raise UserError(problem, "give the same settings to go on with it, or choose another folder")
         return plan
 
     def write_plan(self, **facts: Any) -> None:
@@ -190,12 +189,8 @@ def render_all(
 ) -> Generator[tuple[str, str], None, None]:
     """Carry out the jobs, each in one of so many processes; yields "<synset>/<object>" and what was wrong, or "".
 
-    Args:
-        skip_bad: whether to go on where an object cannot be read.
-        lock: a file that every further process keeps locked, shared with the others, until it has ended.
-
-    Raises:
-        UserError: an object cannot be read, and ``skip_bad`` is not set; a process died.
+    A UserError tells that a process died or, unless ``skip_bad``, that an object cannot be read. The ``lock`` is a file
+    that every further process keeps locked, shared with the others, until it has ended.
     """
     if processes == 1:
         with threadpool_limits(1):  # or one process would compute other last digits than several

@@ -155,9 +155,8 @@ def _sphere() -> Array:
 
 def _block(half: tuple[float, float, float]) -> Array:
     square = np.array([[[-1.0, -1, 1], [1, -1, 1], [1, 1, 1]], [[-1, -1, 1], [1, 1, 1], [-1, 1, 1]]])
-    turned = [np.roll(square, shift, axis=-1) for shift in range(3)]
-    faces = np.concatenate([*turned, *(-part[:, ::-1] for part in turned)])
-    return _subdivide(faces, 4) * half
+    turned = np.concatenate([np.roll(square, shift, axis=-1) for shift in range(3)])
+    return _subdivide(np.concatenate([turned, -turned[:, ::-1]]), 4) * half
 
 
 def _torus() -> Array:
@@ -177,8 +176,8 @@ def _capsule() -> Array:
 
 
 def _tetrahedron() -> Array:
-    a, b, c, d = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
-    return _subdivide(np.array([[a, b, c], [a, c, d], [a, d, b], [b, d, c]]), 5)
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    return _subdivide(corners[[[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]]], 5)
 
 
 (_RADIUS, _HALF), (_WIDTH, _BASE) = solids.CYLINDER, solids.CONE
