@@ -16,6 +16,7 @@ DATASETS = ("cifar10", "solids")
 SPLITS = ("train", "val", "test")
 _SMALLEST = 8  # side of an image in pixels
 VALIDATION_SHARE = 0.1
+_Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Listing:
     state: str  # digest of paths, labels, sizes and times of change
 
 
-def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
+def split_indices(dataset: Dataset) -> dict[str, _Rows]:
     """Indices into the official training set (train, val) and the official test set (test).
 
     Where the data come without a validation set, a stratified tenth of the training set is for validation and is
@@ -79,7 +80,7 @@ def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
     return {"train": train, "val": val, "test": np.arange(len(dataset.test.labels))}
 
 
-def known_indices(dataset: Dataset, share: float) -> NDArray[np.int64]:
+def known_indices(dataset: Dataset, share: float) -> _Rows:
     """The share of the training split whose transformations count as known (P1 Table 3): stratified, seed 0.
 
     Of data with objects, that share of the objects.
@@ -88,7 +89,7 @@ def known_indices(dataset: Dataset, share: float) -> NDArray[np.int64]:
     return train if share >= 1 else _parted(dataset.train, train, share)[1]
 
 
-def _parted(images: ImageSet, rows: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _parted(images: ImageSet, rows: _Rows, share: float) -> tuple[_Rows, _Rows]:
     """Rows in two parts, the second of that share of each class, or of all where a class would be missing on one side.
 
     Where there are objects, it is that share of the objects, and all views of one are in the same part.
@@ -103,7 +104,7 @@ def _parted(images: ImageSet, rows: NDArray[np.int64], share: float) -> tuple[ND
     return rows[~apart], rows[apart]
 
 
-def draw_rows(labels: ArrayLike, size: float, stratified: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def draw_rows(labels: ArrayLike, size: float, stratified: bool) -> tuple[_Rows, _Rows]:
     """The numbers of the labels in two parts, both ascending, the second of that share or count, drawn with seed 0."""
     from sklearn.model_selection import train_test_split
 

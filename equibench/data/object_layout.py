@@ -61,8 +61,7 @@ class Fault(NamedTuple):
         return UserError(f"{root / self.path} {self.reason}", fix)
 
 
-@dataclass(frozen=True)
-class ObjectViews:
+class ObjectViews(NamedTuple):
     """One object and its views that have both files."""
 
     path: str  # "<synset>/<object>"
@@ -70,8 +69,7 @@ class ObjectViews:
     views: tuple[int, ...]  # ascending
 
 
-@dataclass(frozen=True)
-class ObjectNames:
+class ObjectNames(NamedTuple):
     """What the lists name."""
 
     splits: dict[str, list[str]]  # "train" and "test": "<synset>/<object>", sorted

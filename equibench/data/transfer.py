@@ -32,8 +32,7 @@ NO_HOST = """\
 its official host serves neither the images nor the lists any more (pytorch/vision#9348): they must come from a copy;
 mirrors that others name, not checked here, are OpenDataLab's SUN397 and Kaggle's sun397-50-50"""
 
-_Picture = Path | np.ndarray
-"""A file, or pixels (3, H, W) uint8."""
+_Picture = Path | np.ndarray  # a file, or pixels (3, H, W) uint8
 _Held = tuple[Mapping[str, Sequence[tuple[_Picture, int]]], Mapping[str, tuple[str, ...]]]
 """Pictures and their labels by split, and the "class_names"."""
 
