@@ -61,7 +61,7 @@ def contact_sheet(
     """Show some views of some objects in one picture."""
     from equibench.render import generate as contact
 
-    written = contact.contact_sheet(root, out, objects=objects, views=views, cell=cell)
+    written = contact.write_contact_sheet(root, out, objects=objects, views=views, cell=cell)
     Console().print(f"written: {escape(str(written))}", style="dim", soft_wrap=True)
 
 

@@ -15,12 +15,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 
 from equibench.data import solids
 from equibench.data.dataset import data_roots
@@ -31,24 +30,32 @@ from equibench.utils.download import exclusive
 from equibench.utils.files import write_text
 from equibench.utils.random import uniforms
 
-RENDERED_SCENES = "rendered-scenes"
-_RANDOM_KEY = "ade20k-generated"
+NAME = "ADEChallengeData2016"
+_KINDS = ("images", "annotations")
+ADE20K_SPLITS = ("training", "validation")
+IMAGE, MASK = ".jpg", ".png"
+CLASSES = 150
+_VERSION = 1  # raised whenever another thing is checked
 
+LAYOUT = f"""\
+the layout of ADE20K is
+  ade/{NAME}/images/training/*.jpg
+  ade/{NAME}/images/validation/*.jpg
+  ade/{NAME}/annotations/training/*.png    (one channel: 0 = other, 1 to 150 = classes)
+  ade/{NAME}/annotations/validation/*.png"""
+
+RENDERED_SCENES = "rendered-scenes"
 GROUNDS = ("clouds", "stripes")
-CLASS_NAMES = (*solids.CLASS_NAMES, *GROUNDS)
+SCENE_CLASSES = (*solids.CLASS_NAMES, *GROUNDS)
 """Of labels 1 to 12. ADE20K's own names for these labels (wall, building, ...) do not fit."""
 
-SMALLEST = 32
+_SMALLEST = 32
 DRAWS, CELLS = 40, 8  # numbers that a picture takes, and cells of the coarse noise along each side
-QUALITY = 95
+QUALITY = 95  # of the JPEGs
 
 
 def rendered_scenes_folder(images: tuple[int, int] = (200, 50), size: int = 96, seed: int = 0) -> Path:
-    """The generated tree in the cache, made where it is not there; arguments as for `write_scenes`.
-
-    Raises:
-        UserError: a number is out of range, or the cache folder cannot be written.
-    """
+    """The generated tree in the cache, made where it is not there; arguments and errors as for `write_scenes`."""
     # named by the generator's code, so that pictures of another version are not taken for its
     key = f"{code_digest(write_scenes)[:12]}-{images[0]}-{images[1]}-{size}-{seed}"
     folder = cache_folder() / RENDERED_SCENES / key
@@ -79,21 +86,27 @@ def write_scenes(root: Path | str, *, images: tuple[int, int] = (200, 50), size:
         UserError: a number is out of range, the folder exists and is not empty, or cannot be written.
     """
     root = Path(root).expanduser()
-    if len(images) != 2 or min(images) < 1 or size < SMALLEST:
-        raise UserError(
-            f"images={images} of size={size} cannot be generated",
-            f"give two numbers of at least 1 (training, validation) and {SMALLEST} px or more",
-        )
+    if len(images) != 2 or min(images) < 1 or size < _SMALLEST:
+        fix = f"give two numbers of at least 1 (training, validation) and {_SMALLEST} px or more"
+        raise UserError(f"images={images} of size={size} cannot be generated", fix)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} exists and is not an empty folder", "choose another folder")
     scratch = root.parent / f".unfinished-{uuid.uuid4().hex}"
+    entries = [(split, n) for split, count in zip(ADE20K_SPLITS, images, strict=True) for n in range(count)]
     try:
-        _write(scratch, images, size, seed)
+        for kind in _KINDS:
+            for split in ADE20K_SPLITS:
+                (scratch / NAME / kind / split).mkdir(parents=True)
+        with progress(f"rendering {RENDERED_SCENES}", len(entries)) as advance:
+            for split, number in entries:
+                files = _files(split, f"{number + 1:06d}")
+                for file, pixels in zip(files, picture(split, number, size, seed), strict=True):
+                    Image.fromarray(pixels).save(scratch / NAME / file, quality=QUALITY)
+                advance()
         os.replace(scratch, root)  # over an empty folder, or none
     except OSError as error:
-        raise UserError(
-            f"{root} cannot be written: {error.strerror or error}", "free some space or choose another folder"
-        ) from error
+        problem = f"{root} cannot be written: {error.strerror or error}"
+        raise UserError(problem, "free some space or choose another folder") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return root
@@ -101,31 +114,23 @@ def write_scenes(root: Path | str, *, images: tuple[int, int] = (200, 50), size:
 
 def picture(split: str, number: int, size: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """One picture (H, W, 3) and its labels (H, W)."""
-    u = uniforms((1, DRAWS + 2 * CELLS * CELLS), _RANDOM_KEY, seed, split, number)[0]
+    from scipy import ndimage
+
+    u = uniforms((1, DRAWS + 2 * CELLS * CELLS), "ade20k-generated", seed, split, number)[0]
     width = size if number % 2 == 0 else size * 5 // 4
     image, label = _ground(u, size, width)
-    count = 2 + int(3 * u[20])
     # ten solids in a row show each kind once, so a stream of all pictures' solids shows all kinds alike often
-    stream = 2 * seed + SPLITS.index(split)
-    for place in range(count):
+    stream = 2 * seed + ADE20K_SPLITS.index(split)
+    for place in range(2 + int(3 * u[20])):  # each before the ground and before earlier ones
         share, across, down = u[21 + 3 * place : 24 + 3 * place]
         side = int(size * (0.45 + 0.3 * share))
-        one = solids.render(1, size=side, seed=stream, start=4 * number + place)
+        solid = solids.render_solids(1, size=side, seed=stream, start=4 * number + place)
         left, top = int(across * (width - side)), int(down * (size - side))
-        _paste(image, label, one, left, top)
+        window, mask = np.s_[top : top + side, left : left + side], solid.masks[0]
+        image[window][mask] = solid.images[0].transpose(1, 2, 0)[mask]
+        label[window][mask] = 0
+        label[window][ndimage.binary_erosion(mask)] = int(solid.labels[0]) + 1
     return image, label
-
-
-def _write(folder: Path, images: tuple[int, int], size: int, seed: int) -> None:
-    entries = [(split, number) for split, count in zip(SPLITS, images, strict=True) for number in range(count)]
-    for kind in ("images", "annotations"):
-        for split in SPLITS:
-            (folder / NAME / kind / split).mkdir(parents=True)
-    for split, number in track(entries, f"rendering {RENDERED_SCENES}", console=Console(stderr=True), transient=True):
-        image, label = picture(split, number, size, seed)
-        name = f"{number + 1:06d}"
-        Image.fromarray(image).save(folder / NAME / "images" / split / f"{name}.jpg", quality=QUALITY)
-        Image.fromarray(label).save(folder / NAME / "annotations" / split / f"{name}.png")
 
 
 def _ground(u: NDArray[np.float64], height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -133,53 +138,20 @@ def _ground(u: NDArray[np.float64], height: int, width: int) -> tuple[NDArray[np
     y, x = np.mgrid[0:height, 0:width] / height
     angle, offset = 2 * np.pi * u[0], 0.5 * (u[1] - 0.5)
     first = (x - width / height / 2) * np.cos(angle) + (y - 0.5) * np.sin(angle) > offset
-    kinds = [int(2 * u[2]), int(2 * u[3])]
     image, label = np.empty((height, width, 3), np.uint8), np.empty((height, width), np.uint8)
-    for part, (where, kind) in enumerate(zip((first, ~first), kinds, strict=True)):
-        draws = u[4 + 8 * part : 12 + 8 * part]
-        noise = u[DRAWS + part * CELLS * CELLS :][: CELLS * CELLS].reshape(CELLS, CELLS)
-        shade = _clouds(noise, height, width) if kind == 0 else _stripes(draws, x, y)
+    for part, where in enumerate((first, ~first)):
+        kind, draws = int(2 * u[2 + part]), u[4 + 8 * part : 12 + 8 * part]
+        if GROUNDS[kind] == "clouds":  # coarse noise, made smooth
+            noise = u[DRAWS + part * CELLS * CELLS :][: CELLS * CELLS].reshape(CELLS, CELLS)
+            coarse = Image.fromarray((255 * noise).astype(np.uint8))
+            shade = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 255
+        else:  # waves of 6 to 12 to the picture's height
+            along = x * np.cos(np.pi * draws[0]) + y * np.sin(np.pi * draws[0])
+            shade = 0.5 + 0.5 * np.sin(2 * np.pi * (6 + 6 * draws[1]) * along)
         dark, bright = 40 + 80 * draws[2:5], 140 + 100 * draws[5:8]
         image[where] = (dark + shade[..., None] * (bright - dark))[where].astype(np.uint8)
         label[where] = len(solids.CLASS_NAMES) + 1 + kind
     return image, label
-
-
-def _clouds(noise: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
-    """Coarse noise, made smooth: (height, width) in [0, 1]."""
-    coarse = Image.fromarray((255 * noise).astype(np.uint8))
-    return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)) / 255
-
-
-def _stripes(draws: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Waves of 6 to 12 to the picture's height: (height, width) in [0, 1]."""
-    along = x * np.cos(np.pi * draws[0]) + y * np.sin(np.pi * draws[0])
-    return 0.5 + 0.5 * np.sin(2 * np.pi * (6 + 6 * draws[1]) * along)
-
-
-def _paste(image: NDArray[np.uint8], label: NDArray[np.uint8], one: solids.Solids, left: int, top: int) -> None:
-    """Put a solid before the ground and before earlier solids."""
-    mask = one.masks[0]
-    window = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
-    padded = np.pad(mask, 1)
-    inner = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    image[window][mask] = one.images[0].transpose(1, 2, 0)[mask]
-    label[window][mask] = 0
-    label[window][inner] = int(one.labels[0]) + 1
-
-
-NAME = "ADEChallengeData2016"
-SPLITS = ("training", "validation")
-IMAGE, MASK = ".jpg", ".png"
-CLASSES = 150
-VERSION = 1  # raised whenever another thing is checked
-
-LAYOUT = f"""\
-the layout of ADE20K is
-  ade/{NAME}/images/training/*.jpg
-  ade/{NAME}/images/validation/*.jpg
-  ade/{NAME}/annotations/training/*.png    (one channel: 0 = other, 1 to 150 = classes)
-  ade/{NAME}/annotations/validation/*.png"""
 
 
 @dataclass(frozen=True)
@@ -196,18 +168,16 @@ class CheckedTree:
 def find_ade20k(data_root: Path | str | None = None) -> Path:
     """The folder that holds images/ and annotations/, at or below `data_root`, or else $EQUIBENCH_DATA.
 
-    Raises:
-        UserError: it is not there; the message draws the layout.
+    A UserError draws the layout where it is not there.
     """
     given, where = data_roots(data_root, LAYOUT)
     places = [base / below for base in given for below in ("", NAME, f"ade/{NAME}")]
-    root = next((p for p in places if (p / "images").is_dir() and (p / "annotations").is_dir()), None)
+    root = next((place for place in places if all((place / kind).is_dir() for kind in _KINDS)), None)
     if root is None:
         raise UserError(f"ADE20K is not in {where}", f"give the folder by --data-root or $EQUIBENCH_DATA; {LAYOUT}")
-    for kind in ("images", "annotations"):
-        for split in SPLITS:
-            if not (root / kind / split).is_dir():
-                raise UserError(f"{root / kind / split} is missing", LAYOUT)
+    for folder in (root / kind / split for kind in _KINDS for split in ADE20K_SPLITS):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is missing", LAYOUT)
     return root
 
 
@@ -225,74 +195,60 @@ def check_tree(data_root: Path | str | None = None, *, classes: int = CLASSES, s
             or a label beyond `classes`. The message names the file.
     """
     root = find_ade20k(data_root)
-    names = {split: _names(root, split) for split in SPLITS}
-    digest = _state(root, names, classes)
+    entries = [(split, name) for split in ADE20K_SPLITS for name in _names(root / "images" / split)]
+    digest = hashlib.sha256(f"{_VERSION}|{classes}|".encode() + os.fsencode(root.resolve()))
+    for file in (file for entry in entries for file in _files(*entry)):
+        state = (root / file).stat() if (root / file).exists() else None
+        facts = f"|{state.st_size}|{state.st_mtime_ns}|" if state else "|missing|"
+        digest.update(facts.encode() + os.fsencode(file))
+    sha256 = digest.hexdigest()
     with writing_to_cache() as cache:
         folder = cache / "checked"
         folder.mkdir(exist_ok=True)
-        record = folder / f"ade20k-{digest[:16]}.json"
+        record = folder / f"ade20k-{sha256[:16]}.json"
         with exclusive(folder / ".ade20k.lock"):  # of several processes one looks, the others read what it found
-            facts = read_json(record)
-            if facts.get("sha256") != digest:
-                bad, pixels = _look(root, names, classes, skip_bad)
-                facts = {"sha256": digest, "bad": bad, "pixels": pixels.tolist()}
-                write_text(record, json.dumps(facts))
-    bad = [tuple(entry) for entry in facts["bad"]]
+            found = read_json(record)
+            if found.get("sha256") != sha256:
+                found = {"sha256": sha256, **_look(root, entries, classes, skip_bad)}
+                write_text(record, json.dumps(found))
+    bad = found["bad"]
     if bad and not skip_bad:  # another call had asked to leave them out
         raise _refused(root, *bad[0][2:])
     out = {(split, name) for split, name, _, _ in bad}
-    good = {s: tuple(name for name in names[s] if (s, name) not in out) for s in SPLITS}
-    for split in SPLITS:
-        if not good[split]:
+    good = {split: tuple(name for s, name in entries if s == split and (s, name) not in out) for split in ADE20K_SPLITS}
+    for split, names in good.items():
+        if not names:
             raise UserError(f"no image of {root / 'images' / split} is good", f"the first: {bad[0][2]}: {bad[0][3]}")
-    left_out = tuple((path, reason) for _, _, path, reason in bad)
-    return CheckedTree(root, good, left_out, np.array(facts["pixels"], dtype=np.int64), digest)
+    left_out = tuple((file, reason) for _, _, file, reason in bad)
+    return CheckedTree(root, good, left_out, np.array(found["pixels"], dtype=np.int64), sha256)
 
 
-def label_areas(tree: CheckedTree, split: str = "validation") -> NDArray[np.int64]:
-    """Pixels of each class in each annotation of a split, (N, classes): what is known without any prediction."""
+def label_areas(tree: CheckedTree) -> NDArray[np.int64]:
+    """Pixels of each class in each validation annotation, (N, classes): what is known without any prediction."""
 
     def areas(name: str) -> NDArray[np.int64]:
-        with Image.open(_paths(tree.root, split, name)[1]) as opened:
+        with Image.open(tree.root / _files("validation", name)[1]) as opened:
             return np.bincount(np.asarray(opened).ravel(), minlength=len(tree.pixels) + 1)[1:]
 
-    return np.stack(list(decode_all(tree.names[split], areas))).astype(np.int64)
+    return np.stack(list(decode_all(tree.names["validation"], areas))).astype(np.int64)
 
 
-def _names(root: Path, split: str) -> list[str]:
-    folder = root / "images" / split
+def _names(folder: Path) -> list[str]:
     found = [path.relative_to(folder) for path in folder.rglob(f"*{IMAGE}") if not path.name.startswith(".")]
     if not found:
         raise UserError(f"{folder} holds no {IMAGE} image", LAYOUT)
     return sorted(path.as_posix().removesuffix(IMAGE) for path in found)
 
 
-def _paths(root: Path, split: str, name: str) -> tuple[Path, Path]:
-    return root / "images" / split / f"{name}{IMAGE}", root / "annotations" / split / f"{name}{MASK}"
+def _files(split: str, name: str) -> tuple[str, str]:
+    """An image and its annotation, relative to the folder that holds images/ and annotations/."""
+    return f"images/{split}/{name}{IMAGE}", f"annotations/{split}/{name}{MASK}"
 
 
-def _state(root: Path, names: dict[str, list[str]], classes: int) -> str:
-    digest = hashlib.sha256(f"{VERSION}|{classes}|".encode() + os.fsencode(root.resolve()))
-    for split in SPLITS:
-        for name in names[split]:
-            for path in _paths(root, split, name):
-                state = path.stat() if path.exists() else None
-                facts = f"|{state.st_size}|{state.st_mtime_ns}|" if state else "|missing|"
-                digest.update(facts.encode() + os.fsencode(path.relative_to(root)))
-    return digest.hexdigest()
-
-
-_Bad = tuple[str, str, str, str]
-"""Split, name, the file at fault (relative to the root) and what is wrong with it."""
-
-
-def _look(
-    root: Path, names: dict[str, list[str]], classes: int, skip_bad: bool
-) -> tuple[list[_Bad], NDArray[np.int64]]:
-    """What is bad, and the training annotations' pixels of each class."""
-    entries = [(split, name) for split in SPLITS for name in names[split]]
+def _look(root: Path, entries: list[tuple[str, str]], classes: int, skip_bad: bool) -> dict[str, list[Any]]:
+    """The training annotations' pixels of each class; and (split, name, file at fault, its fault) of each bad image."""
     pixels = np.zeros(classes + 1, dtype=np.int64)
-    bad: list[_Bad] = []
+    bad: list[tuple[str, str, str, str]] = []
     with (
         progress("checking ADE20K", len(entries)) as advance,
         closing(decode_all(entries, partial(_look_at, root, classes))) as looked_at,
@@ -305,38 +261,34 @@ def _look(
                 bad.append((split, name, *found))
             elif split == "training":
                 pixels += found
-    return bad, pixels[1:]
+    return {"bad": bad, "pixels": pixels[1:].tolist()}
 
 
 def _look_at(root: Path, classes: int, entry: tuple[str, str]) -> NDArray[np.int64] | tuple[str, str]:
     """Pixels of each label, "other" included (classes + 1,); or the file at fault and what is wrong with it."""
-    image_path, mask_path = _paths(root, *entry)
-    if not mask_path.exists():
-        return _named(root, image_path), f"it has no annotation ({_named(root, mask_path)} is missing)"
-    path = image_path
+    image_file, mask_file = _files(*entry)
+    if not (root / mask_file).exists():
+        return image_file, f"it has no annotation ({mask_file} is missing)"
+    file = image_file
     try:
-        with Image.open(image_path) as image:
+        with Image.open(root / image_file) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)  # as it is turned when it is trained on
             width, height = image.size
-        path = mask_path
-        with Image.open(mask_path) as opened:
+        file = mask_file
+        with Image.open(root / mask_file) as opened:
             mask = np.asarray(opened)
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-        return _named(root, path), f"it cannot be decoded: {type(error).__name__}: {error}"
+        return file, f"it cannot be decoded: {type(error).__name__}: {error}"
     if mask.ndim != 2:
-        return _named(root, path), f"it has {mask.shape[-1]} channels, and an annotation has one"
+        return file, f"it has {mask.shape[-1]} channels, and an annotation has one"
     if mask.shape != (height, width):
-        return _named(root, path), f"it is {mask.shape[1]} x {mask.shape[0]} px, its image {width} x {height}"
+        return file, f"it is {mask.shape[1]} x {mask.shape[0]} px, its image {width} x {height}"
     if int(mask.max()) > classes:
-        return _named(root, path), f"it holds the label {int(mask.max())}, beyond the {classes} classes"
+        return file, f"it holds the label {int(mask.max())}, beyond the {classes} classes"
     return np.bincount(mask.ravel(), minlength=classes + 1).astype(np.int64)
 
 
-def _named(root: Path, path: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
-def _refused(root: Path, path: str, reason: str) -> UserError:
+def _refused(root: Path, file: str, reason: str) -> UserError:
     fix = "mend or remove the file, or leave such images out with --skip-bad (skip_bad=True)"
-    return UserError(f"{root / path}: {reason}", fix)
+    return UserError(f"{root / file}: {reason}", fix)

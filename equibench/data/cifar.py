@@ -10,7 +10,7 @@ import pickle
 import tarfile
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ CIFAR100_MD5 = {
 }
 CIFAR100_BINARY = dict.fromkeys(("fine_label_names.txt", "train.bin", "test.bin"), "")
 IMAGE_SHAPE = (3, 32, 32)
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True)
@@ -63,28 +63,26 @@ class CifarFiles:
     url: str  # of the official archive
 
     def stamp(self) -> dict[str, list[int]]:
-        """Size in bytes and time of change in nanoseconds of each file: while they stay, a check holds.
-
-        A UserError names a file that is missing.
-        """
+        """Bytes and time of change (ns) of each file: while they stay, a check holds. A UserError if one is missing."""
         states = {}
         for name, md5 in self.md5.items():
-            path, wanted = self.folder / name, f" (expected MD5 {md5})" if md5 else ""
+            path = self.folder / name
             try:
                 states[name] = [path.stat().st_size, path.stat().st_mtime_ns]
             except OSError as error:
+                wanted = f" (expected MD5 {md5})" if md5 else ""
                 raise self._error(f"{self.title} is incomplete: {path} is missing{wanted}") from error
         return states
 
     def check(self) -> None:
         """Compares every file with its checksum; a UserError names one that is damaged or cannot be read."""
-        for path, md5 in ((self.folder / name, md5) for name, md5 in self.md5.items() if md5):
+        for name, md5 in self.md5.items():
             try:
-                found = file_md5(path)
+                found = file_md5(self.folder / name) if md5 else ""
             except OSError as error:
                 found = error.strerror or str(error)
             if found != md5:
-                raise self._error(f"{path} is damaged: expected MD5 {md5}, found {found}")
+                raise self._error(f"{self.folder / name} is damaged: expected MD5 {md5}, found {found}")
 
     def batch(self, name: str) -> ImageSet:
         """The images (N, 3, 32, 32) and labels of one file; of CIFAR-100's two labels the fine one."""
@@ -95,17 +93,18 @@ class CifarFiles:
                 labels, pixels = rows[:, fine].astype(np.int64), rows[:, 1 + fine :]
             else:
                 held = _unpickle(path)
-                labels = np.asarray(held["fine_labels" if fine else "labels"], np.int64)
-                pixels = np.asarray(held["data"])
-            found = ImageSet(pixels.reshape(-1, *IMAGE_SHAPE), labels)
-            if found.images.dtype != np.uint8 or labels.shape != found.images.shape[:1]:
-                raise ValueError(f"{len(found.images):,} images of {found.images.dtype}, labels {labels.shape}")
+                labels, pixels = (
+                    np.asarray(held["fine_labels" if fine else "labels"], np.int64),
+                    np.asarray(held["data"]),
+                )
+            images = pixels.reshape(-1, *IMAGE_SHAPE)
+            if images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+                raise ValueError(f"{len(images):,} images of {images.dtype}, labels {labels.shape}")
         except _UNREADABLE as error:
             raise self.not_published(name, error) from error
-        return found
+        return ImageSet(images, labels)
 
     def not_published(self, name: str, reason: object) -> UserError:
-        """The error of a file that is not the published one."""
         return self._error(f"{self.folder / name} is not as published: {reason}")
 
     def _error(self, problem: str) -> UserError:
@@ -115,14 +114,11 @@ class CifarFiles:
 
 def find_cifar10(root: Path) -> CifarFiles | None:
     """The batches under ``root``, or in it; None where there is neither folder nor a single batch."""
-    versions = ((BINARY_FOLDER, BINARY_MD5, URL), (PYTHON_FOLDER, PYTHON_MD5, PYTHON_URL))
-    for folder, md5, url in versions:
-        if (root / folder).is_dir():
-            return CifarFiles("CIFAR-10", root / folder, md5, url)
-    for _, md5, url in versions:
-        if any((root / name).is_file() for name in md5):
-            return CifarFiles("CIFAR-10", root, md5, url)
-    return None
+    binary = CifarFiles("CIFAR-10", root / BINARY_FOLDER, BINARY_MD5, URL)
+    versions = (binary, CifarFiles("CIFAR-10", root / PYTHON_FOLDER, PYTHON_MD5, PYTHON_URL))
+    under = [version for version in versions if version.folder.is_dir()]
+    within = [replace(version, folder=root) for version in versions if any((root / n).is_file() for n in version.md5)]
+    return next(iter(under + within), None)
 
 
 def read_cifar10(files: CifarFiles) -> dict[str, np.ndarray]:
@@ -138,26 +134,24 @@ def read_cifar10(files: CifarFiles) -> dict[str, np.ndarray]:
 def fetch_cifar10(cache: Path, *, network: bool) -> CifarFiles | None:
     """The copy in the cache folder: extracted, or from an archive lying there, or (``network``) downloaded.
 
-    Raises:
-        Unavailable: the server cannot be reached.
-        UserError: the archive is damaged or cannot be written.
+    Raises Unavailable where the server cannot be reached, a UserError where the archive is damaged or not written.
     """
     archive, folder = cache / ARCHIVE, cache / BINARY_FOLDER
     with exclusive(cache / ".download.lock"):
         files = find_cifar10(cache)
-        if files is None and (network or archive.exists()):
-            download(URL, archive, md5=ARCHIVE_MD5)
-            # unpacked beside the folder and moved as a whole, so that it is complete or not there
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".extract-") as scratch, tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data")
-                with contextlib.suppress(OSError):  # another process may have been first, with the same files
-                    os.rename(Path(scratch) / folder.name, folder)
-            if not folder.is_dir():
-                raise UserError(f"{archive} could not be unpacked to {folder}", "unpack it there by hand")
-            with contextlib.suppress(OSError):
-                archive.unlink()
-            files = find_cifar10(cache)
-    return files
+        if files or not (network or archive.exists()):
+            return files
+        download(URL, archive, md5=ARCHIVE_MD5)
+        # unpacked beside the folder and moved as a whole, so that it is complete or not there
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".extract-") as scratch, tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+            with contextlib.suppress(OSError):  # another process may have been first, with the same files
+                os.rename(Path(scratch) / folder.name, folder)
+        if not folder.is_dir():
+            raise UserError(f"{archive} could not be unpacked to {folder}", "unpack it there by hand")
+        with contextlib.suppress(OSError):
+            archive.unlink()
+        return find_cifar10(cache)
 
 
 def _cifar100(root: Path) -> CifarFiles:
@@ -174,10 +168,9 @@ def cifar100_state(root: Path) -> str:
 
 
 def read_cifar100(root: Path) -> Dataset:
-    """Both halves, images (N, 3, 32, 32), from either official version.
+    """Both halves, images (N, 3, 32, 32), from either official version; of the Python version every byte is checked.
 
-    Raises:
-        UserError: a file is absent, damaged or not the published one; of the Python version every byte is checked.
+    A UserError names a file that is absent, damaged or not the published one.
     """
     files = _cifar100(root)
     files.check()

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from equibench.errors import UserError
 
 DATASETS = ("cifar10", "solids")
 SPLITS = ("train", "val", "test")
-SMALLEST = 8
+_SMALLEST = 8  # side of an image in pixels
 VALIDATION_SHARE = 0.1
+_Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ class ImageSet:
     labels: np.ndarray  # (N,) int64, an index into the dataset's class names
     latents: np.ndarray | None = None  # (N, 7) float64, see `transforms.observed`
     objects: np.ndarray | None = None  # (N,) int64, which object; the views of one stand together
+
+
+def image_sets(arrays: Mapping[str, np.ndarray]) -> tuple[ImageSet, ImageSet]:
+    """The training and the test set of the four arrays of any dataset (`utils.arrays.ARRAYS`)."""
+    train, test = (ImageSet(arrays[f"{half}_images"], arrays[f"{half}_labels"]) for half in ("train", "test"))
+    return train, test
 
 
 @dataclass(frozen=True)
@@ -58,55 +66,50 @@ class Listing:
     state: str  # digest of paths, labels, sizes and times of change
 
 
-def split_indices(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
+def split_indices(dataset: Dataset) -> dict[str, _Rows]:
     """Indices into the official training set (train, val) and the official test set (test).
 
     Where the data come without a validation set, a stratified tenth of the training set is for validation and is
     never pretrained on (docs/protocol.md 2.1).
     """
-    test = np.arange(len(dataset.test.labels))
-    if dataset.train.objects is not None:
-        return {**_split_objects(np.asarray(dataset.train.objects), np.asarray(dataset.train.labels)), "test": test}
-    if dataset.validation:
-        border = len(dataset.train.labels) - dataset.validation
-        return {"train": np.arange(border), "val": np.arange(border, len(dataset.train.labels)), "test": test}
-    train, val = _stratified(np.asarray(dataset.train.labels), VALIDATION_SHARE)
-    return {"train": train, "val": val, "test": test}
+    rows = np.arange(len(dataset.train.labels))
+    if dataset.validation and not dataset.has_objects:
+        train, val = rows[: -dataset.validation], rows[-dataset.validation :]
+    else:
+        train, val = _parted(dataset.train, rows, VALIDATION_SHARE)
+    return {"train": train, "val": val, "test": np.arange(len(dataset.test.labels))}
 
 
-def known_indices(dataset: Dataset, share: float) -> NDArray[np.int64]:
+def known_indices(dataset: Dataset, share: float) -> _Rows:
     """The share of the training split whose transformations count as known (P1 Table 3): stratified, seed 0.
 
     Of data with objects, that share of the objects.
     """
     train = split_indices(dataset)["train"]
-    if share >= 1:
-        return train
-    if dataset.train.objects is None:
-        return train[_stratified(np.asarray(dataset.train.labels)[train], share)[1]]
-    objects = np.asarray(dataset.train.objects)[train]
-    return train[_split_objects(objects, np.asarray(dataset.train.labels)[train], share)["val"]]
+    return train if share >= 1 else _parted(dataset.train, train, share)[1]
 
 
-def _split_objects(
-    objects: NDArray[np.int64], labels: NDArray[np.int64], share: float = VALIDATION_SHARE
-) -> dict[str, NDArray[np.int64]]:
-    """Rows of which all views of an object are on one side."""
-    names, first = np.unique(objects, return_index=True)
-    _, apart = _stratified(labels[first], share)
-    side = np.isin(objects, names[apart])
-    return {"train": np.flatnonzero(~side), "val": np.flatnonzero(side)}
+def _parted(images: ImageSet, rows: _Rows, share: float) -> tuple[_Rows, _Rows]:
+    """Rows in two parts, the second of that share of each class, or of all where a class would be missing on one side.
+
+    Where there are objects, it is that share of the objects, and all views of one are in the same part.
+    """
+    labels = np.asarray(images.labels)[rows]
+    first = owner = np.arange(len(rows))
+    if images.objects is not None:
+        _, first, owner = np.unique(np.asarray(images.objects)[rows], return_index=True, return_inverse=True)
+    counts = np.bincount(labels[first])
+    _, drawn = draw_rows(labels[first], share, stratified=counts[counts > 0].min() * share >= 1)
+    apart = np.isin(owner, drawn)
+    return rows[~apart], rows[apart]
 
 
-def _stratified(labels: NDArray[np.int64], share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows in two parts, the second of about that share, each class in proportion where it has enough rows."""
+def draw_rows(labels: ArrayLike, size: float, stratified: bool) -> tuple[_Rows, _Rows]:
+    """The numbers of the labels in two parts, both ascending, the second of that share or count, drawn with seed 0."""
     from sklearn.model_selection import train_test_split
 
-    counts = np.bincount(labels)
-    every_class = counts[counts > 0].min() * share >= 1  # else a class would be missing on one side
-    rest, part = train_test_split(
-        np.arange(len(labels)), test_size=share, random_state=0, stratify=labels if every_class else None
-    )
+    rows = np.arange(len(np.asarray(labels)))
+    rest, part = train_test_split(rows, test_size=size, random_state=0, stratify=labels if stratified else None)
     return np.sort(rest), np.sort(part)
 
 
@@ -117,8 +120,8 @@ def image_source(dataset: Dataset, split: str) -> ImageSet:
 
 def check_size(size: int) -> None:
     """Refuses, by a UserError, images with a side of fewer than 8 pixels."""
-    if size < SMALLEST:
-        raise UserError(f"size={size} is too small for images", f"give a side of {SMALLEST} pixels or more")
+    if size < _SMALLEST:
+        raise UserError(f"size={size} is too small for images", f"give a side of {_SMALLEST} pixels or more")
 
 
 def existing_folder(root: Path | str, expected: str) -> Path:
@@ -132,8 +135,7 @@ def existing_folder(root: Path | str, expected: str) -> Path:
 def data_roots(data_root: Path | str | None, expected: str) -> tuple[list[Path], str]:
     """Where published data are looked for: ``data_root``, then $EQUIBENCH_DATA; and the same in words.
 
-    Raises:
-        UserError: ``data_root`` is not a folder.
+    A UserError tells that ``data_root`` is not a folder.
     """
     roots = [Path(root).expanduser() for root in (data_root, os.environ.get("EQUIBENCH_DATA")) if root]
     if data_root and not roots[0].is_dir():

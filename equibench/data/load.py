@@ -7,14 +7,14 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from equibench.data import cifar, solids
-from equibench.data.dataset import DATASETS, Dataset, ImageSet
+from equibench.data.dataset import DATASETS, Dataset, image_sets
 from equibench.errors import UserError
 from equibench.utils.arrays import (
     StoredArrays,
@@ -114,23 +114,7 @@ def _say(line: str) -> None:
 
 
 def _load_cifar10(data_root: Path | None, download: bool) -> Dataset:
-    files = _local_cifar10(data_root)
-    if files is None:
-        stored = open_arrays(_place_of_cifar10(CIFAR10_SHA256))
-        if stored is not None:
-            return _as_dataset("cifar10", stored)
-        with writing_to_cache() as cache:
-            files = cifar.fetch_cifar10(cache, network=download)
-    if files is None:
-        raise Unavailable(
-            f"CIFAR-10 is neither in $EQUIBENCH_DATA nor in the cache {cache_folder()}, and download is off",
-            f"allow the download, or put {cifar.ARCHIVE} from {cifar.URL} into {cache_folder()}",
-        )
-    return _as_dataset("cifar10", _prepare_cifar10(files))
-
-
-def _local_cifar10(data_root: Path | None) -> cifar.CifarFiles | None:
-    """The copy that the caller or the environment names; None where neither does."""
+    """From the folder that the caller or the environment names, else from the cache, else downloaded."""
     wanted = f"{cifar.BINARY_FOLDER}/ or {cifar.PYTHON_FOLDER}/"
     named = os.environ.get("EQUIBENCH_DATA")
     root = data_root or (Path(named).expanduser() if named else None)
@@ -140,7 +124,16 @@ def _local_cifar10(data_root: Path | None) -> cifar.CifarFiles | None:
         raise UserError(f"data_root {data_root} {state}", f"expected a folder that holds {wanted}")
     if files is None and named:
         _say(f"warning: $EQUIBENCH_DATA ({named}) holds no {wanted}, looking elsewhere")
-    return files
+    stored = None if files else open_arrays(_place_of_cifar10(CIFAR10_SHA256))
+    if files is None and stored is None:
+        with writing_to_cache() as cache:
+            files = cifar.fetch_cifar10(cache, network=download)
+    stored = _prepare_cifar10(files) if files else stored
+    if stored is None:
+        problem = f"CIFAR-10 is neither in $EQUIBENCH_DATA nor in the cache {cache_folder()}, and download is off"
+        fix = f"allow the download, or put {cifar.ARCHIVE} from {cifar.URL} into {cache_folder()}"
+        raise Unavailable(problem, fix)
+    return _as_dataset("cifar10", stored, "CIFAR-10 ({} real images)", cifar.CIFAR10_CLASSES)
 
 
 def _place_of_cifar10(sha256: str) -> Path:
@@ -154,16 +147,15 @@ def _prepare_cifar10(files: cifar.CifarFiles) -> StoredArrays:
     record_path = cache_folder() / "checked" / f"{place}.json"
     record = read_json(record_path)
     stored = open_arrays(_place_of_cifar10(str(record.get("sha256")))) if record.get("files") == stamp else None
-    if stored is not None:
-        return stored
-    files.check()
-    arrays = cifar.read_cifar10(files)
-    digest = content_digest(arrays)
-    needed, what = sum(array.nbytes for array in arrays.values()), "the images of CIFAR-10"
-    stored = prepare_arrays(_place_of_cifar10(digest), partial(_save, lambda: arrays), needed=needed, what=what)
-    # Without the record the next start checks again, no more: a read-only cache may hold the arrays.
-    with contextlib.suppress(UserError):
-        write_text(record_path, json.dumps({"folder": str(files.folder), "files": stamp, "sha256": digest}))
+    if stored is None:
+        files.check()
+        arrays = cifar.read_cifar10(files)
+        digest, needed = content_digest(arrays), sum(array.nbytes for array in arrays.values())
+        save, what = partial(_save, arrays=arrays), "the images of CIFAR-10"
+        stored = prepare_arrays(_place_of_cifar10(digest), save, needed=needed, what=what)
+        # Without the record the next start checks again, no more: a read-only cache may hold the arrays.
+        with contextlib.suppress(UserError):
+            write_text(record_path, json.dumps({"folder": str(files.folder), "files": stamp, "sha256": digest}))
     return stored
 
 
@@ -174,39 +166,32 @@ def _load_solids(sizes: tuple[int, int]) -> Dataset:
     if len(sizes) != 2 or min(sizes) < 1:
         raise UserError(f"sizes={sizes} cannot be rendered", "give two numbers of 1 or more: (train, test)")
     # named by the generator's code, so that pictures of another version are not taken for its
-    folder = arrays_folder(f"solids-{code_digest(solids.render)[:12]}-{sizes[0]}-{sizes[1]}")
-    needed, what = sum(sizes) * 3 * SOLIDS_PIXELS**2, f"{sum(sizes):,} solids"
-    render = partial(_save, lambda: _render_solids(sizes))
-    return _as_dataset("solids", prepare_arrays(folder, render, needed=needed, what=what))
+    folder = arrays_folder(f"solids-{code_digest(solids.render_solids)[:12]}-{sizes[0]}-{sizes[1]}")
+
+    def render(scratch: Path) -> dict[str, Any]:
+        arrays: dict[str, np.ndarray] = {}
+        with progress("rendering solids", sum(sizes)) as advance:
+            for seed, (half, count) in enumerate(zip(("train", "test"), sizes, strict=True)):
+                chunks = []
+                for start in range(0, count, RENDER_CHUNK):
+                    rows = min(RENDER_CHUNK, count - start)
+                    chunks.append(solids.render_solids(rows, size=SOLIDS_PIXELS, seed=seed, start=start))
+                    advance(rows)
+                for kind in ("images", "labels"):
+                    arrays[f"{half}_{kind}"] = np.concatenate([getattr(chunk, kind) for chunk in chunks])
+        return _save(scratch, arrays)
+
+    stored = prepare_arrays(folder, render, needed=sum(sizes) * 3 * SOLIDS_PIXELS**2, what=f"{sum(sizes):,} solids")
+    return _as_dataset("solids", stored, "Solids ({} images generated by equibench, not real)", solids.CLASS_NAMES)
 
 
-def _render_solids(sizes: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Renders both sets, the training set with seed 0 and the test set with seed 1."""
-    arrays: dict[str, np.ndarray] = {}
-    with progress("rendering solids", sum(sizes)) as advance:
-        for seed, (half, count) in enumerate(zip(("train", "test"), sizes, strict=True)):
-            chunks = []
-            for start in range(0, count, RENDER_CHUNK):
-                rows = min(RENDER_CHUNK, count - start)
-                chunks.append(solids.render(rows, size=SOLIDS_PIXELS, seed=seed, start=start))
-                advance(rows)
-            arrays[f"{half}_images"] = np.concatenate([chunk.images for chunk in chunks])
-            arrays[f"{half}_labels"] = np.concatenate([chunk.labels for chunk in chunks])
-    return arrays
-
-
-def _save(make: Callable[[], dict[str, np.ndarray]], scratch: Path) -> dict[str, object]:
-    for key, array in make().items():
+def _save(scratch: Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    for key, array in arrays.items():
         np.save(scratch / f"{key}.npy", array, allow_pickle=False)
     return {}
 
 
-def _as_dataset(name: str, stored: StoredArrays) -> Dataset:
-    train = ImageSet(stored.arrays["train_images"], stored.arrays["train_labels"])
-    test = ImageSet(stored.arrays["test_images"], stored.arrays["test_labels"])
+def _as_dataset(name: str, stored: StoredArrays, description: str, class_names: tuple[str, ...]) -> Dataset:
+    train, test = image_sets(stored.arrays)
     counts = f"{len(train.labels):,} + {len(test.labels):,}"
-    description = f"Solids ({counts} images generated by equibench, not real)"
-    if name == "cifar10":
-        description = f"CIFAR-10 ({counts} real images)"
-    classes = cifar.CLASS_NAMES if name == "cifar10" else solids.CLASS_NAMES
-    return Dataset(name, description, train, test, classes, stored.sha256)
+    return Dataset(name, description.format(counts), train, test, class_names, stored.sha256)

@@ -29,7 +29,7 @@ LISTS = {"train": "train", "test": "val"}  # the published validation objects ar
 FILE = re.compile(r"image_(0|[1-9][0-9]*)\.jpg|latent_(0|[1-9][0-9]*)\.npy")
 
 FOLDER = "3DIEBench"
-ARCHIVE = "https://dl.fbaipublicfiles.com/SIE/3DIEBench.tar.gz"
+_ARCHIVE = "https://dl.fbaipublicfiles.com/SIE/3DIEBench.tar.gz"
 LISTS_FROM = "https://github.com/facebookresearch/SIE, folder data/"
 TREE = f"""\
 {FOLDER}/
@@ -39,9 +39,29 @@ TREE = f"""\
             image_0.jpg   ...  image_49.jpg
             latent_0.npy  ...  latent_49.npy"""
 
+LATENTS = ("yaw", "pitch", "roll", "floor_hue", "spot_theta", "spot_phi", "spot_hue")
+LOWEST = np.array([-np.pi / 2, -np.pi / 2, -np.pi / 2, 0, 0, 0, 0])
+HIGHEST = np.array([np.pi / 2, np.pi / 2, np.pi / 2, 1, np.pi / 4, 2 * np.pi, 1])
+_ONE_HEADER = Lock()  # Python 3.11 parses no two at once: now and then it fails on a good file ("AST constructor ...")
+_TOLERANCE = 1e-6  # of the ranges, for files that were written in another precision
 
-@dataclass(frozen=True)
-class ObjectViews:
+
+class Fault(NamedTuple):
+    """What cannot be used, a file or a whole object: its path relative to the root, and why."""
+
+    path: str
+    reason: str
+
+    @property
+    def is_object(self) -> bool:
+        return self.path.count("/") == 1
+
+    def error(self, root: Path) -> UserError:
+        fix = "unpack it again or remove it, or leave out what cannot be used with --skip-bad (skip_bad=True)"
+        return UserError(f"{root / self.path} {self.reason}", fix)
+
+
+class ObjectViews(NamedTuple):
     """One object and its views that have both files."""
 
     path: str  # "<synset>/<object>"
@@ -49,8 +69,7 @@ class ObjectViews:
     views: tuple[int, ...]  # ascending
 
 
-@dataclass(frozen=True)
-class ObjectNames:
+class ObjectNames(NamedTuple):
     """What the lists name."""
 
     splits: dict[str, list[str]]  # "train" and "test": "<synset>/<object>", sorted
@@ -74,42 +93,45 @@ def find_object_data(data_root: Path | str | None = None) -> Path:
     """The folder that holds 3DIEBench: ``data_root`` or $EQUIBENCH_DATA itself, or a folder two levels down in them.
 
     It counts as the data where it is called 3DIEBench; the folder itself also where it holds ``train_images.npy``.
-
-    Raises:
-        UserError: ``data_root`` is not a folder, or the data are in neither; it tells what to download.
+    A UserError is raised where ``data_root`` is not a folder, or the data are in neither; it tells what to download.
     """
     bases, where = data_roots(data_root, f"give the folder {FOLDER}, or one that holds it")
     for base in bases:
-        if base.is_dir() and (base.name == FOLDER or (base / "train_images.npy").is_file()):
-            return base
-        for found in (base / FOLDER, *sorted(base.glob(f"*/{FOLDER}"))):
+        itself = [base] if base.name == FOLDER or (base / "train_images.npy").is_file() else []
+        for found in (*itself, base / FOLDER, *sorted(base.glob(f"*/{FOLDER}"))):
             if found.is_dir():
                 return found
-    fix = f"download {ARCHIVE} (17 GB) and unpack it; give by --data-root or $EQUIBENCH_DATA a folder with\n{TREE}"
+    fix = f"download {_ARCHIVE} (17 GB) and unpack it; give by --data-root or $EQUIBENCH_DATA a folder with\n{TREE}"
     raise UserError(f"3DIEBench is not in {where}", fix)
 
 
 def read_lists(lists: Path) -> ObjectNames:
     """The objects that the four lists in a folder name; neither their order nor naming one twice matters.
 
-    Raises:
-        UserError: a list is missing, cannot be read, names no object, or contradicts itself or another.
+    A UserError names a list that is missing, cannot be read, names no object, or contradicts itself or another.
     """
     named: dict[str, list[str]] = {}
     label_of: dict[str, Any] = {}
     synset_of: dict[Any, str] = {}
     for split, prefix in LISTS.items():
-        source = lists / f"{prefix}_images.npy"
-        paths = [_object_path(source, entry) for entry in _read_list(source)]
-        labels = _read_list(lists / f"{prefix}_labels.npy")
-        _check_labels(lists / f"{prefix}_labels.npy", paths, labels, label_of, synset_of)
+        images_file, labels_file = (lists / f"{prefix}_{kind}.npy" for kind in ("images", "labels"))
+        paths = [_object_path(images_file, entry) for entry in _read_list(images_file)]
+        labels = _read_list(labels_file)
+        if len(paths) != len(labels):
+            problem = f"{labels_file} holds {len(labels):,} labels for {len(paths):,} objects"
+            raise UserError(problem, "expected one for each")
+        for path, label in zip(paths, labels, strict=True):
+            synset = path.split("/")[0]
+            for one, other, known in ((synset, label, label_of), (label, synset, synset_of)):
+                if known.setdefault(one, other) != other:
+                    problem = f"gives {path} the label {label!r}; {one!r} already went with {known[one]!r}"
+                    fix = "expected one label for each synset, the same in both lists"
+                    raise UserError(f"{labels_file} {problem}", fix)
         named[split] = sorted(set(paths))
     shared = sorted(set(named["train"]) & set(named["test"]))
     if shared:
-        raise UserError(
-            f"{lists / 'val_images.npy'} names {shared[0]}, which train_images.npy names too ({len(shared):,} in all)",
-            "an object is for training or for testing",
-        )
+        problem = f"names {shared[0]}, which train_images.npy names too ({len(shared):,} in all)"
+        raise UserError(f"{lists / 'val_images.npy'} {problem}", "an object is for training or for testing")
     return ObjectNames(named, tuple(sorted(label_of)))
 
 
@@ -134,7 +156,6 @@ def folder_states(root: Path, names: ObjectNames) -> dict[str, tuple[int, int, i
 
 def list_objects(root: Path, names: ObjectNames, present: Collection[str], *, skip_bad: bool = False) -> ObjectListing:
     """The views of the objects that are present. What lacks a file, or a second view, is a fault, and not listed."""
-    labels = {synset: label for label, synset in enumerate(names.class_names)}
     digest = hashlib.sha256(f"{names.class_names}".encode())
     splits: dict[str, list[ObjectViews]] = {}
     faults: list[Fault] = []
@@ -147,7 +168,7 @@ def list_objects(root: Path, names: ObjectNames, present: Collection[str], *, sk
                 if wrong and not skip_bad:
                     raise wrong[0].error(root)
                 faults += wrong
-                label = labels[path.split("/")[0]]
+                label = names.class_names.index(path.split("/")[0])
                 digest.update(f"|{split}|{label}|{path}|".encode(errors="surrogateescape") + state)
                 if len(views) >= FEWEST_VIEWS:
                     splits[split].append(ObjectViews(path, label, views))
@@ -160,9 +181,6 @@ def none_usable(root: Path, split: str, faults: Sequence[Fault]) -> UserError:
     """The error of a split in which nothing is left."""
     last = f"the last of {len(faults):,} faults: {faults[-1].path} {faults[-1].reason}"
     return UserError(f"no {split} object of {root} can be used", last)
-
-
-# The lists
 
 
 def _read_list(path: Path) -> list[Any]:
@@ -186,43 +204,22 @@ def _object_path(source: Path, entry: object) -> str:
     return "/".join(parts)
 
 
-def _check_labels(
-    source: Path, paths: Sequence[str], labels: Sequence[Any], label_of: dict[str, Any], synset_of: dict[Any, str]
-) -> None:
-    """Refuses labels that are not one to one with synsets, all that is asked of them; fills both dictionaries."""
-    if len(paths) != len(labels):
-        raise UserError(f"{source} holds {len(labels):,} labels for {len(paths):,} objects", "expected one for each")
-    for path, label in zip(paths, labels, strict=True):
-        synset = path.split("/")[0]
-        for one, other, known in ((synset, label, label_of), (label, synset, synset_of)):
-            if known.setdefault(one, other) != other:
-                problem = f"{source} gives {path} the label {label!r}; {one!r} already went with {known[one]!r}"
-                raise UserError(problem, "expected one label for each synset, the same in both lists")
-
-
-# The files of an object
-
-
 def _scan(root: Path, path: str) -> tuple[tuple[int, ...], list[Fault], bytes]:
     """One object's views, what is wrong with it, and a digest of its files' names, sizes and times of change."""
-    files: dict[str, tuple[int, int]] = {}
     try:
-        with os.scandir(root / path) as entries:
-            for entry in entries:
-                if FILE.fullmatch(entry.name) and entry.is_file():  # False for a link that leads nowhere
-                    state = entry.stat()
-                    files[entry.name] = (state.st_size, state.st_mtime_ns)
+        with os.scandir(root / path) as entries:  # is_file() is False for a link that leads nowhere
+            states = {entry.name: entry.stat() for entry in entries if FILE.fullmatch(entry.name) and entry.is_file()}
     except OSError as error:
         raise _unreadable(root / path, error) from error
+    files = {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
     faults, views = [], []
     for number in sorted({int(name[name.index("_") + 1 : -4]) for name in files}):
-        pair = (f"image_{number}.jpg", f"latent_{number}.npy")
-        there = [name for name in pair if name in files]
-        if len(there) == 2:
+        image, latent = f"image_{number}.jpg", f"latent_{number}.npy"
+        if image in files and latent in files:
             views.append(number)
         else:
-            (lacking,) = set(pair) - set(there)
-            faults.append(Fault(f"{path}/{lacking}", f"is missing, while {there[0]} is there"))
+            there, lacking = (image, latent) if image in files else (latent, image)
+            faults.append(Fault(f"{path}/{lacking}", f"is missing, while {there} is there"))
     if len(views) < FEWEST_VIEWS:
         faults.append(too_few(path, len(views)))
     return tuple(views), faults, hashlib.sha256(repr(sorted(files.items())).encode()).digest()
@@ -233,30 +230,7 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 
 def too_few(path: str, count: int) -> Fault:
-    """The fault of an object that has fewer than two usable views."""
     return Fault(path, f"has {count} usable view{'s' * (count != 1)}, fewer than {FEWEST_VIEWS}")
-
-
-LATENTS = ("yaw", "pitch", "roll", "floor_hue", "spot_theta", "spot_phi", "spot_hue")
-LOWEST = np.array([-np.pi / 2, -np.pi / 2, -np.pi / 2, 0, 0, 0, 0])
-HIGHEST = np.array([np.pi / 2, np.pi / 2, np.pi / 2, 1, np.pi / 4, 2 * np.pi, 1])
-_ONE_HEADER = Lock()  # Python 3.11 parses no two at once: now and then it fails on a good file ("AST constructor ...")
-TOLERANCE = 1e-6  # of the ranges, for files that were written in another precision
-
-
-class Fault(NamedTuple):
-    """What cannot be used, a file or a whole object: its path relative to the root, and why."""
-
-    path: str
-    reason: str
-
-    @property
-    def is_object(self) -> bool:
-        return self.path.count("/") == 1
-
-    def error(self, root: Path) -> UserError:
-        fix = "unpack it again or remove it, or leave out what cannot be used with --skip-bad (skip_bad=True)"
-        return UserError(f"{root / self.path} {self.reason}", fix)
 
 
 class LazyImages:
@@ -308,7 +282,7 @@ def read_latent(path: Path) -> NDArray[np.float64]:
         told = " (3DIEBench's readme says nine values, its files hold seven)" if latent.size == 9 else ""
         raise ValueError(f"has the shape {latent.shape}, expected the 7 values {', '.join(LATENTS)}{told}")
     latent = latent.astype(np.float64)
-    inside = (latent >= LOWEST - TOLERANCE) & (latent <= HIGHEST + TOLERANCE)  # false for nan
+    inside = (latent >= LOWEST - _TOLERANCE) & (latent <= HIGHEST + _TOLERANCE)  # false for nan
     if not inside.all():
         k = int(np.argmin(inside))
         raise ValueError(f"has {LATENTS[k]} = {latent[k]}, expected {LOWEST[k]:.4f} to {HIGHEST[k]:.4f}")

@@ -7,7 +7,6 @@ asked for. Which files there are stands in `object_layout`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,23 +16,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from equibench.data import object_layout as layout
 from equibench.data.dataset import Dataset, ImageSet, check_size, existing_folder
-from equibench.data.object_layout import (
-    FEWEST_VIEWS,
-    LATENTS,
-    TREE,
-    Fault,
-    LazyImages,
-    ObjectListing,
-    ObjectViews,
-    decode_image,
-    folder_states,
-    list_objects,
-    none_usable,
-    read_latent,
-    read_lists,
-    too_few,
-)
 from equibench.utils.arrays import (
     StoredArrays,
     arrays_folder,
@@ -46,10 +30,9 @@ from equibench.utils.arrays import (
 )
 
 MOST_BYTES = 8 * 2**30  # images that take more are not decoded beforehand
-VERSION = 1  # raised whenever the same files would give other arrays
+_VERSION = 1  # raised whenever the same files would give other arrays
 HALVES = ("train", "test")
-BESIDE = ("latents", "objects", "views", "paths")  # kept for each half beside the four arrays of any dataset
-RENDERED = "render.json"  # stands in data that equibench has rendered
+_RENDERED = "render.json"  # stands in data that equibench has rendered
 
 
 @dataclass(frozen=True)
@@ -63,7 +46,7 @@ class ObjectDataset(Dataset):
 
     train_objects: tuple[str, ...] = ()  # "<synset>/<object>" of each object of `train`
     test_objects: tuple[str, ...] = ()
-    faults: tuple[Fault, ...] = ()  # what was left out: views and whole objects, by path
+    faults: tuple[layout.Fault, ...] = ()  # what was left out: views and whole objects, by path
     absent: int = 0  # objects that the lists name and the folder does not hold
 
 
@@ -96,32 +79,31 @@ def load_object_folder(
         UserError: the folder is missing; a list is missing or wrong (see `read_lists`); without ``skip_bad``, a view
             cannot be used; a split has no usable object; the arrays do not fit on the disk; the size is too small.
     """
-    folder = existing_folder(root, f"expected\n{TREE}")
+    folder = existing_folder(root, f"expected\n{layout.TREE}")
     check_size(size)
-    names = read_lists(Path(lists).expanduser() if lists else folder)
-    states = folder_states(folder, names)
+    names = layout.read_lists(Path(lists).expanduser() if lists else folder)
+    states = layout.folder_states(folder, names)
     # Undecoded images are known to be good only where skip_bad had them decoded once.
-    place = _place(VERSION, size, folder.resolve(), names, states, most_bytes, skip_bad)
+    place = _place(_VERSION, size, folder.resolve(), names, states, most_bytes, skip_bad)
     stored = open_arrays(place)  # only lazy data lie there: to look at each of their millions of files takes minutes
     lazy = stored is not None
     if stored is None:
-        listing = list_objects(folder, names, states, skip_bad=skip_bad)
+        listing = layout.list_objects(folder, names, states, skip_bad=skip_bad)
         lazy = len(listing) * 3 * size**2 > most_bytes
-        place = place if lazy else _place(VERSION, size, folder.resolve(), listing.state)
-        plan = _Plan(folder, listing, size, lazy, skip_bad)
-        row = (0 if lazy else 3 * size**2) + 8 * (len(LATENTS) + 3)
-        what = f"{len(listing):,} views of {size} px"
-        stored = prepare_arrays(place, partial(_write, plan), needed=len(listing) * row, what=what)
-    faults = tuple(Fault(*fault) for fault in stored.facts["faults"])
+        place = place if lazy else _place(_VERSION, size, folder.resolve(), listing.state)
+        write = partial(_write, folder, listing, size, lazy, skip_bad)
+        needed = len(listing) * ((0 if lazy else 3 * size**2) + 8 * (len(layout.LATENTS) + 3))
+        stored = prepare_arrays(place, write, needed=needed, what=f"{len(listing):,} views of {size} px")
+    faults = tuple(layout.Fault(*fault) for fault in stored.facts["faults"])
     if faults and not skip_bad:  # another call had asked to leave them out
         raise faults[0].error(folder)
-    if (folder / RENDERED).is_file() and not name.startswith("rendered-"):
+    if (folder / _RENDERED).is_file() and not name.startswith("rendered-"):
         name = f"rendered-{name}"
     train, test = (_half(stored, half, folder, size if lazy else None) for half in HALVES)
-    paths = [tuple(stored.arrays[f"{half}_paths"].tolist()) for half in HALVES]
+    train_objects, test_objects = (tuple(stored.arrays[f"{half}_paths"].tolist()) for half in HALVES)
     views_out, absent = sum(not fault.is_object for fault in faults), sum(map(len, names.splits.values())) - len(states)
     notes = (
-        f"{len(paths[0]):,} + {len(paths[1]):,} objects",
+        f"{len(train_objects):,} + {len(test_objects):,} objects",
         f"{len(train.labels):,} + {len(test.labels):,} views",
         f"{size} px",
         f"unusable and left out: {views_out:,} views, {len(faults) - views_out:,} objects" if faults else "",
@@ -135,8 +117,8 @@ def load_object_folder(
         class_names=names.class_names,
         sha256=hashlib.sha256(f"{stored.sha256}|{stored.facts['beside']}".encode()).hexdigest(),
         left_out=views_out,
-        train_objects=paths[0],
-        test_objects=paths[1],
+        train_objects=train_objects,
+        test_objects=test_objects,
         faults=faults,
         absent=absent,
     )
@@ -148,90 +130,66 @@ def _place(*key: object) -> Path:
 
 def _half(stored: StoredArrays, half: str, folder: Path, lazy_size: int | None) -> ImageSet:
     images, labels, latents, objects, views, paths = (
-        stored.arrays[f"{half}_{key}"] for key in ("images", "labels", *BESIDE)
+        stored.arrays[f"{half}_{key}"] for key in ("images", "labels", "latents", "objects", "views", "paths")
     )
     if lazy_size:  # the rest of the suite asks for its shape and length, and for rows
-        images = cast(np.ndarray, LazyImages(folder, tuple(paths.tolist()), objects, views, lazy_size))
+        images = cast(np.ndarray, layout.LazyImages(folder, tuple(paths.tolist()), objects, views, lazy_size))
     return ImageSet(images, labels, latents, objects)
 
 
-# From files to arrays
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is to be prepared, and how."""
-
-    folder: Path
-    listing: ObjectListing
-    size: int
-    lazy: bool
-    skip_bad: bool
-
-
-def _write(plan: _Plan, scratch: Path) -> dict[str, Any]:
+def _write(
+    folder: Path, listing: layout.ObjectListing, size: int, lazy: bool, skip_bad: bool, scratch: Path
+) -> dict[str, Any]:
     """Reads all views into the arrays of both halves; returns what was left out, and a digest of what is beside."""
-    faults = list(plan.listing.faults)
-    with progress(f"reading {plan.folder.name}", len(plan.listing)) as advance:
+    rows: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        "images": ((3, size, size), np.uint8),  # stays empty where the images are lazy
+        "latents": ((len(layout.LATENTS),), np.float64),
+        **dict.fromkeys(("labels", "objects", "views"), ((), np.int64)),
+    }
+    faults = list(listing.faults)
+    items = ((each, number) for half in HALVES for each in listing.splits[half] for number in each.views)
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress(f"reading {folder.name}", len(listing)))
+        read = partial(_read_view, folder, size, lazy, skip_bad)
+        views = stack.enter_context(closing(decode_all(items, read)))
         for half in HALVES:
-            faults += _write_half(scratch, plan, half, advance)
-    digest = hashlib.sha256(f"{plan.size}|{plan.listing.state}".encode() if plan.lazy else b"")
+            add = {key: stack.enter_context(row_writer(scratch / f"{half}_{key}.npy", *rows[key])) for key in rows}
+            paths: list[str] = []
+            before = len(faults)
+            for each in listing.splits[half]:
+                found = list(islice(views, len(each.views)))
+                advance(len(found))
+                wrong = [view for view in found if isinstance(view, layout.Fault)]
+                good = [view for view in found if not isinstance(view, layout.Fault)]
+                if wrong and not skip_bad:
+                    raise wrong[0].error(folder)
+                faults += wrong
+                if len(good) < layout.FEWEST_VIEWS:
+                    faults.append(layout.too_few(each.path, len(good)))
+                    continue
+                for view in good:
+                    for key, value in {**view, "labels": each.label, "objects": len(paths)}.items():
+                        add[key](value)
+                paths.append(each.path)
+            if not paths:
+                raise layout.none_usable(folder, half, faults[before:])
+            np.save(scratch / f"{half}_paths.npy", np.array(paths), allow_pickle=False)
+    digest = hashlib.sha256(f"{size}|{listing.state}".encode() if lazy else b"")
     for key in (f"{half}_{key}" for half in HALVES for key in ("latents", "objects")):
         update_digest(digest, key, np.load(scratch / f"{key}.npy", mmap_mode="r", allow_pickle=False))
     return {"faults": faults, "beside": digest.hexdigest()}
 
 
-def _write_half(scratch: Path, plan: _Plan, half: str, advance: Callable[..., None]) -> list[Fault]:
-    """Writes the arrays of one half, object by object; returns what was left out."""
-    faults: list[Fault] = []
-    paths: list[str] = []
-    with ExitStack() as stack:
-
-        def writer(key: str, shape: tuple[int, ...], dtype: type[np.generic]) -> Callable[[Any], None]:
-            return stack.enter_context(row_writer(scratch / f"{half}_{key}.npy", shape, dtype))
-
-        add_image = writer("images", (3, plan.size, plan.size), np.uint8)  # never called where the images are lazy
-        add_latent = writer("latents", (len(LATENTS),), np.float64)
-        add_number = {key: writer(key, (), np.int64) for key in ("labels", "objects", "views")}
-        items = ((each, number) for each in plan.listing.splits[half] for number in each.views)
-        read = stack.enter_context(closing(decode_all(items, partial(_read_view, plan))))
-        for each in plan.listing.splits[half]:
-            found = list(islice(read, len(each.views)))
-            advance(len(each.views))
-            wrong = [view for view in found if isinstance(view, Fault)]
-            if wrong and not plan.skip_bad:
-                raise wrong[0].error(plan.folder)
-            faults += wrong
-            good = [view for view in found if not isinstance(view, Fault)]
-            if len(good) < FEWEST_VIEWS:
-                faults.append(too_few(each.path, len(good)))
-                continue
-            for number, latent, image in good:
-                add_latent(latent)
-                if image is not None:
-                    add_image(image)
-                for key, value in (("labels", each.label), ("objects", len(paths)), ("views", number)):
-                    add_number[key](value)
-            paths.append(each.path)
-    if not paths:
-        raise none_usable(plan.folder, half, faults)
-    np.save(scratch / f"{half}_paths.npy", np.array(paths), allow_pickle=False)
-    return faults
-
-
-_View = tuple[int, np.ndarray, np.ndarray | None]
-"""Its number, its latents (7,), and its image (3, S, S), or None where the images are lazy."""
-
-
-def _read_view(plan: _Plan, item: tuple[ObjectViews, int]) -> _View | Fault:
+def _read_view(
+    folder: Path, size: int, lazy: bool, skip_bad: bool, item: tuple[layout.ObjectViews, int]
+) -> dict[str, Any] | layout.Fault:
     """A view, given by its object and its number, as it is to be stored, or what is wrong with it."""
     each, number = item
     file = f"{each.path}/latent_{number}.npy"
     try:
-        latent, image = read_latent(plan.folder / file), None
+        view = {"views": number, "latents": layout.read_latent(folder / file)}
         file = f"{each.path}/image_{number}.jpg"
-        if plan.skip_bad or not plan.lazy:
-            image = decode_image(plan.folder / file, plan.size)
+        image = layout.decode_image(folder / file, size) if skip_bad or not lazy else None
     except ValueError as error:
-        return Fault(file, str(error))
-    return number, latent, None if plan.lazy else image
+        return layout.Fault(file, str(error))
+    return view if lazy else {**view, "images": image}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy import ndarray as Array
 
 from equibench.errors import UserError
 
@@ -26,6 +27,7 @@ TOUCH = 2e-3  # a ray nearer than this to the surface (in units of the solid) ha
 BEYOND = 4.0  # a step, in these units, that leads out of the ball from anywhere in it
 SCENE_DRAWS = 24  # all from uniform numbers: NumPy's other distributions may change from one release to the next
 LABEL_STREAM, SCENE_STREAM = 0, 1
+Distance = Callable[[Array, Array, Array], Array]
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,7 @@ def draw_scene(seed: int, index: int) -> Scene:
     label = int(np.argsort(_uniform(seed, LABEL_STREAM, group, len(CLASS_NAMES)))[place])
     u = _uniform(seed, SCENE_STREAM, index, SCENE_DRAWS + LATTICE * LATTICE)
     # A uniformly distributed rotation: two angles and the share between their planes (Shoemake 1992).
-    low, high = np.sqrt(1 - u[0]), np.sqrt(u[0])
-    a, b = 2 * np.pi * u[1], 2 * np.pi * u[2]
+    low, high, a, b = np.sqrt(1 - u[0]), np.sqrt(u[0]), 2 * np.pi * u[1], 2 * np.pi * u[2]
     pose = np.array([low * np.sin(a), low * np.cos(a), high * np.sin(b), high * np.cos(b)])
     radius = 0.55 + 0.25 * float(u[3])
     room = 0.95 - radius  # keeps the whole solid in the picture, perspective included
@@ -94,10 +95,11 @@ def draw_scene(seed: int, index: int) -> Scene:
     )
 
 
-def _colour(hue: float, saturation: float, value: float) -> Array:
-    """(3,) float32 RGB in [0, 1] of a colour given by hue, saturation and value."""
+def hsv(hue: Array | float, saturation: Array | float, value: Array | float) -> Array:
+    """(..., 3) RGB in [0, 1] of colours given by hue in turns, saturation and value."""
+    hue, saturation, value = (np.asarray(part, float)[..., None] for part in (hue, saturation, value))
     ramp = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
-    return (value * (1 - saturation + saturation * np.clip(ramp, 0, 1))).astype(np.float32)
+    return value * (1 - saturation + saturation * np.clip(ramp, 0, 1))
 
 
 def _background(scene: Scene, size: int) -> Array:
@@ -105,8 +107,8 @@ def _background(scene: Scene, size: int) -> Array:
     across = ((np.arange(size, dtype=np.float32) + 0.5) / size)[None, :]
     down = across.T
     angle, stretch, shift_x, shift_y = scene.grain
-    along = across * np.float32(np.cos(angle)) + down * np.float32(np.sin(angle))
-    aside = (down * np.float32(np.cos(angle)) - across * np.float32(np.sin(angle))) * np.float32(stretch)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    along, aside = across * cos + down * sin, (down * cos - across * sin) * np.float32(stretch)
     flat = scene.lattice.ravel()
     noise = np.zeros((size, size), np.float32)
     for octave in range(4):
@@ -122,8 +124,9 @@ def _background(scene: Scene, size: int) -> Array:
         lower = flat[bottom + column] * (1 - x) + flat[bottom + right] * x
         noise += (upper * (1 - y) + lower * y) * np.float32(0.55**octave)
     noise = np.clip((noise / np.float32(sum(0.55**k for k in range(4))) - 0.5) * 1.9 + 0.5, 0, 1)
-    dark, bright = _colour(scene.hue[1] - 0.06, 0.75, 0.18), _colour(scene.hue[1] + 0.01, 0.45, 0.8)
-    return dark[:, None, None] + noise * (bright - dark)[:, None, None]
+    dark = hsv(scene.hue[1] - 0.06, 0.75, 0.18).astype(np.float32)[:, None, None]
+    bright = hsv(scene.hue[1] + 0.01, 0.45, 0.8).astype(np.float32)[:, None, None]
+    return dark + noise * (bright - dark)
 
 
 def _march(distance: Distance, convex: bool, origin: Array, ray: Array, start: Array, end: Array) -> Array:
@@ -136,8 +139,7 @@ def _march(distance: Distance, convex: bool, origin: Array, ray: Array, start: A
     hit = np.full(start.shape, np.inf, np.float32)
     alive = np.arange(len(start))
     (dx, dy, dz), t, (ox, oy, oz) = ray, start, origin
-    last = np.full_like(t, np.inf)
-    step = np.zeros_like(t)
+    last, step = np.full_like(t, np.inf), np.zeros_like(t)
     for _ in range(MARCH_ROUNDS):
         for _ in range(MARCH_STEPS):
             gap = distance(ox + t * dx, oy + t * dy, oz + t * dz)
@@ -161,9 +163,8 @@ def _normal(distance: Distance, point: Array) -> Array:
     """(3, n) unit normals at ``point`` (3, n) on the surface: the slope of the distance, by differences."""
     corners = np.array([[1, -1, -1], [-1, -1, 1], [-1, 1, -1], [1, 1, 1]], np.float32)
     slope = np.zeros_like(point)
-    for corner in corners:
-        x, y, z = point + corner[:, None] * np.float32(2e-3)
-        slope += corner[:, None] * distance(x, y, z)
+    for corner in corners[..., None]:
+        slope += corner * distance(*(point + corner * np.float32(2e-3)))
     return slope / np.maximum(np.sqrt((slope * slope).sum(0)), 1e-12)
 
 
@@ -173,8 +174,7 @@ def _paint(scene: Scene, point: Array) -> tuple[Array, Array]:
     The pattern alone would look the same after some rotations; with a white cap off the axes and a shade along y, the
     pose of even the sphere can be seen.
     """
-    x, y, z = point
-    f = np.float32(scene.frequency)
+    (x, y, z), f = point, np.float32(scene.frequency)
     if scene.texture == 0:
         wave = np.sin(f * z)
     elif scene.texture == 1:
@@ -187,14 +187,12 @@ def _paint(scene: Scene, point: Array) -> tuple[Array, Array]:
     return own * (1 - 0.75 * cap), 0.7 * cap * (0.6 + 0.4 * pattern)
 
 
-def _rays(scene: Scene, size: int) -> tuple[Array, Array, Array, Array, Array]:
+def _rays(scene: Scene, rotation: Array, size: int) -> tuple[Array, Array, Array, Array, Array]:
     """The rays that meet the ball around the solid, in the solid's coordinates.
 
     Returns the number of each ray's point in the finer grid (n,), the camera (3,), the rays' directions (3, n), and
     the distances at which they enter and leave the ball (n,), (n,).
     """
-    from scipy.spatial.transform import Rotation
-
     fine = size * SUPERSAMPLING
     side = (np.arange(fine, dtype=np.float32) + 0.5) * np.float32(2 / fine) - 1
     x, y = np.broadcast_to(side, (fine, fine)).ravel(), np.repeat(-side, fine)
@@ -206,7 +204,6 @@ def _rays(scene: Scene, size: int) -> tuple[Array, Array, Array, Array, Array]:
     x, y, length, nearest = x[number], y[number], length[number], nearest[number]
     half_chord = np.sqrt(half_chord[number])
     ray = np.stack([x / length, y / length, -CAMERA_DISTANCE / length]).astype(np.float32)
-    rotation = Rotation.from_quat(scene.pose).as_matrix().astype(np.float32)
     scale = np.float32(1 / scene.radius)
     start, end = (nearest - half_chord) * scale, (nearest + half_chord) * scale
     return number, rotation.T @ -towards * scale, rotation.T @ ray, start, end
@@ -214,26 +211,24 @@ def _rays(scene: Scene, size: int) -> tuple[Array, Array, Array, Array, Array]:
 
 def render_scene(scene: Scene, size: int) -> tuple[Array, Array]:
     """The picture (3, size, size) uint8 of a scene, and the mask (size, size) bool of its solid."""
-    from scipy.spatial.transform import Rotation
+    from scipy.spatial.transform import Rotation  # takes a second, for which whoever renders nothing need not wait
 
-    name = CLASS_NAMES[scene.label]
-    distance = SHAPES[name]
-    number, origin, ray, start, end = _rays(scene, size)
-    t = _march(distance, name not in CURVED, origin, ray, start, end)
+    name, rotation = CLASS_NAMES[scene.label], Rotation.from_quat(scene.pose)
+    number, origin, ray, start, end = _rays(scene, rotation.as_matrix().astype(np.float32), size)
+    t = _march(SHAPES[name], name not in CURVED, origin, ray, start, end)
     hit = np.isfinite(t)
     number, ray = number[hit], ray[:, hit]
     point = origin[:, None] + t[hit] * ray
-    normal = _normal(distance, point)
-    light = Rotation.from_quat(scene.pose).inv().apply(scene.light).astype(np.float32)
+    normal = _normal(SHAPES[name], point)
+    light = rotation.inv().apply(scene.light).astype(np.float32)
     halfway = light[:, None] - ray
     halfway /= np.sqrt((halfway * halfway).sum(0))
     lit = np.maximum((normal * light[:, None]).sum(0), 0)
     gloss = np.maximum((normal * halfway).sum(0), 0) ** 32
     brightness = np.float32(scene.ambient) + np.float32(1 - scene.ambient) * lit
     own, white = _paint(scene, point)
-    tinted = _colour(scene.hue[0], 0.8, 1.0)[:, None] * (own * brightness)
+    tinted = hsv(scene.hue[0], 0.8, 1.0).astype(np.float32)[:, None] * (own * brightness)
     colour = tinted + white * brightness + 0.3 * gloss
-
     fine = np.zeros((4, (size * SUPERSAMPLING) ** 2), np.float32)
     fine[:3, number] = np.clip(colour, 0, 1)
     fine[3, number] = 1
@@ -242,34 +237,24 @@ def render_scene(scene: Scene, size: int) -> tuple[Array, Array]:
     return np.rint(picture * 255).astype(np.uint8), pixels[3] >= 0.5
 
 
-def render(count: int, *, size: int = 32, seed: int = 0, start: int = 0) -> Solids:
+def render_solids(count: int, *, size: int = 32, seed: int = 0, start: int = 0) -> Solids:
     """Samples ``start`` to ``start + count`` of the stream that ``seed`` names.
 
     Each depends on nothing but (seed, its number, size in pixels): a slice renders the same however it is cut. Between
-    machines a few bytes may differ by one, where their sines round differently.
-
-    Raises:
-        UserError: the size is below 1, or another number below 0.
+    machines a few bytes may differ by one, where their sines round differently. A UserError names a number below its
+    limit: 1 for the size, 0 for the others.
     """
     for name, value in (("count", count), ("size", size - 1), ("seed", seed), ("start", start)):
         if value < 0:
-            raise UserError(
-                f"Solids cannot be rendered with {name} out of range.",
-                "count, seed and start must be at least 0, size at least 1.",
-            )
-    images = np.empty((count, 3, size, size), np.uint8)
-    masks = np.empty((count, size, size), bool)
-    labels = np.empty(count, np.int64)
-    pose, hue = np.empty((count, 4), np.float32), np.empty((count, 2), np.float32)
+            limits = "count, seed and start must be at least 0, size at least 1."
+            raise UserError(f"Solids cannot be rendered with {name} out of range.", limits)
+    images, masks = np.empty((count, 3, size, size), np.uint8), np.empty((count, size, size), bool)
+    labels, pose, hue = np.empty(count, np.int64), np.empty((count, 4), np.float32), np.empty((count, 2), np.float32)
     for row in range(count):
         scene = draw_scene(seed, start + row)
         images[row], masks[row] = render_scene(scene, size)
         labels[row], pose[row], hue[row] = scene.label, scene.pose, scene.hue
     return Solids(images, labels, pose, hue, masks)
-
-
-Array = np.ndarray
-Distance = Callable[[Array, Array, Array], Array]
 
 
 def _sphere(x: Array, y: Array, z: Array) -> Array:
@@ -302,8 +287,7 @@ def _cone(x: Array, y: Array, z: Array) -> Array:
     # The larger of the distances to its mantle (tip at z = 1) and to the plane of its base: never too large.
     radius, base = CONE
     height = 1 - base
-    slant = float(np.hypot(radius, height))
-    mantle = (np.sqrt(x * x + y * y) * height + (z - 1) * radius) / slant
+    mantle = (np.sqrt(x * x + y * y) * height + (z - 1) * radius) / float(np.hypot(radius, height))
     return np.maximum(mantle, base - z)
 
 

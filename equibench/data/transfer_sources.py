@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from equibench.data.dataset import SPLITS, Listing
+from equibench.data.dataset import SPLITS, Listing, draw_rows
 from equibench.errors import UserError
 
 GENERATED = "GENERATED.txt"  # lies in a folder of the same layout whose images are not the published ones
@@ -39,7 +39,9 @@ class PublishedData:
 
 
 SOURCES = {
-    "cifar10": PublishedData("CIFAR-10", {}, "", {"train": 50_000, "test": 10_000}, 5_000),
+    "cifar10": PublishedData(
+        "CIFAR-10", {"cifar-10-batches-bin": ("test_batch.bin",)}, "", {"train": 50_000, "test": 10_000}, 5_000
+    ),
     "cifar100": PublishedData(
         "CIFAR-100",
         {"cifar-100-binary": ("train.bin",), "cifar-100-python": ("meta", "train")},
@@ -136,14 +138,10 @@ def list_transfer(name: str, root: Path, *, skip_bad: bool = False) -> Listing:
 
 def set_apart(labels: Sequence[int], share: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows for training and for validation, both ascending: the same share of each class, drawn with seed 0."""
-    from sklearn.model_selection import train_test_split
-
     count = max(round(len(labels) * share), 1)
     sizes = np.unique(labels, return_counts=True)[1]
     every_class = sizes.min() > 1 and len(sizes) <= min(count, len(labels) - count)  # else a few images, as in a test
-    rows = np.arange(len(labels))
-    train, val = train_test_split(rows, test_size=count, random_state=0, stratify=labels if every_class else None)
-    return np.sort(train), np.sort(val)
+    return draw_rows(labels, count, every_class)
 
 
 def _check(lists: _Lists, source: PublishedData | None) -> None:
@@ -155,10 +153,8 @@ def _check(lists: _Lists, source: PublishedData | None) -> None:
         if not count:
             raise _wrong(f"the list {one.file} names no image")
         if source and count != source.counts[split]:
-            raise UserError(
-                f"{one.file} names {count:,} images, that of {source.title} {source.counts[split]:,}",
-                "put the published file there: a selection must not be scored under its name",
-            )
+            problem = f"{one.file} names {count:,} images, that of {source.title} {source.counts[split]:,}"
+            raise UserError(problem, "put the published file there: a selection must not be scored under its name")
         for path, _ in one.entries:
             if path in seen:
                 also = "twice" if seen[path] == one.file else f"and so does {seen[path]}"
@@ -200,7 +196,7 @@ _Lists = dict[str, _Split]
 def _food101(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     lists = {}
     for split in ("train", "test"):
-        file, entries = root / "meta" / f"{split}.json", []
+        file = root / "meta" / f"{split}.json"
         text = _read(file)
         try:
             classes = json.loads(text)
@@ -208,12 +204,11 @@ def _food101(root: Path) -> tuple[_Lists, tuple[str, ...]]:
             raise _wrong(f"{file} is no JSON: {error}") from error
         if not isinstance(classes, dict) or not all(isinstance(paths, list) for paths in classes.values()):
             raise _malformed(file, text[:60], '{"apple_pie": ["apple_pie/1005649", ...], ...}')
-        for kind, paths in classes.items():
-            for path in paths:
-                if not isinstance(path, str) or path.split("/")[:-1] != [kind]:
-                    raise _malformed(file, path, f"{kind}/NUMBER")
-                entries.append((f"images/{path}.jpg", kind))
-        lists[split] = _Split(file, entries)
+        named = [(path, kind) for kind, paths in classes.items() for path in paths]
+        for path, kind in named:
+            if not isinstance(path, str) or path.split("/")[:-1] != [kind]:
+                raise _malformed(file, path, f"{kind}/NUMBER")
+        lists[split] = _Split(file, [(f"images/{path}.jpg", kind) for path, kind in named])
     return lists, _sorted_classes(lists)
 
 

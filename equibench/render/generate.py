@@ -61,10 +61,7 @@ class Estimate:
 
 
 def render_objects(out: Path | str, settings: RenderSettings) -> Rendered:
-    """Renders data in the layout of 3DIEBench; interrupted, the same call goes on where it was.
-
-    Args:
-        out: the folder; it is made, or holds what an earlier call with the same settings has left there.
+    """Renders data in the layout of 3DIEBench into a folder; interrupted, the same call goes on where it was.
 
     Raises:
         UserError: the folder holds other things or was made by other settings; the disk is full; a mesh file cannot be
@@ -78,10 +75,8 @@ def render_objects(out: Path | str, settings: RenderSettings) -> Rendered:
                 pass  # what a killed run had left at work has ended
             return _render(work)
     except OSError as error:
-        raise UserError(
-            f"{work.root} cannot be written: {error.strerror or error}",
-            "free some space or change its permissions, and run the same command again: it goes on where it was",
-        ) from error
+        fix = "free some space or change its permissions, and run the same command again: it goes on where it was"
+        raise UserError(f"{work.root} cannot be written: {error.strerror or error}", fix) from error
 
 
 def estimate_rendering(out: Path | str, settings: RenderSettings) -> Estimate:
@@ -94,10 +89,7 @@ def estimate_rendering(out: Path | str, settings: RenderSettings) -> Estimate:
 def ensure_rendered_objects(
     root: Path | str, *, objects: int, views: int, size: int, seed: int = 0, jobs: int | None = None
 ) -> Path:
-    """The folder below ``root`` that holds the solids with these `RenderSettings`, rendered as far as it is missing.
-
-    Its name tells the settings, so that each has a folder of its own. A UserError is raised as by `render_objects`.
-    """
+    """The folder below ``root``, named by these `RenderSettings`, that `render_objects` fills with the solids."""
     settings = RenderSettings(objects=objects, views=views, size=size, seed=seed, jobs=jobs)
     name = f"solids-v{RENDER_VERSION}-{objects}x{views}-{size}px-seed{seed}"
     return render_objects(Path(root).expanduser() / name, settings).root
@@ -118,8 +110,7 @@ def _render(work: Work) -> Rendered:
                 f"the disk has {found.free / 1e9:,.1f} GB free",
                 "choose a folder on a larger disk, or fewer objects, fewer views, a smaller size",
             )
-        jobs = (work.job(synset, name) for synset, name in missing)
-        processes = min(work.settings.processes, max(len(missing), 1))
+        jobs, processes = (work.job(*key) for key in missing), min(work.settings.processes, max(len(missing), 1))
         with (
             progress(f"rendering {work.root.name}", len(missing)) as advance,
             closing(render_all(jobs, processes, work.settings.skip_bad, work.root / _WORKERS)) as outcomes,
@@ -135,9 +126,11 @@ def _render(work: Work) -> Rendered:
 
 def _finish(work: Work, bad: dict[str, str]) -> dict[str, Any]:
     """Write the lists, then the plan as complete; returns what the plan says of it."""
-    kept = {s: [name for name in names if f"{s}/{name}" not in bad] for s, names in work.objects.items()}
     lists: dict[str, list[tuple[str, int]]] = {"train": [], "val": []}
-    for label, (synset, names) in enumerate(kept.items()):
+    classes = {}
+    for label, (synset, found) in enumerate(work.objects.items()):
+        names = [name for name in found if f"{synset}/{name}" not in bad]
+        classes[synset] = len(names)
         if len(names) < 2:
             raise UserError(
                 f"of the class {synset} {len(names) or 'no'} object can be read; two are needed; "
@@ -147,11 +140,11 @@ def _finish(work: Work, bad: dict[str, str]) -> dict[str, Any]:
         for split, chosen in _split_objects(work.settings.seed, synset, names).items():
             lists[split] += [(f"/{synset}/{name}/", label) for name in chosen]
     for split, entries in lists.items():
-        images, labels = zip(*entries, strict=True)
-        for name, values in (("images", np.array(images)), ("labels", np.array(labels, np.int64))):
+        images, labels = map(np.array, zip(*entries, strict=True))
+        for name, values in (("images", images), ("labels", labels.astype(np.int64))):
             write_atomically(work.root / f"{split}_{name}.npy", partial(np.save, arr=values))
-    facts: dict[str, Any] = {"classes": {synset: len(names) for synset, names in kept.items()}}
-    facts |= {split: len(entries) for split, entries in lists.items()} | {"left_out": bad, "complete": True}
+    counts = {split: len(entries) for split, entries in lists.items()}
+    facts = {"classes": classes, **counts, "left_out": bad, "complete": True}
     work.write_plan(**facts)
     return facts
 
@@ -167,8 +160,7 @@ def _split_objects(seed: int, synset: str, names: list[str]) -> dict[str, list[s
 def _estimate(work: Work, missing: list[tuple[str, str]]) -> Estimate:
     """What the missing objects take, by the first of them that can be read."""
     views, seconds, taken = work.settings.views, 0.0, 0
-    for synset, name in missing:
-        job = work.job(synset, name)
+    for job in (work.job(*key) for key in missing):
         started = time.perf_counter()
         try:
             mesh = job.mesh()
@@ -189,16 +181,13 @@ def _estimate(work: Work, missing: list[tuple[str, str]]) -> Estimate:
     return Estimate(work.classes, views, len(missing), seconds, taken, shutil.disk_usage(existing).free)
 
 
-def contact_sheet(
+def write_contact_sheet(
     root: Path | str, path: Path | str, *, objects: int = 10, views: int = 8, cell: int | None = None
 ) -> Path:
     """Writes a PNG with one row of views for each object, and returns its path.
 
-    Args:
-        root: the folder that holds train_images.npy and val_images.npy.
-        objects: rows at most, 1 or more, taken from each class in turn, those for training first.
-        views: columns, views 0, 1, ...; 1 or more.
-        cell: side of each picture in pixels; that of the first one if not given.
+    At most so many rows are taken from each class in turn, objects for training first; columns are views 0, 1, ...;
+    ``cell`` is each picture's side in pixels, that of the first one if not given. All are 1 or more.
 
     Raises:
         UserError: a list or a picture is missing or does not decode; the file cannot be written; a number is too small.
@@ -207,13 +196,13 @@ def contact_sheet(
     for name, value in (("objects", objects), ("views", views), ("cell", cell or 1)):
         if value < 1:
             raise UserError(f"{name}={value} is too small", f"give {name} of 1 or more")
-    rows = [[root / entry / f"image_{view}.jpg" for view in range(views)] for entry in _choose(root, objects)]
-    side = cell or _opened(rows[0][0]).width
+    entries = _choose(root, objects)
+    side = cell or _opened(root / entries[0] / "image_0.jpg").width
     step = side + _GAP
-    sheet = Image.new("RGB", (views * step + _GAP, len(rows) * step + _GAP), "white")
-    for (row, column), picture in np.ndenumerate(np.array(rows)):
-        image = _opened(picture).resize((side, side), Image.Resampling.LANCZOS)
-        sheet.paste(image, (_GAP + column * step, _GAP + row * step))
+    sheet = Image.new("RGB", (views * step + _GAP, len(entries) * step + _GAP), "white")
+    for row, view in np.ndindex(len(entries), views):
+        image = _opened(root / entries[row] / f"image_{view}.jpg")
+        sheet.paste(image.resize((side, side), Image.Resampling.LANCZOS), (_GAP + view * step, _GAP + row * step))
     write_atomically(path, lambda temporary: sheet.save(temporary, "PNG", optimize=True))
     return path
 

@@ -40,7 +40,6 @@ from equibench.utils.random import uniforms
 RENDER_VERSION = 1  # raised whenever the same settings would give other pictures or lists
 UNFINISHED = ".unfinished-"
 _PLAN = "render.json"
-_LEAST = {"objects": 2, "views": 2, "size": 16, "seed": 0, "jobs": 1}
 _QUALITY = 95  # of the JPEGs, as OpenCV has it, by which the published ones were written
 _LATENT_BYTES = 128 + 7 * 8  # a latent's file: NumPy's header, seven float64
 _JPEG_END = b"\xff\xd9"
@@ -60,7 +59,7 @@ class RenderSettings:
     skip_bad: bool = False  # leave out mesh files that cannot be read, and say so in render.json
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
+        for name, least in (("objects", 2), ("views", 2), ("size", 16), ("seed", 0), ("jobs", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{name}={value} is too small", f"give {name} of {least} or more")
@@ -119,23 +118,17 @@ class Work:
         ]
 
     def read_plan(self) -> dict[str, Any]:
-        """The plan that an earlier run has left in the folder, empty if there was none.
-
-        Raises:
-            UserError: it has other settings; or there are other things in the folder.
-        """
+        """An earlier run's plan, or {}; a UserError where it has other settings, or the folder holds other things."""
         root, plan = self.root, read_json(self.root / _PLAN)
         if root.exists() and not root.is_dir():
             raise UserError(f"{root} is a file", "choose a folder")
-        if plan:
-            before = plan.get("settings", {})
-            decisive = self._decisive().items()
-            differ = [f"{key} {before.get(key)} (now {value})" for key, value in decisive if before.get(key) != value]
-            if differ:
-                problem = f"{root} was rendered with other settings: {', '.join(differ)}"
-                raise UserError(problem, "give the same settings to go on with it, or choose another folder")
-        elif root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
+        if not plan and root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
             raise UserError(f"{root} is not empty, and has no {_PLAN} that says what it is", "choose another folder")
+        before, now = plan.get("settings", {}), self._decisive().items()
+        differ = [f"{key} {before.get(key)} (now {value})" for key, value in now if before.get(key) != value]
+        if plan and differ:
+            problem = f"{root} was rendered with other settings: {', '.join(differ)}"
+            raise UserError(problem, "give the same settings to go on with it, or choose another folder")
         return plan
 
     def write_plan(self, **facts: Any) -> None:
@@ -196,12 +189,8 @@ def render_all(
 ) -> Generator[tuple[str, str], None, None]:
     """Carry out the jobs, each in one of so many processes; yields "<synset>/<object>" and what was wrong, or "".
 
-    Args:
-        skip_bad: whether to go on where an object cannot be read.
-        lock: a file that every further process keeps locked, shared with the others, until it has ended.
-
-    Raises:
-        UserError: an object cannot be read, and ``skip_bad`` is not set; a process died.
+    A UserError tells that a process died or, unless ``skip_bad``, that an object cannot be read. The ``lock`` is a file
+    that every further process keeps locked, shared with the others, until it has ended.
     """
     if processes == 1:
         with threadpool_limits(1):  # or one process would compute other last digits than several
@@ -217,10 +206,8 @@ def render_all(
             yield from (future.result() for future in done)
             waiting |= {pool.submit(_render_object, job, skip_bad) for job in islice(queue, len(done))}
     except BrokenProcessPool as error:
-        raise UserError(
-            "a rendering process died, perhaps for want of memory",
-            "run the same command again, with --jobs 1 if it happens once more; what was finished is kept",
-        ) from error
+        fix = "run the same command again, with --jobs 1 if it happens once more; what was finished is kept"
+        raise UserError("a rendering process died, perhaps for want of memory", fix) from error
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate()  # after an error or an interruption; else they have nothing left to do

@@ -49,8 +49,7 @@ class Mesh:
 def make_mesh(corners: Array, colours: Array) -> Mesh:
     """Triangles (F, 3, 3) with a colour (RGB in [0, 1]) at each corner, centred and scaled to touch the unit sphere.
 
-    Raises:
-        UserError: there is no triangle with an area, or a coordinate is not finite.
+    A UserError tells that no triangle has an area, or a coordinate is not finite.
     """
     if not np.isfinite(corners).all():
         raise UserError("the mesh has coordinates that are not finite", "mend the file")
@@ -93,14 +92,9 @@ def _corner_normals(corners: Array) -> Array:
 
 
 def solid_object(name: str, uniform: Array) -> Mesh:
-    """One object of the class ``name``, of `solids.CLASS_NAMES`.
-
-    Args:
-        uniform: (OBJECT_DRAWS,) numbers in [0, 1) that decide its stretch and its patches.
-    """
+    """One object of a class of solids; (OBJECT_DRAWS,) numbers in [0, 1) decide its stretch and its patches."""
     corners = TRIANGLES[name]()
-    stretched = corners * (1 + _STRETCH * (2 * uniform[:3] - 1))
-    return make_mesh(stretched, _patch_colours(corners, uniform[3:]))
+    return make_mesh(corners * (1 + _STRETCH * (2 * uniform[:3] - 1)), _patch_colours(corners, uniform[3:]))
 
 
 def _patch_colours(corners: Array, uniform: Array) -> Array:
@@ -115,18 +109,11 @@ def _patch_colours(corners: Array, uniform: Array) -> Array:
     ring = np.sqrt(1 - (2 * height - 1) ** 2)
     sites = np.stack([ring * np.cos(2 * np.pi * turn), ring * np.sin(2 * np.pi * turn), 2 * height - 1], axis=1)
     hue = uniform[1] + np.where(family < 0.5, 0, 0.25 + 0.5 * uniform[2]) + 0.1 * (tint - 0.5)
-    colours = hsv(hue, 0.8 - 0.5 * family, 0.4 + 0.6 * brightness)
+    colours = solids.hsv(hue, 0.8 - 0.5 * family, 0.4 + 0.6 * brightness)
     points = corners.reshape(-1, 3) / np.linalg.norm(corners.reshape(-1, 3), axis=1, keepdims=True)
     closeness = _EDGE * (points @ sites.T)
     share = np.exp(closeness - closeness.max(axis=1, keepdims=True))
     return (share @ colours / share.sum(axis=1, keepdims=True)).reshape(corners.shape)
-
-
-def hsv(hue: Array | float, saturation: Array | float, value: Array | float) -> Array:
-    """(..., 3) RGB in [0, 1] of colours given by hue in turns, saturation and value."""
-    hue, saturation, value = (np.asarray(part, float)[..., None] for part in (hue, saturation, value))
-    ramp = np.abs((hue * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
-    return value * (1 - saturation + saturation * np.clip(ramp, 0, 1))
 
 
 def _subdivide(corners: Array, times: int) -> Array:
@@ -168,9 +155,8 @@ def _sphere() -> Array:
 
 def _block(half: tuple[float, float, float]) -> Array:
     square = np.array([[[-1.0, -1, 1], [1, -1, 1], [1, 1, 1]], [[-1, -1, 1], [1, 1, 1], [-1, 1, 1]]])
-    turned = [np.roll(square, shift, axis=-1) for shift in range(3)]
-    faces = np.concatenate([*turned, *(-part[:, ::-1] for part in turned)])
-    return _subdivide(faces, 4) * half
+    turned = np.concatenate([np.roll(square, shift, axis=-1) for shift in range(3)])
+    return _subdivide(np.concatenate([turned, -turned[:, ::-1]]), 4) * half
 
 
 def _torus() -> Array:
@@ -190,8 +176,8 @@ def _capsule() -> Array:
 
 
 def _tetrahedron() -> Array:
-    a, b, c, d = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
-    return _subdivide(np.array([[a, b, c], [a, c, d], [a, d, b], [b, d, c]]), 5)
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]) / np.sqrt(3)
+    return _subdivide(corners[[[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]]], 5)
 
 
 (_RADIUS, _HALF), (_WIDTH, _BASE) = solids.CYLINDER, solids.CONE
@@ -215,8 +201,7 @@ TRIANGLES: dict[str, Callable[[], Array]] = {
 def list_meshes(folder: Path) -> dict[str, dict[str, Path]]:
     """The mesh file of every object by class and object, both sorted; what holds no mesh is passed over.
 
-    Raises:
-        UserError: the folder is missing or holds no mesh; an object has several files.
+    A UserError tells that the folder is missing or holds no mesh, or an object has several files.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder", _LAYOUTS)
@@ -245,9 +230,7 @@ def read_mesh(path: Path) -> Mesh:
     """All triangles of a mesh file in one mesh, z upwards, in the unit ball.
 
     A triangle's colours are those of its corners or its face; a texture's at its corners; a material's; else grey.
-
-    Raises:
-        UserError: trimesh is missing; the file cannot be read or holds no triangle with an area.
+    A UserError tells that trimesh is missing, or the file cannot be read or holds no triangle with an area.
     """
     trimesh = import_trimesh()
     try:
@@ -260,10 +243,8 @@ def read_mesh(path: Path) -> Mesh:
     except UserError as error:
         raise UserError(f"{path}: {error.problem}", error.fix) from error
     except Exception as error:  # trimesh raises nearly everything on damaged files
-        raise UserError(
-            f"{path} cannot be read as a mesh: {type(error).__name__}: {error}",
-            "replace or remove the file, or leave out such files with --skip-bad",
-        ) from error
+        problem = f"{path} cannot be read as a mesh: {type(error).__name__}: {error}"
+        raise UserError(problem, "replace or remove the file, or leave out such files with --skip-bad") from error
 
 
 def _colours(part: Any) -> Array:

@@ -18,7 +18,8 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from equibench.data.object_layout import HIGHEST, LOWEST
-from equibench.render.meshes import Mesh, hsv
+from equibench.data.solids import hsv
+from equibench.render.meshes import Mesh
 
 OBJECT_RADIUS = 0.6  # of the ball that holds the object
 OVERSAMPLING = 2  # samples per pixel along each side
@@ -66,10 +67,8 @@ def render_view(mesh: Mesh, latents: Array, size: int) -> Array:
     lit = arriving * towards[..., 2] * (1 - soft)
     picture = (floor_colour * (np.float32(_SKY) + lit[..., None] * light)).reshape(-1, 3)
     weights = weights.astype(np.float32)
-    points, normals, tints = (
-        np.einsum("nk,nkc->nc", weights, part[faces].astype(np.float32))
-        for part in (corners, mesh.normals, mesh.colours)
-    )
+    corner_facts = (part[faces].astype(np.float32) for part in (corners, mesh.normals, mesh.colours))
+    points, normals, tints = (np.einsum("nk,nkc->nc", weights, part) for part in corner_facts)
     normals = _unit(normals @ rotation.T.astype(np.float32))
     picture[samples] = _surface(points, normals, tints, eye, spot, floor_colour, light)
     pixels = np.einsum("rycxk->rck", picture.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3)) / OVERSAMPLING**2

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equibench.data.ade20k import CLASSES, IMAGE, MASK, SPLITS, CheckedTree
+from equibench.data.ade20k import ADE20K_SPLITS, CLASSES, IMAGE, MASK, CheckedTree
 from equibench.errors import UserError, closest
 
 if TYPE_CHECKING:
     from equibench.segmentation.backbone import Encoder
 
-IMAGE_LISTS = {split: f"{split}.txt" for split in SPLITS}
+IMAGE_LISTS = {split: f"{split}.txt" for split in ADE20K_SPLITS}
 _CHOICES = {"head": ("hypernet", "linear"), "level_norm": ("lrn", "batch")}
 _LEAST = {"iterations": 1, "batch": 1, "crop": 8, "checkpoint_every": 1, "workers": 0, "weight_decay": 0, "lr": 1e-12}
 

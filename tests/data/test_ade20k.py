@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from equibench.data.ade20k import (
-    CLASS_NAMES,
+    SCENE_CLASSES,
     check_tree,
     find_ade20k,
     label_areas,
@@ -47,7 +47,7 @@ def test_rendered_scenes_have_the_published_layout(tree: Path) -> None:
             with Image.open(image) as colours, Image.open(mask) as labels:
                 assert colours.size == labels.size
                 assert (colours.mode, labels.mode) == ("RGB", "L")
-                assert np.asarray(labels).max() <= len(CLASS_NAMES) == 12
+                assert np.asarray(labels).max() <= len(SCENE_CLASSES) == 12
 
 
 def test_rendered_scenes_are_the_same_every_time_and_not_in_every_split(tmp_path: Path, tree: Path) -> None:

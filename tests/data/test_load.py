@@ -81,7 +81,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         data = pickle.dumps({"data": images.reshape(PER_BATCH, -1), "labels": labels.tolist()})
         (folder / name).write_bytes(data)
         table[name] = md5(data)
-    meta = pickle.dumps({"label_names": list(cifar.CLASS_NAMES)})
+    meta = pickle.dumps({"label_names": list(cifar.CIFAR10_CLASSES)})
     (folder / "batches.meta").write_bytes(meta)
     monkeypatch.setattr(cifar, "PYTHON_MD5", table | {"batches.meta": md5(meta)})
     return folder.parent
@@ -134,7 +134,7 @@ def test_both_versions_give_the_same_dataset(binary: Path, python: Path) -> None
     assert_is_the_content(two)
     assert one.sha256 == two.sha256
     assert one.description == "CIFAR-10 (20 + 4 real images)"
-    assert one.class_names == cifar.CLASS_NAMES
+    assert one.class_names == cifar.CIFAR10_CLASSES
 
 
 @pytest.mark.parametrize("version", ["binary", "python"])
@@ -274,7 +274,7 @@ def test_nothing_here_and_no_network(capsys: pytest.CaptureFixture[str], cache: 
 def test_solids_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load_dataset("solids", sizes=(30, 10))
     for part, seed, count in ((dataset.train, 0, 30), (dataset.test, 1, 10)):
-        expected = solids.render(count, seed=seed)
+        expected = solids.render_solids(count, seed=seed)
         np.testing.assert_array_equal(part.images, expected.images)
         np.testing.assert_array_equal(part.labels, expected.labels)
         assert isinstance(part.images, np.memmap)
@@ -287,7 +287,7 @@ def test_solids_are_rendered_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cache_key_covers_all_that_decides_a_picture() -> None:
-    covered = {name for module, name in definitions_of(solids.render) if module == solids.__name__}
+    covered = {name for module, name in definitions_of(solids.render_solids) if module == solids.__name__}
     shapes = {getattr(distance, "func", distance).__name__ for distance in solids.SHAPES.values()}
     assert len(shapes) == 9  # a cube is a box
     assert shapes | {"SHAPES", "TORUS", "SUPERSAMPLING", "draw_scene", "render_scene", "_background"} <= covered

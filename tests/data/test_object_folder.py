@@ -11,6 +11,7 @@ import pytest
 from object_tree import SYNSETS, TEST, TRAIN, VIEWS, expected_image, latent_of, load
 from PIL import Image
 
+from equibench.data import object_layout
 from equibench.data import objects as object_folder
 from equibench.data.dataset import split_indices
 from equibench.data.object_layout import LazyImages, find_object_data
@@ -143,7 +144,7 @@ def test_a_file_overwritten_in_place_is_read_again(root: Path) -> None:
 
 def test_millions_of_files_are_looked_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(root, most_bytes=0)
-    monkeypatch.setattr(object_folder, "list_objects", None)
+    monkeypatch.setattr(object_layout, "list_objects", None)
     again = load(root, most_bytes=0)
     assert (again.sha256, again.description) == (first.sha256, first.description)
     (root / TRAIN[3] / "image_2.jpg").unlink()

@@ -15,7 +15,7 @@ from equibench.errors import UserError
 
 @pytest.fixture(scope="module")
 def sample() -> solids.Solids:
-    return solids.render(200, seed=7)
+    return solids.render_solids(200, seed=7)
 
 
 def surface(name: str, count: int = 60_000) -> np.ndarray:
@@ -60,13 +60,13 @@ def surface(name: str, count: int = 60_000) -> np.ndarray:
 
 
 def test_slices_and_repeats_agree() -> None:
-    whole = solids.render(12, seed=3, start=5)
-    parts = [solids.render(7, seed=3, start=5), solids.render(5, seed=3, start=12)]
+    whole = solids.render_solids(12, seed=3, start=5)
+    parts = [solids.render_solids(7, seed=3, start=5), solids.render_solids(5, seed=3, start=12)]
     for field in ("images", "labels", "pose", "hue", "masks"):
         joined = np.concatenate([getattr(part, field) for part in parts])
         np.testing.assert_array_equal(getattr(whole, field), joined)
-    assert not np.array_equal(whole.images, solids.render(12, seed=4, start=5).images)
-    assert solids.render(0).images.shape == (0, 3, 32, 32)
+    assert not np.array_equal(whole.images, solids.render_solids(12, seed=4, start=5).images)
+    assert solids.render_solids(0).images.shape == (0, 3, 32, 32)
 
 
 def test_shapes_and_types(sample: solids.Solids) -> None:
@@ -195,7 +195,7 @@ def test_background_does_not_depend_on_the_object() -> None:
 
 
 def test_sizes_show_the_same_scene() -> None:
-    small, large = solids.render(10, size=32), solids.render(10, size=64)
+    small, large = solids.render_solids(10, size=32), solids.render_solids(10, size=64)
     np.testing.assert_array_equal(small.labels, large.labels)
     halved = large.images.reshape(10, 3, 32, 2, 32, 2).mean((3, 5))
     assert np.abs(halved - small.images).mean() < 3
@@ -204,4 +204,4 @@ def test_sizes_show_the_same_scene() -> None:
 @pytest.mark.parametrize("bad", [{"count": -1}, {"size": 0}, {"seed": -1}, {"start": -1}])
 def test_numbers_out_of_range(bad: dict[str, int]) -> None:
     with pytest.raises(UserError, match=next(iter(bad))):
-        solids.render(**({"count": 1} | bad))
+        solids.render_solids(**({"count": 1} | bad))

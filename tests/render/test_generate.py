@@ -23,7 +23,7 @@ from equibench.data import solids
 from equibench.errors import UserError
 from equibench.render import generate as generator
 from equibench.render import scene
-from equibench.render.generate import contact_sheet, ensure_rendered_objects, estimate_rendering, render_objects
+from equibench.render.generate import ensure_rendered_objects, estimate_rendering, render_objects, write_contact_sheet
 from equibench.render.jobs import RenderSettings, make_work
 from equibench.utils.random import uniforms
 
@@ -219,7 +219,7 @@ def test_rendered_objects_are_rendered_once(tmp_path: Path) -> None:
 
 
 def test_contact_sheet_shows_the_pictures(rendered: generator.Rendered, tmp_path: Path) -> None:
-    path = contact_sheet(rendered.root, tmp_path / "sheet.png", objects=10, views=2)
+    path = write_contact_sheet(rendered.root, tmp_path / "sheet.png", objects=10, views=2)
     with Image.open(path) as opened:
         sheet = np.asarray(opened)
     assert sheet.shape == (3 + 10 * 35, 3 + 2 * 35, 3)
@@ -227,9 +227,9 @@ def test_contact_sheet_shows_the_pictures(rendered: generator.Rendered, tmp_path
     candidates = [np.asarray(Image.open(path)) for path in rendered.root.glob("capsule/*/image_1.jpg")]
     assert any(np.array_equal(shown, one) for one in candidates)
     with pytest.raises(UserError, match=r"image_2\.jpg"):
-        contact_sheet(rendered.root, tmp_path / "sheet.png", views=3)
+        write_contact_sheet(rendered.root, tmp_path / "sheet.png", views=3)
     with pytest.raises(UserError, match=r"train_images\.npy"):
-        contact_sheet(tmp_path, tmp_path / "sheet.png")
+        write_contact_sheet(tmp_path, tmp_path / "sheet.png")
 
 
 def test_commands(rendered: generator.Rendered, tmp_path: Path) -> None:
