@@ -1,14 +1,17 @@
-"""Options of the command line, made from the fields of the configuration, so that each is described in one place."""
+"""What commands share: their examples, what they print, and options made from the fields of the configuration."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from equibench.config import RunConfig
 from equibench.errors import UserError
@@ -20,26 +23,44 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines inst
 Out = Annotated[Path | None, typer.Option(help="Folder for the results, instead of one below results/.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the jobs and their time; run nothing.")]
 DEFAULT_PLACES = [Path("results"), Path("runs")]
+Command = Callable[..., None]
 
 
-def configured(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Command], Command]:
+    """Decorator that registers a command with its examples."""
+    return app.command(name, epilog="\n\n".join(["Examples:", *examples]))
+
+
+def print_written(files: Iterable[Path], console: Console) -> None:
+    console.print("written: " + ", ".join(map(str, files)), style="dim", soft_wrap=True)
+
+
+def print_facts(facts: Iterable[tuple[str, str]], console: Console, title: str | None = None) -> None:
+    """Print (what, value) as two columns."""
+    table = Table(show_header=False, box=None, title=title, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in facts:
+        table.add_row(key, escape(value))
+    console.print(table)
+
+
+def configured(*names: str) -> Callable[[Command], Command]:
     """Decorator of a command whose last parameter is `options`: the named fields of `RunConfig`, as options.
 
     The command then takes what the user gave, by field, ready for `RunConfig.of`.
     """
     chosen = {one.name: one for one in fields(RunConfig) if one.name in names}
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Command) -> Command:
         def run(**given: Any) -> None:
             options = {name: _parsed(chosen[name], given.pop(name)) for name in chosen}
-            command(**given, options={name: value for name, value in options.items() if value is not None})
+            function(**given, options={name: value for name, value in options.items() if value is not None})
 
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
-        added = [_parameter(chosen[name]) for name in names]
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        run.__signature__ = inspect.Signature([p.replace(kind=keyword) for p in (*own, *added)])  # type: ignore[attr-defined]
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name != "options"]
+        run.__signature__ = inspect.Signature([*own, *(_parameter(chosen[name]) for name in names)])  # type: ignore[attr-defined]
+        run.__doc__ = function.__doc__
         return run
 
     return decorate

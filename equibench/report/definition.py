@@ -302,10 +302,14 @@ def published(definition: TableDefinition, row: str, column: str) -> str:
     return ""
 
 
-def load_leakage() -> dict[str, dict[str, object]]:
-    """What a small CNN gets from pixels, by task: kept beside the tasks, made by `equibench certify`."""
-    text = files("equibench.tasks").joinpath("leakage.json").read_text(encoding="utf-8")
-    return json.loads(text)  # type: ignore[no-any-return]
+def leakage_path() -> Path:
+    """Where the leakage of the registered tasks is kept."""
+    return Path(str(files("equibench.tasks"))) / "leakage.json"
+
+
+def load_leakage() -> dict[str, dict[str, Any]]:
+    """What a small CNN gets from pixels, by task; made by `equibench certify`."""
+    return dict(json.loads(leakage_path().read_text(encoding="utf-8")))
 
 
 def _digits(value: float) -> str:

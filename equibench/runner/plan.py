@@ -81,6 +81,7 @@ class GivenRows:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = {row.name: row for row in rows}
+        self.places = [Place(row.name, row.seed) for row in self.rows.values()]
 
     def find(self, place: Place) -> Row:
         return self.rows[place.row]
@@ -94,12 +95,9 @@ class TableRows:
         self._found: dict[Place, Row] = {}
 
     def find(self, place: Place) -> Row | None:
-        if place not in self._found:
-            row = self._find(place)
-            if row is None:
-                return None
+        if place not in self._found and (row := self._find(place)) is not None:
             self._found[place] = row
-        return self._found[place]
+        return self._found.get(place)
 
     def folder(self, place: Place) -> Path:
         """Where the row's pretraining run is kept."""
@@ -110,11 +108,6 @@ class TableRows:
     def known_fraction(self, row: str) -> float:
         """Of the training images, whose θ a row can see; all, where it makes no use of θ."""
         return 1.0 if BASELINES.get(row).use_of_theta == "unused" else self.context.known_fraction
-
-    def recipe_digest(self, place: Place) -> str:
-        context, known = self.context, self.known_fraction(place.row)
-        entry, seed = BASELINES.get(place.row), place.seed or 0
-        return digest_of(loop.recipe(entry, context.profile, context.dataset, context.variant, seed, known))
 
     def _find(self, place: Place) -> Row | None:
         row, seed, context, command = place.row, place.seed, self.context, self._command(place)
@@ -129,11 +122,11 @@ class TableRows:
                 lambda: weights_sha256(runs.build_encoder(profile, variant, seed)),
             )
             return self._row(row, lambda: runs.build_encoder(profile, variant, seed).eval(), weights, seed, command)
-        folder, digest = self.folder(place), self.recipe_digest(place)
+        folder, entry, step, known = self.folder(place), BASELINES.get(row), place.step, self.known_fraction(row)
+        digest = digest_of(loop.recipe(entry, profile, context.dataset, variant, seed, known))
         facts = runs.read_run(folder, digest)
         if facts is None:
             return None
-        entry, step = BASELINES.get(row), place.step
         if step is None:
             weights, name = facts["encoder_sha256"], row
         else:
@@ -152,7 +145,7 @@ class TableRows:
             recipe_sha256=digest,
             seconds=facts["seconds"],
             collapsed=facts["collapsed"],
-            known_fraction=self.known_fraction(row),
+            known_fraction=known,
         )
 
     def _row(self, name: str, open: Callable[[], torch.nn.Module], weights: str, seed: int, command: str) -> Row:
@@ -177,12 +170,8 @@ class TableRows:
 
 def places_of(rows: Sequence[str], seeds: Sequence[int]) -> list[Place]:
     """Every row at every pretraining seed; controls without an encoder once."""
-    pairs = [(row, seed) for row in rows for seed in (seeds if _has_encoder(row) else [None])]
-    return [Place(row, seed) for row, seed in pairs]
-
-
-def _has_encoder(row: str) -> bool:
-    return row not in CONTROLS or CONTROLS[row].has_encoder
+    without = [name for name, control in CONTROLS.items() if not control.has_encoder]
+    return [Place(row, seed) for row in rows for seed in ([None] if row in without else seeds)]
 
 
 # What is missing, and what is there
@@ -194,8 +183,7 @@ def plan(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Co
     begun = {key[:2] for key in done}
     jobs = []
     for place in places:
-        row = rows.find(place)
-        missing = list(tasks)
+        row, missing = rows.find(place), list(tasks)
         if row is not None:
             missing = [task for task in tasks if row.suits(task)]
             there = [task for task in missing if (row.name, task.name) in begun]  # of no other is a digest needed
@@ -205,11 +193,6 @@ def plan(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Co
     return jobs
 
 
-def by_task(jobs: Sequence[Job], tasks: Sequence[Task]) -> list[Job]:
-    """The same work, one task after the other, so that a task's views can go as soon as it is done."""
-    return [replace(job, tasks=(task,)) for task in tasks for job in jobs if task in job.tasks]
-
-
 def collect(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Context) -> list[tuple[Place, Record]]:
     """The journal's records of these places and tasks, as the code and the settings stand now, in their order."""
     stored: dict[tuple[str, str, str], dict[str, Record]] = {}
@@ -217,19 +200,20 @@ def collect(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context:
         key = (record.baseline, record.task, record.evaluation_sha256)
         stored.setdefault(key, {}).setdefault(record.features, record)
     found = []
-    for place in places:
+    for place in places if stored else ():
         row = rows.find(place)
-        for task in tasks if row is not None else ():
+        for task in tasks:
             if row is not None and row.suits(task):
-                key = (row.name, task.name, _digest(row, task, context) if stored else "")
-                found += [(place, record) for record in stored.get(key, {}).values()]
+                records = stored.get((row.name, task.name, _digest(row, task, context)), {})
+                found += [(place, record) for record in records.values()]
     return found
 
 
 def _digest(row: Row, task: Task, context: Context) -> str:
-    shared, key = context._shared, ("digest", row.name, row.seed, row.encoder_sha256, row.layers, task)
-    if row.identity is not None and "call" in row.identity:
+    """The evaluation's digest, computed once, unless nothing tells the row's encoder from others."""
+    if "call" in (row.identity or {}):
         return evaluation_digest(row, task, context)
+    shared, key = context._shared, ("digest", row.name, row.seed, row.encoder_sha256, row.layers, task)
     if key not in shared:
         shared[key] = evaluation_digest(row, task, context)
     return str(shared[key])
@@ -247,13 +231,7 @@ def estimate(jobs: Sequence[Job], rows: Rows, context: Context) -> list[float]:
             past[line["baseline"]] = line["pretraining_seconds"]
         if line.get("encoder_sha256") and line["features"] == "full":
             scored.setdefault(line["task"], []).append(line["seconds"])
-    image: list[float] = []
-
-    def image_seconds(row: Row | None) -> float:
-        if not image:
-            image.append(time_image(row, context))
-        return image[0]
-
+    image: float | None = None
     found = []
     for job in jobs:
         seconds = 0.0
@@ -266,7 +244,8 @@ def estimate(jobs: Sequence[Job], rows: Rows, context: Context) -> list[float]:
             elif task.name in scored:
                 seconds += statistics.median(scored[task.name])
             else:
-                seconds += _task_seconds(task, context, image_seconds(row))
+                image = time_image(row, context) if image is None else image
+                seconds += _task_seconds(task, context, image)
         found.append(seconds)
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,13 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from equibench.config import RunConfig
+from equibench.config import RESULTS, RunConfig
 from equibench.evaluation.context import Context, Row
 from equibench.evaluation.features import outputs_of
 from equibench.records import RECORDS, Record, read_records, write_records
 from equibench.report.score import score_frame, score_markdown
 from equibench.runner.open import EncoderSource, OpenedScore, open_score
-from equibench.runner.plan import GivenRows, Job, Place, by_task, collect, estimate, plan
+from equibench.runner.plan import GivenRows, Job, collect, estimate, plan
 from equibench.runner.workers import run_jobs
 from equibench.utils.files import writable_folder, write_text
 
@@ -65,9 +65,8 @@ def score(
     with ExitStack() as stack:
         opened = open_score(encoder, config, stack)
         row, context = opened.rows[0], opened.context
-        folder = writable_folder(
-            Path(out) if out else Path("results/score") / f"{_slug(row.name)}-{context.dataset.name}"
-        )
+        slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in row.name)
+        folder = writable_folder(Path(out) if out else RESULTS / "score" / f"{slug}-{context.dataset.name}")
         rows, jobs = _jobs(opened)
         if jobs:
             _check_features(row, context)
@@ -84,20 +83,17 @@ def plan_score(encoder: EncoderSource, **options: Any) -> tuple[list[Job], list[
 
 
 def _jobs(opened: OpenedScore) -> tuple[GivenRows, list[Job]]:
-    """What is not in the journal yet."""
+    """What is not in the journal yet, one task after the other, so that a task's views can go when it is done."""
     rows = GivenRows(opened.rows)
-    return rows, by_task(plan(_places(opened), opened.tasks, rows, opened.context), opened.tasks)
-
-
-def _places(opened: OpenedScore) -> list[Place]:
-    return [Place(row.name, row.seed) for row in opened.rows]
+    jobs = plan(rows.places, opened.tasks, rows, opened.context)
+    return rows, [replace(job, tasks=(task,)) for task in opened.tasks for job in jobs if task in job.tasks]
 
 
 def _check_features(row: Row, context: Context) -> None:
     """Stop before any work if the encoder's features are not finite or say nothing."""
     from equibench.encoders.adapter import check_varies
 
-    images = np.array(context.dataset.test.images[: min(32, len(context.dataset.test.images))])
+    images = np.array(context.dataset.test.images[:32])
     batch = torch.from_numpy(images).to(context.device).float() / 255
     with torch.inference_mode(), torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=context.bf16):
         check_varies(outputs_of(row.encoder.to(context.device).eval(), batch, row.layers))
@@ -106,7 +102,7 @@ def _check_features(row: Row, context: Context) -> None:
 def _write(opened: OpenedScore, rows: GivenRows, folder: Path) -> ScoreResult:
     """The score's files: the records behind it, a CSV, and the table in markdown."""
     context, row, notes = opened.context, opened.rows[0], opened.notes
-    records = [record for task in opened.tasks for _, record in collect(_places(opened), [task], rows, context)]
+    records = [record for task in opened.tasks for _, record in collect(rows.places, [task], rows, context)]
     files = [folder / f for f in (RECORDS, "score.csv", "score.md")]
     records = [*_still_true(read_records(files[0]), records, opened), *records]
     frame = score_frame(row.name, records)
@@ -125,11 +121,7 @@ def _still_true(before: list[Record], now: list[Record], opened: OpenedScore) ->
 
     tasks, kinds = {t.name for t in opened.tasks}, [kind(r) for r in now]
     others = [r for r in before if r.task not in tasks and kind(r) in kinds]
-    it = opened.rows[0]
-    encoder = (it.name, it.description, it.encoder_sha256)
+    row = opened.rows[0]
+    encoder = (row.name, row.description, row.encoder_sha256)
     same = {r.task for r in others if (r.baseline, r.encoder, r.encoder_sha256) == encoder}
     return [r for r in others if r.task in same]
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from equibench.runner.score import ScoreResult
     from equibench.runner.table import TableResult
 
-KINDS = ("table", "curve", "score")
+_KINDS = ("table", "curve", "score")
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ def read_study(file: str | Path) -> list[Part]:
         raise UserError(f"{path} cannot be read: {error}", "give a TOML file with [[part]] tables") from error
     parts = []
     for number, facts in enumerate(content.get("part", ()), start=1):
-        kind = next((kind for kind in KINDS if kind in facts), "")
+        kind = next((kind for kind in _KINDS if kind in facts), "")
         if not kind or "folder" not in facts:
-            hint = closest(next(iter(facts), ""), KINDS)
-            raise UserError(f"{path}: part {number} has no folder, or is none of {', '.join(KINDS)}{hint}", "add both")
+            hint = closest(next(iter(facts), ""), _KINDS)
+            raise UserError(f"{path}: part {number} has no folder, or is none of {', '.join(_KINDS)}{hint}", "add both")
         options = {key: value for key, value in facts.items() if key not in (kind, "folder")}
         RunConfig.of(**options)
         parts.append(Part(kind, str(facts[kind]), path.parent / facts["folder"], options))

@@ -51,35 +51,13 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class TableResult:
-    """A table as far as it has been computed.
-
-    Attributes:
-        frame: one row per baseline or control; see `report.definition.table_frame` for its columns.
-        records: what stands behind it.
-        notes: columns whose data are not there, and where they were looked for.
-        files: what was written.
-    """
-
-    definition: TableDefinition
-    rows: list[str]
-    columns: list[Column]
-    config: RunConfig
-    context: Context
-    frame: pd.DataFrame
-    records: list[Record]
-    notes: list[str]
-    files: list[Path]
-
-
-@dataclass(frozen=True)
 class _Asked:
-    """A table with its names resolved."""
+    """A table with its names resolved; `tasks` are those of the columns whose data are there."""
 
     definition: TableDefinition
     rows: list[str]
     columns: list[Column]
-    tasks: list[Task]  # of the columns whose data are there
+    tasks: list[Task]
     notes: list[str]
     config: RunConfig
     context: Context
@@ -92,6 +70,22 @@ class _Asked:
     @property
     def complete(self) -> bool:
         return self.config.rows is None and self.config.columns is None
+
+
+@dataclass(frozen=True)
+class TableResult(_Asked):
+    """A table as far as it has been computed.
+
+    Attributes:
+        notes: columns whose data are not there, and where they were looked for.
+        frame: one row per baseline or control; see `report.definition.table_frame` for its columns.
+        records: what stands behind it.
+        files: what was written.
+    """
+
+    frame: pd.DataFrame
+    records: list[Record]
+    files: list[Path]
 
 
 def table(
@@ -114,13 +108,15 @@ def table(
         UserError: a name, file, folder or device is wrong.
     """
     asked = _resolve(name, RunConfig.of(**options))
-    folder = writable_folder(Path(out) if out else _results_folder(asked))
-    context = asked.context
-    jobs = plan(asked.places, asked.tasks, asked.found, context)
-    run_jobs(jobs, asked.found, asked.config, context, console)
+    context, variant = asked.context, asked.config.variant
+    # all but the complete headline table have folders of their own, so that none replaces another
+    kind = asked.definition.name + (f"-{variant}" if variant != "headline" else "")
+    folder = RESULTS / context.profile.name / kind / ("" if asked.complete else "partial")
+    folder = writable_folder(Path(out) if out else folder)
+    run_jobs(plan(asked.places, asked.tasks, asked.found, context), asked.found, asked.config, context, console)
     context.barrier()
     result = _write(asked, folder)
-    if context.is_first and out is None and asked.complete and asked.config.variant == "headline":
+    if context.is_first and out is None and asked.complete and variant == "headline":
         from equibench.report.overview import overview
 
         page = folder.parent / "README.md"
@@ -188,8 +184,7 @@ def _resolve(name: str | Path, config: RunConfig) -> _Asked:
         )
     tasks, notes = [], []
     for task in dict.fromkeys(column.task for column in columns):
-        problem = evaluator_of(task).missing_data(task, context)
-        if problem:
+        if problem := evaluator_of(task).missing_data(task, context):
             notes.append(f"{task.title}: {problem}")
         else:
             tasks.append(task)
@@ -203,14 +198,6 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
         if name not in known:
             raise UserError(f"the table has no {kind} {name!r}{closest(name, known)}", f"{kind}s: {', '.join(known)}")
     return [name for name in known if name in wanted]
-
-
-def _results_folder(asked: _Asked) -> Path:
-    """Apart from the complete headline table, every kind has a folder of its own, so that none replaces another."""
-    variant = asked.config.variant
-    name = asked.definition.name + (f"-{variant}" if variant != "headline" else "")
-    folder = RESULTS / asked.context.profile.name / name
-    return folder if asked.complete else folder / "partial"
 
 
 def _write(asked: _Asked, folder: Path) -> TableResult:
@@ -228,4 +215,4 @@ def _write(asked: _Asked, folder: Path) -> TableResult:
         write_text(files[1], text)
         write_records(files[2], records)
         write_text(files[3], "".join(json.dumps(line) + "\n" for line in logs))
-    return TableResult(definition, rows, columns, asked.config, context, frame, records, asked.notes, files)
+    return TableResult(**vars(asked), frame=frame, records=records, files=files)

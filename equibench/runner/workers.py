@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -31,7 +31,8 @@ from equibench.utils.digests import depend_on_transformations, transformation_fi
 from equibench.utils.progress import Advance, Progress
 
 _here: dict[str, Any] = {}
-"""This worker's rows, context and message queue."""
+"""This worker's rows, context and message queue; messages are a method of `Progress`, or "records" or "finished", and
+what goes with it."""
 
 
 def default_jobs(context: Context) -> int:
@@ -55,7 +56,7 @@ def run_jobs(
     # an encoder that was opened here cannot be sent to another process
     count = (config.jobs or default_jobs(context)) if isinstance(rows, TableRows) else 1
     console = console or Console(stderr=True, quiet=not context.is_first)
-    with one_thread(context) if isinstance(rows, TableRows) else _as_it_is():
+    with one_thread(context) if isinstance(rows, TableRows) else nullcontext():
         seconds = estimate(to_do, rows, context)
         if count > 1:
             order = sorted(range(len(to_do)), key=lambda number: -seconds[number])  # longest first, for an even end
@@ -67,17 +68,11 @@ def run_jobs(
                 _in_parallel(to_do, config, context, progress, count)
 
 
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
-
-
 def _in_parallel(jobs: Sequence[Job], config: RunConfig, context: Context, progress: Progress, count: int) -> None:
     """Do the jobs in worker processes; this process alone writes the journal and draws the progress."""
     spawn = multiprocessing.get_context("spawn")
     messages: Any = spawn.Queue()
-    config = config.with_(dataset=context.dataset.name)
-    start = (config, messages, transformation_files())
+    start = (config.with_(dataset=context.dataset.name), messages, transformation_files())
     pool = ProcessPoolExecutor(min(count, len(jobs)), spawn, _start, start)
     try:
         futures = [pool.submit(_work, number, job) for number, job in enumerate(jobs)]
@@ -93,22 +88,16 @@ def _follow(futures: Sequence[Future[None]], messages: Any, context: Context, pr
     left = len(futures)
     while left:
         try:
-            kind, number, *content = messages.get(timeout=0.5)
+            kind, *content = messages.get(timeout=0.5)
         except queue.Empty:
             _raise_failures(futures)
             continue
-        if kind == "start":
-            progress.start(number, *content)
-        elif kind == "advance":
-            progress.advance(number, *content)
-        elif kind == "stop":
-            progress.stop(number)
-        elif kind == "warn":
-            progress.warn(*content)
-        elif kind == "records":
-            append_records(context.journal, [Record.model_validate_json(line) for line in content[0]])
-        elif kind == "finished":
+        if kind == "finished":
             left -= 1
+        elif kind == "records":
+            append_records(context.journal, map(Record.model_validate_json, content))
+        else:
+            getattr(progress, kind)(*content)
 
 
 def _raise_failures(futures: Sequence[Future[None]]) -> None:
@@ -137,7 +126,7 @@ class _Remote(Progress):
         self.messages.put(("stop", number))
 
     def warn(self, message: str) -> None:
-        self.messages.put(("warn", 0, message))
+        self.messages.put(("warn", message))
 
 
 def _start(config: RunConfig, messages: Any, files: list[str]) -> None:
@@ -158,10 +147,10 @@ def _work(number: int, job: Job) -> None:
     messages = _here["messages"]
 
     def keep(records: list[Record]) -> None:
-        messages.put(("records", number, [record.model_dump_json() for record in records]))
+        messages.put(("records", *(record.model_dump_json() for record in records)))
 
     do_job(job, _here["rows"], _here["context"], _Remote(messages), keep, number)
-    messages.put(("finished", number))
+    messages.put(("finished",))
 
 
 def _end_with_parent() -> None:
