@@ -20,7 +20,7 @@ from equibench.report.definition import (
     load_definition,
     table_names,
 )
-from equibench.report.table import MARK, UNBEATEN, further_grid, headline_grid, is_rendered
+from equibench.report.table import MARK, UNBEATEN, is_rendered, score_grids
 
 
 def overview(folder: Path, profile: str) -> str:
@@ -55,8 +55,7 @@ def _section(folder: Path, name: str) -> list[str]:
     rows = [str(row) for row in frame["baseline"]]
     cells = cells_of(records, scale=definition.scale)
     lines = [f"## [{definition.title or name}]({name}/{name}.md)", ""]
-    lines += headline_grid(definition, rows, columns, cells)
-    lines += further_grid(definition, rows, columns, cells)
+    lines += score_grids(definition, rows, columns, cells)
     lines += ["", "It can show " + "; ".join(definition.claims) + ".", ""] if definition.claims else [""]
     lines += ["What limits it:", "", *[f"- {limit}" for limit in _limits(definition, columns, records, cells)], ""]
     return [*lines, "What it says:", "", *[f"- {line}" for line in _verdicts(rows, columns, cells)], ""]

@@ -13,8 +13,8 @@ from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS, RIVALS
 from equibench.evaluation.evaluator import EVALUATORS
 from equibench.records import Record
-from equibench.report.definition import load_leakage
-from equibench.report.table import MARK, plain
+from equibench.report.definition import load_leakage, plain
+from equibench.report.table import MARK
 from equibench.task import TASKS
 
 COMPARED = {"random_init": "random init", "pixels": "pixels", "image_statistics": "image stats"}

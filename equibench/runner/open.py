@@ -322,8 +322,14 @@ def _controls(opened: Opened, row: Row, dataset: Dataset, seed: int) -> list[Row
         return controls
     untrained = opened.fresh(seed)
     settled = _SETTLED if settle_batch_norm(untrained, _settling_images(dataset)) else ""
-    words, open = f"{opened.architecture}, untrained, seed {seed}{settled}", lambda: untrained
-    twin = replace(row, name="random_init", open=open, seed=seed, description=words, **_identity(untrained))
+    twin = replace(
+        row,
+        name="random_init",
+        open=lambda: untrained,
+        seed=seed,
+        description=f"{opened.architecture}, untrained, seed {seed}{settled}",
+        **_identity(untrained),
+    )
     return [twin, *controls]
 
 

@@ -20,7 +20,7 @@ from equibench.pretrain.method import BASELINES
 from equibench.pretrain.runs import Run
 from equibench.records import RECORDS, Record, write_records
 from equibench.registry import load_file
-from equibench.report.definition import Column, TableDefinition, columns_of, load_definition, load_leakage, table_frame
+from equibench.report.definition import Column, TableDefinition, columns_of, load_definition, table_frame
 from equibench.report.table import markdown_table
 from equibench.runner.open import one_thread, open_context
 from equibench.runner.plan import (
@@ -205,8 +205,7 @@ def _write(asked: _Asked, folder: Path) -> TableResult:
     definition, rows, columns, context = asked.definition, asked.rows, asked.columns, asked.context
     records = [record for _, record in collect(asked.places, asked.tasks, asked.found, context)]
     frame = table_frame(definition, rows, [column.name for column in columns], records)
-    seeds, leakage = asked.config.seeds, load_leakage()
-    text = markdown_table(definition, rows, columns, records, context, seeds, leakage, asked.notes)
+    text = markdown_table(definition, rows, columns, records, context, asked.config.seeds, asked.notes)
     name = definition.name
     files = [folder / f for f in (f"{name}.csv", f"{name}.md", RECORDS, "pretraining.jsonl")]
     logs = final_log_lines(asked.places, asked.found)
