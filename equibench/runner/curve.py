@@ -73,11 +73,11 @@ def curve(
             raise UserError(f"{task.name} is no regression, so it has no R²", "choose regression tasks")
     context = open_context(config)
     found = TableRows(config, context)
-    run_jobs(plan(places_of(rows, config.seeds), (), found, context), found, config, context, console)
+    run_jobs(plan(places_of(rows, config.seeds), (), found), found, console)
     points = places_of([_UNTRAINED], config.seeds)
     points += [Place(r, s, step) for r in rows for s in config.seeds for step in (*profile.snapshots, None)]
-    run_jobs(plan(points, tasks, found, context), found, config, context, console)
-    whole = [(place, record) for place, record in collect(points, tasks, found, context) if record.features == "full"]
+    run_jobs(plan(points, tasks, found), found, console)
+    whole = [(place, record) for place, record in collect(points, tasks, found) if record.features == "full"]
     frame, records = _frame(whole, context), [record for _, record in whole]
     files = [folder / "curve.csv", folder / RECORDS]
     write_text(files[0], frame.to_csv(index=False))

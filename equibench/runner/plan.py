@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -32,15 +32,13 @@ from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of, read_lines
 from equibench.utils.progress import Advance, Progress
 
-PIXEL_CONTROL_SECONDS = 5 / 8000
-"""For each pair of a task, where there is no encoder to measure."""
-CLASSIFICATION = (60_000, 3e-4)
-"""Images that a classification is taken to have, and the seconds that 45 fits of ten classes take for each."""
-SEGMENTATION_TIMES = 12
-"""How many forward passes of the bare encoder a training step of the segmentation head takes."""
-PROBE_SECONDS = 1e-4
-"""Of training a pair's probes for one epoch."""
-
+PIXEL_CONTROL_SECONDS = 5 / 8000  # for each pair of a task, where there is no encoder to measure
+CLASSIFICATION = (
+    60_000,
+    3e-4,
+)  # images that one is taken to have, and seconds that 45 fits of ten classes take for each
+SEGMENTATION_TIMES = 12  # forward passes of the bare encoder that a training step of the segmentation head takes
+PROBE_SECONDS = 1e-4  # of training a pair's probes for one epoch
 _timed: dict[tuple[object, ...], float] = {}
 """Seconds of pretraining by method, profile, data and device, as far as they were measured in this process."""
 
@@ -69,17 +67,11 @@ class Job:
         return not self.pretrain and not self.tasks
 
 
-class Rows(Protocol):
-    """Where the rows come from."""
-
-    def find(self, place: Place) -> Row | None:
-        """The row, or None if it has to be pretrained first."""
-
-
 class GivenRows:
     """Rows that are there already, as those of a score."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row], context: Context) -> None:
+        self.context = context
         self.rows = {row.name: row for row in rows}
         self.places = [Place(row.name, row.seed) for row in self.rows.values()]
 
@@ -95,6 +87,7 @@ class TableRows:
         self._found: dict[Place, Row] = {}
 
     def find(self, place: Place) -> Row | None:
+        """The row, or None if it has to be pretrained first."""
         if place not in self._found and (row := self._find(place)) is not None:
             self._found[place] = row
         return self._found.get(place)
@@ -110,55 +103,44 @@ class TableRows:
         return 1.0 if BASELINES.get(row).use_of_theta == "unused" else self.context.known_fraction
 
     def _find(self, place: Place) -> Row | None:
-        row, seed, context, command = place.row, place.seed, self.context, self._command(place)
-        profile, variant = context.profile, context.variant
+        row, seed, step, context = place.row, place.seed, place.step, self.context
+        profile, variant, size = context.profile, context.variant, context.profile.encoder
+        name, command = row, self._command(place)
+        facts: dict[str, Any] = {}  # of the pretraining run
         if row in CONTROLS and not CONTROLS[row].has_encoder:
             return Row(row, command=command)
         assert seed is not None
         if row in CONTROLS:
             versions = [torch.__version__, version("timm"), code_digest(runs.build_encoder)]
             weights = context.remembered(
-                ["untrained", str(profile.encoder), profile.image_size, variant, seed, *versions],
+                ["untrained", str(size), profile.image_size, variant, seed, *versions],
                 lambda: weights_sha256(runs.build_encoder(profile, variant, seed)),
             )
-            return self._row(row, lambda: runs.build_encoder(profile, variant, seed).eval(), weights, seed, command)
-        folder, entry, step, known = self.folder(place), BASELINES.get(row), place.step, self.known_fraction(row)
-        digest = digest_of(loop.recipe(entry, profile, context.dataset, variant, seed, known))
-        facts = runs.read_run(folder, digest)
-        if facts is None:
-            return None
-        if step is None:
-            weights, name = facts["encoder_sha256"], row
         else:
-            weights, name = runs.snapshot_sha256(folder, profile, step, digest), f"{row}@{step}"
+            folder, entry, known = self.folder(place), BASELINES.get(row), self.known_fraction(row)
+            digest = digest_of(loop.recipe(entry, profile, context.dataset, variant, seed, known))
+            run = runs.read_run(folder, digest)
+            if run is None:
+                return None
+            weights = run["encoder_sha256"]
+            if step is not None:
+                weights, name = runs.snapshot_sha256(folder, profile, step, digest), f"{row}@{step}"
+            half = size.half if entry.splits_features else None
+            facts = {"half": half, "recipe_sha256": digest, "known_fraction": known}
+            facts |= {key: run[key] for key in ("seconds", "collapsed")}
 
         def opened() -> torch.nn.Module:
+            if row in CONTROLS:
+                return runs.build_encoder(profile, variant, seed).eval()
             if step is not None:
                 return runs.read_snapshot(folder, profile, variant, seed, step)
             run = runs.finished_run(profile, folder, variant, seed, digest)
             assert run is not None
             return run.encoder
 
-        return replace(
-            self._row(name, opened, weights, seed, command),
-            half=profile.encoder.half if entry.splits_features else None,
-            recipe_sha256=digest,
-            seconds=facts["seconds"],
-            collapsed=facts["collapsed"],
-            known_fraction=known,
-        )
-
-    def _row(self, name: str, open: Callable[[], torch.nn.Module], weights: str, seed: int, command: str) -> Row:
-        profile, size = self.context.profile, self.context.profile.encoder
-        return Row(
-            name,
-            open,
-            vit_identity(weights, profile, self.context.spec),
-            weights,
-            seed=seed,
-            description=f"ViT of width {size.width}, {size.depth} blocks, patch {size.patch}, mean of patch tokens",
-            command=command,
-        )
+        words = f"ViT of width {size.width}, {size.depth} blocks, patch {size.patch}, mean of patch tokens"
+        identity = vit_identity(weights, profile, context.spec)
+        return Row(name, opened, identity, weights, seed=seed, description=words, command=command, **facts)
 
     def _command(self, place: Place) -> str:
         config = self.config
@@ -166,6 +148,9 @@ class TableRows:
         parts = [f"equibench {command} --profile {config.sizes.name} --rows {place.row} --columns {{task}}"]
         parts += [f"--seeds {place.seed}"] if place.seed is not None else []
         return " ".join([*parts, *config.flags(["variant", "baseline_files"])])
+
+
+Rows = GivenRows | TableRows
 
 
 def places_of(rows: Sequence[str], seeds: Sequence[int]) -> list[Place]:
@@ -177,8 +162,9 @@ def places_of(rows: Sequence[str], seeds: Sequence[int]) -> list[Place]:
 # What is missing, and what is there
 
 
-def plan(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Context) -> list[Job]:
+def plan(places: Sequence[Place], tasks: Sequence[Task], rows: Rows) -> list[Job]:
     """The jobs that make up places x tasks, done ones included, in the places' order."""
+    context = rows.context
     done = {(line["baseline"], line["task"], line["evaluation_sha256"]) for line in read_lines(context.journal)}
     begun = {key[:2] for key in done}
     jobs = []
@@ -193,10 +179,10 @@ def plan(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Co
     return jobs
 
 
-def collect(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Context) -> list[tuple[Place, Record]]:
+def collect(places: Sequence[Place], tasks: Sequence[Task], rows: Rows) -> list[tuple[Place, Record]]:
     """The journal's records of these places and tasks, as the code and the settings stand now, in their order."""
     stored: dict[tuple[str, str, str], dict[str, Record]] = {}
-    for record in read_records(context.journal):
+    for record in read_records(rows.context.journal):
         key = (record.baseline, record.task, record.evaluation_sha256)
         stored.setdefault(key, {}).setdefault(record.features, record)
     found = []
@@ -204,7 +190,7 @@ def collect(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context:
         row = rows.find(place)
         for task in tasks:
             if row is not None and row.suits(task):
-                records = stored.get((row.name, task.name, _digest(row, task, context)), {})
+                records = stored.get((row.name, task.name, _digest(row, task, rows.context)), {})
                 found += [(place, record) for record in records.values()]
     return found
 
@@ -222,9 +208,9 @@ def _digest(row: Row, task: Task, context: Context) -> str:
 # How long it takes
 
 
-def estimate(jobs: Sequence[Job], rows: Rows, context: Context) -> list[float]:
+def estimate(jobs: Sequence[Job], rows: Rows) -> list[float]:
     """Seconds of each job: what the same took before, else from a short measurement of this machine."""
-    past: dict[str, float] = {}
+    context, past = rows.context, {}
     scored: dict[str, list[float]] = {}
     for line in read_lines(context.journal):
         if line.get("pretraining_seconds"):
@@ -314,18 +300,17 @@ def _seconds(work: Callable[[], None]) -> float:
 # Doing it
 
 
-def do_job(
-    job: Job, rows: Rows, context: Context, progress: Progress, keep: Callable[[list[Record]], None], number: int = 0
-) -> None:
+def do_job(job: Job, rows: Rows, progress: Progress, keep: Callable[[list[Record]], None], number: int) -> None:
     """Pretrain the job's row if need be, and score it.
 
     Args:
         keep: what becomes of the records of each task, as soon as they are there.
         number: of the job, for the progress.
     """
+    context = rows.context
     if job.pretrain:
         assert isinstance(rows, TableRows)
-        pretrain_row(job.place, rows, context, progress, number)
+        pretrain_row(job.place, rows, progress, number)
     row = rows.find(job.place)
     assert row is not None
     if job.tasks and context.is_first:
@@ -359,9 +344,9 @@ def _watched(task: Task, row: Row, context: Context, advance: Callable[[float, s
     return replace(context, on_progress=advance, on_images=count)
 
 
-def pretrain_row(place: Place, rows: TableRows, context: Context, progress: Progress, number: int = 0) -> runs.Run:
+def pretrain_row(place: Place, rows: TableRows, progress: Progress, number: int = 0) -> runs.Run:
     """Pretrain one row at one seed, with progress and a warning as soon as its features collapse."""
-    entry, folder = BASELINES.get(place.row), rows.folder(place)
+    entry, folder, context = BASELINES.get(place.row), rows.folder(place), rows.context
     warned = False
     with progress.unit(f"pretrain {entry.title}, seed {place.seed}", number) as advance:
 
@@ -389,13 +374,14 @@ def pretrain_row(place: Place, rows: TableRows, context: Context, progress: Prog
         )
 
 
-def carry_out(jobs: Sequence[Job], rows: Rows, context: Context, progress: Progress) -> None:
+def carry_out(jobs: Sequence[Job], rows: Rows, progress: Progress) -> None:
     """Do the jobs one after the other, appending their records to the journal as they come.
 
     Large views, of which a task has hundreds of megabytes, go when no later job needs them; their features are kept.
     """
+    context = rows.context
     for number, job in enumerate(jobs):
-        do_job(job, rows, context, progress, lambda records: append_records(context.journal, records), number)
+        do_job(job, rows, progress, lambda records: append_records(context.journal, records), number)
         later = {task for other in jobs[number + 1 :] for task in other.tasks}
         for task in job.tasks if context.size > 64 else ():
             if task not in later:

@@ -61,31 +61,29 @@ def score(
     Raises:
         UserError: a name, file, folder or device is wrong; the weights do not fit, or give no usable features.
     """
-    config = RunConfig.of(**options)
     with ExitStack() as stack:
-        opened = open_score(encoder, config, stack)
+        opened = open_score(encoder, RunConfig.of(**options), stack)
         row, context = opened.rows[0], opened.context
         slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in row.name)
         folder = writable_folder(Path(out) if out else RESULTS / "score" / f"{slug}-{context.dataset.name}")
         rows, jobs = _jobs(opened)
         if jobs:
             _check_features(row, context)
-        run_jobs(jobs, rows, config, context, console)
+        run_jobs(jobs, rows, console)
         return _write(opened, rows, folder)
 
 
 def plan_score(encoder: EncoderSource, **options: Any) -> tuple[list[Job], list[float]]:
     """What `score` would do with the same options, with seconds for each job; nothing is scored or written."""
     with ExitStack() as stack:
-        opened = open_score(encoder, RunConfig.of(**options), stack)
-        rows, jobs = _jobs(opened)
-        return jobs, estimate(jobs, rows, opened.context)
+        rows, jobs = _jobs(open_score(encoder, RunConfig.of(**options), stack))
+        return jobs, estimate(jobs, rows)
 
 
 def _jobs(opened: OpenedScore) -> tuple[GivenRows, list[Job]]:
     """What is not in the journal yet, one task after the other, so that a task's views can go when it is done."""
-    rows = GivenRows(opened.rows)
-    jobs = plan(rows.places, opened.tasks, rows, opened.context)
+    rows = GivenRows(opened.rows, opened.context)
+    jobs = plan(rows.places, opened.tasks, rows)
     return rows, [replace(job, tasks=(task,)) for task in opened.tasks for job in jobs if task in job.tasks]
 
 
@@ -102,7 +100,7 @@ def _check_features(row: Row, context: Context) -> None:
 def _write(opened: OpenedScore, rows: GivenRows, folder: Path) -> ScoreResult:
     """The score's files: the records behind it, a CSV, and the table in markdown."""
     context, row, notes = opened.context, opened.rows[0], opened.notes
-    records = [record for task in opened.tasks for _, record in collect(rows.places, [task], rows, context)]
+    records = [record for task in opened.tasks for _, record in collect(rows.places, [task], rows)]
     files = [folder / f for f in (RECORDS, "score.csv", "score.md")]
     records = [*_still_true(read_records(files[0]), records, opened), *records]
     frame = score_frame(row.name, records)

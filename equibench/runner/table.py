@@ -113,7 +113,7 @@ def table(
     kind = asked.definition.name + (f"-{variant}" if variant != "headline" else "")
     folder = RESULTS / context.profile.name / kind / ("" if asked.complete else "partial")
     folder = writable_folder(Path(out) if out else folder)
-    run_jobs(plan(asked.places, asked.tasks, asked.found, context), asked.found, asked.config, context, console)
+    run_jobs(plan(asked.places, asked.tasks, asked.found), asked.found, console)
     context.barrier()
     result = _write(asked, folder)
     if context.is_first and out is None and asked.complete and variant == "headline":
@@ -128,9 +128,9 @@ def table(
 def plan_table(name: str | Path = "table2", **options: Any) -> Plan:
     """What `table` would do with the same options, with an estimate of the seconds; nothing is run or written."""
     asked = _resolve(name, RunConfig.of(**options))
-    jobs = plan(asked.places, asked.tasks, asked.found, asked.context)
+    jobs = plan(asked.places, asked.tasks, asked.found)
     with one_thread(asked.context):
-        seconds = estimate(jobs, asked.found, asked.context)
+        seconds = estimate(jobs, asked.found)
     side_by_side = asked.config.jobs or default_jobs(asked.context)
     return Plan(jobs, seconds, sum(seconds) / side_by_side, asked.notes)
 
@@ -153,10 +153,9 @@ def pretrain(baseline: str, *, console: Console | None = None, **options: Any) -
     BASELINES.get(baseline)
     context = open_context(config)
     rows, place = TableRows(config, context), Place(baseline, config.seed)
-    jobs = plan([place], (), rows, context)
     console = console or Console(stderr=True, quiet=not context.is_first)
-    with one_thread(context), Progress(estimate(jobs, rows, context), console) as progress:
-        return pretrain_row(place, rows, context, progress)
+    with one_thread(context), Progress(estimate(plan([place], (), rows), rows), console) as progress:
+        return pretrain_row(place, rows, progress)
 
 
 def _resolve(name: str | Path, config: RunConfig) -> _Asked:
@@ -203,7 +202,7 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
 def _write(asked: _Asked, folder: Path) -> TableResult:
     """The table's files: CSV, markdown, the records behind them, and how each pretraining run ended."""
     definition, rows, columns, context = asked.definition, asked.rows, asked.columns, asked.context
-    records = [record for _, record in collect(asked.places, asked.tasks, asked.found, context)]
+    records = [record for _, record in collect(asked.places, asked.tasks, asked.found)]
     frame = table_frame(definition, rows, [column.name for column in columns], records)
     text = markdown_table(definition, rows, columns, records, context, asked.config.seeds, asked.notes)
     name = definition.name

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -26,12 +26,12 @@ from equibench.errors import UserError
 from equibench.evaluation.context import Context
 from equibench.records import Record, append_records
 from equibench.runner.open import one_thread, open_context
-from equibench.runner.plan import Job, Rows, TableRows, carry_out, do_job, estimate
+from equibench.runner.plan import GivenRows, Job, Rows, TableRows, carry_out, do_job, estimate
 from equibench.utils.digests import depend_on_transformations, transformation_files
 from equibench.utils.progress import Advance, Progress
 
 _here: dict[str, Any] = {}
-"""This worker's rows, context and message queue; messages are a method of `Progress`, or "records" or "finished", and
+"""This worker's rows and message queue; messages are a method of `Progress`, or "records" or "finished", and
 what goes with it."""
 
 
@@ -42,41 +42,42 @@ def default_jobs(context: Context) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(
-    jobs: Sequence[Job], rows: Rows, config: RunConfig, context: Context, console: Console | None = None
-) -> None:
+def run_jobs(jobs: Sequence[Job], rows: Rows, console: Console | None = None) -> None:
     """Do the jobs that are not done, in this process or in several, with one estimate of the time for all.
 
     Raises:
         UserError: as raised by a job; the others' finished work is kept.
     """
-    to_do = [job for job in jobs if not job.done]
+    to_do, context = [job for job in jobs if not job.done], rows.context
     if not to_do:
         return
-    # an encoder that was opened here cannot be sent to another process
-    count = (config.jobs or default_jobs(context)) if isinstance(rows, TableRows) else 1
     console = console or Console(stderr=True, quiet=not context.is_first)
-    with one_thread(context) if isinstance(rows, TableRows) else nullcontext():
-        seconds = estimate(to_do, rows, context)
+    if isinstance(rows, GivenRows):  # an encoder that was opened here cannot be sent to another process
+        with Progress(estimate(to_do, rows), console) as progress:
+            carry_out(to_do, rows, progress)
+        return
+    count = rows.config.jobs or default_jobs(context)
+    with one_thread(context):
+        seconds = estimate(to_do, rows)
         if count > 1:
             order = sorted(range(len(to_do)), key=lambda number: -seconds[number])  # longest first, for an even end
             to_do, seconds = [to_do[n] for n in order], [seconds[n] for n in order]
         with Progress(seconds, console, count) as progress:
             if count == 1:
-                carry_out(to_do, rows, context, progress)
+                carry_out(to_do, rows, progress)
             else:
-                _in_parallel(to_do, config, context, progress, count)
+                _in_parallel(to_do, rows, progress, count)
 
 
-def _in_parallel(jobs: Sequence[Job], config: RunConfig, context: Context, progress: Progress, count: int) -> None:
+def _in_parallel(jobs: Sequence[Job], rows: TableRows, progress: Progress, count: int) -> None:
     """Do the jobs in worker processes; this process alone writes the journal and draws the progress."""
     spawn = multiprocessing.get_context("spawn")
     messages: Any = spawn.Queue()
-    start = (config.with_(dataset=context.dataset.name), messages, transformation_files())
+    start = (rows.config.with_(dataset=rows.context.dataset.name), messages, transformation_files())
     pool = ProcessPoolExecutor(min(count, len(jobs)), spawn, _start, start)
     try:
         futures = [pool.submit(_work, number, job) for number, job in enumerate(jobs)]
-        _follow(futures, messages, context, progress)
+        _follow(futures, messages, rows.context, progress)
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate()  # after an error or an interruption the rest need not finish; checkpoints stay
@@ -139,8 +140,7 @@ def _start(config: RunConfig, messages: Any, files: list[str]) -> None:
     torch.set_num_threads(1)
     threadpool_limits(1)
     depend_on_transformations(files)  # or its digests would not be the parent's
-    context = open_context(config)
-    _here.update(rows=TableRows(config, context), context=context, messages=messages)
+    _here.update(rows=TableRows(config, open_context(config)), messages=messages)
 
 
 def _work(number: int, job: Job) -> None:
@@ -149,7 +149,7 @@ def _work(number: int, job: Job) -> None:
     def keep(records: list[Record]) -> None:
         messages.put(("records", *(record.model_dump_json() for record in records)))
 
-    do_job(job, _here["rows"], _here["context"], _Remote(messages), keep, number)
+    do_job(job, _here["rows"], _Remote(messages), keep, number)
     messages.put(("finished",))
 
 
