@@ -23,27 +23,20 @@ LEVEL = 0.05
 class Difference:
     """A minus B on one task.
 
-    Attributes:
-        task, metric: what is compared.
-        a, b: the two values (means over pretraining seeds).
-        difference, low, high: a - b with its 95 % bootstrap interval over test images, the same ones for both.
-        p: two-sided bootstrap p-value of no difference; p_holm is corrected over the tasks compared.
-        verdict: "tie", or who is better; where neither direction is better, who is higher.
-        per_seed: the difference of the two runs of each pretraining seed that both sides have. The interval and p are
-            about these encoders on other images; how far other trainings of them would differ is seen here alone.
+    Interval and p are about these encoders on other images; only `per_seed` says how far other trainings would differ.
     """
 
     task: str
     metric: str
-    a: float
+    a: float  # mean over pretraining seeds, like b
     b: float
-    difference: float
+    difference: float  # a - b, with its 95 % bootstrap interval over test images, the same ones for both
     low: float
     high: float
-    p: float
-    p_holm: float
-    verdict: Literal["A", "B", "tie"]
-    per_seed: tuple[float, ...] = ()
+    p: float  # two-sided bootstrap p-value of no difference
+    p_holm: float  # p corrected over the tasks compared
+    verdict: Literal["A", "B", "tie"]  # who is better; where neither direction is better, who is higher
+    per_seed: tuple[float, ...] = ()  # differences of the runs of each pretraining seed that both sides have
 
 
 def compare(

@@ -47,39 +47,29 @@ LOOKS_UNTRAINED = 0.05
 
 @dataclass
 class Findings:
-    """What the doctor found.
-
-    Attributes:
-        safe: whether the file can be read without running code.
-        dtypes: number of tensors by type.
-        guesses: (architecture, share of its parameters that the file holds), best first.
-        architecture: the one that was loaded; None if none was.
-        coverage: lines on missing, unexpected and mis-shaped names.
-        preprocessing: what the model's own config says.
-        normalisation: what the first BatchNorm's statistics say of it; "" where there is none.
-        from_untrained: median distance of the weights' distribution from an untrained net's: 0 the same, 1 apart.
-        rotation: R² of a quick probe with its interval, for the file and for the untrained architecture.
-        problems: what stands in the way of a score; hints: what does not.
-    """
+    """What the doctor found."""
 
     file: str
     format: str = ""
     bytes: int = 0
-    safe: bool = False
+    safe: bool = False  # whether it can be read without running code
     tensors: int = 0
     parameters: int = 0
-    dtypes: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)  # number of tensors by type
     notes: list[str] = field(default_factory=list)
-    guesses: list[tuple[str, float]] = field(default_factory=list)
-    architecture: str | None = None
-    coverage: str = ""
-    preprocessing: str = ""
-    normalisation: str = ""
-    from_untrained: float | None = None
+    guesses: list[tuple[str, float]] = field(default_factory=list)  # architecture, share of it in the file; best first
+    architecture: str | None = None  # the one that was loaded; None if none was
+    coverage: str = ""  # lines on missing, unexpected and mis-shaped names
+    preprocessing: str = ""  # what the model's own config says
+    normalisation: str = ""  # what the first BatchNorm's statistics say of it; "" where there is none
+    from_untrained: float | None = (
+        None  # median distance of the weights' distribution: 0 as an untrained net's, 1 apart
+    )
     rotation: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    """R² of a quick probe with its interval, for the file and for the untrained architecture."""
     rotation_pairs: tuple[int, int, int] | None = None
-    problems: list[str] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # what stands in the way of a score
+    hints: list[str] = field(default_factory=list)  # what does not
     seconds: float = 0.0
 
     @property

@@ -23,21 +23,15 @@ _TOLERANCE = 1e-9
 
 @dataclass
 class Verification:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        checked: scores computed again from their predictions.
-        mismatches: lines that say which number of which record or table is not what it should be.
-        absent: records whose predictions are not here.
-        tables: CSV files compared with their records.
-        skipped: lines that say what could not be compared, and why.
-    """
-
-    checked: int = 0
-    mismatches: list[str] = field(default_factory=list)
-    absent: list[Record] = field(default_factory=list)
-    tables: int = 0
-    skipped: list[str] = field(default_factory=list)
+    checked: int = 0  # scores computed again from their predictions
+    mismatches: list[str] = field(
+        default_factory=list
+    )  # which number of which record or table is not what it should be
+    absent: list[Record] = field(default_factory=list)  # records whose predictions are not here
+    tables: int = 0  # CSV files compared with their records
+    skipped: list[str] = field(default_factory=list)  # what could not be compared, and why
 
 
 def verify(

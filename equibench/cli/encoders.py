@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,24 +14,8 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from equibench.cli.options import (
-    DEFAULT_PLACES,
-    DryRun,
-    Json,
-    Out,
-    Places,
-    command,
-    configured,
-    names,
-    print_facts,
-    print_written,
-)
+from equibench.cli.options import HERE, DryRun, Json, Out, Places, command, configured, names, print_facts, print_files
 from equibench.config import SCORE_OPTIONS
-
-if TYPE_CHECKING:
-    from equibench.audit.doctor import Findings
-    from equibench.records import Record
-    from equibench.runner.plan import Job
 
 encoder_commands = typer.Typer()
 
@@ -62,10 +45,16 @@ def _score(
     """Score an encoder: which transformations do its features keep?"""
     from equibench.report.score import print_score
     from equibench.runner.score import plan_score, score
+    from equibench.utils.progress import clock
 
     console = Console()
     if dry_run:
-        _print_plan(*plan_score(encoder, **options), console)
+        jobs, seconds = plan_score(encoder, **options)
+        table = Table("row", "task", "estimate")
+        for job, one in zip(jobs, seconds, strict=True):
+            table.add_row(job.place.row, job.tasks[0].name, clock(one))
+        console.print(table)
+        console.print(f"{len(jobs)} to do, about {clock(sum(seconds))}")
         return
     result = score(encoder, out=out, **options)
     if as_json:
@@ -73,10 +62,10 @@ def _score(
         typer.echo(json.dumps({"name": result.name, "notes": result.notes, "records": records}))
         return
     print_score(result.name, result.records, result.context, result.notes, console)
-    print_written(result.files, console)
+    print_files(result.files, console)
 
 
-def _json(record: Record) -> dict[str, Any]:
+def _json(record: Any) -> dict[str, Any]:
     return {"signature": record.signature, **record.model_dump(mode="json", exclude_none=True)}
 
 
@@ -109,7 +98,7 @@ def _compare(
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     tasks: Annotated[str | None, typer.Option(help="Only these tasks, separated by commas.")] = None,
     features: Annotated[str, typer.Option(help="full, invariant, equivariant, or layer:NAME.")] = "full",
-    places: Places = DEFAULT_PLACES,
+    places: Places = HERE,
     as_json: Json = False,
 ) -> None:
     """Compare two scored encoders on the same images: differences, intervals, p-values, ties."""
@@ -150,7 +139,7 @@ def _compare(
 @command(encoder_commands, "explain", "equibench explain 3f2a90c1d2e4")
 def _explain(
     signature: Annotated[str, typer.Argument(metavar="SIGNATURE", help="A score's signature, or its last part.")],
-    places: Places = DEFAULT_PLACES,
+    places: Places = HERE,
     as_json: Json = False,
 ) -> None:
     """Turn a signature into the full recipe and the command that makes the score again."""
@@ -201,17 +190,7 @@ def _verify(
     raise typer.Exit(1 if found.mismatches else 0)
 
 
-def _print_plan(jobs: Sequence[Job], seconds: Sequence[float], console: Console) -> None:
-    from equibench.utils.progress import clock
-
-    table = Table("row", "task", "estimate")
-    for job, one in zip(jobs, seconds, strict=True):
-        table.add_row(job.place.row, job.tasks[0].name, clock(one))
-    console.print(table)
-    console.print(f"{len(jobs)} to do, about {clock(sum(seconds))}")
-
-
-def _print_findings(found: Findings, console: Console) -> None:
+def _print_findings(found: Any, console: Console) -> None:
     """Print what the doctor found, and what to do next."""
     dtypes = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
     quick = [f"{name}: {r2:.3f} [{low:.3f}, {high:.3f}]" for name, (r2, low, high) in found.rotation.items()]

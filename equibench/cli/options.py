@@ -22,7 +22,7 @@ Places = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results, instead of one below results/.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the jobs and their time; run nothing.")]
-DEFAULT_PLACES = [Path("results"), Path("runs")]
+HERE = [Path("results"), Path("runs")]
 Command = Callable[..., None]
 
 
@@ -31,7 +31,7 @@ def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Command], 
     return app.command(name, epilog="\n\n".join(["Examples:", *examples]))
 
 
-def print_written(files: Iterable[Path], console: Console) -> None:
+def print_files(files: Iterable[Path], console: Console) -> None:
     console.print("written: " + ", ".join(map(str, files)), style="dim", soft_wrap=True)
 
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from equibench.cli.options import DryRun, Out, command, configured, names, print_written, whole_numbers
+from equibench.cli.options import DryRun, Out, command, configured, names, print_files, whole_numbers
 from equibench.errors import UserError, closest
 
 if TYPE_CHECKING:
-    from equibench.runner.table import Plan, TableResult
+    from equibench.runner.table import Plan
 
 table_commands = typer.Typer()
 _KINDS = ("tasks", "baselines", "tables", "profiles", "metrics")
@@ -95,6 +95,7 @@ def _table(
 ) -> None:
     """Bring a table up to date: pretrain and score what is missing, print it, write it."""
     from equibench.report.definition import table_names
+    from equibench.report.table import print_table
     from equibench.runner.table import plan_table, table
 
     wanted = table_names() if name == ["all"] else name or ["table2"]
@@ -102,24 +103,16 @@ def _table(
         raise UserError("--out is the folder of one table", "leave it out, or name one table")
     console = Console()
     for one in wanted:
-        if not dry_run:
-            _print_result(table(one, out=out, **options), console)
+        if dry_run:
+            if len(wanted) > 1:
+                console.print(f"{one}:")
+            _print_plan(plan_table(one, **options), console)
             continue
-        if len(wanted) > 1:
-            console.print(f"{one}:")
-        _print_plan(plan_table(one, **options), console)
-
-
-def _print_result(result: TableResult, console: Console) -> None:
-    """Print a table, what it lacks, and where it was written."""
-    from equibench.report.table import print_table
-
-    if not result.context.is_first:
-        return
-    seeds = result.config.seeds
-    print_table(result.definition, result.rows, result.columns, result.records, result.context, seeds, console)
-    _print_unmeasured(result.notes, console)
-    print_written(result.files, console)
+        r = table(one, out=out, **options)
+        if r.context.is_first:
+            print_table(r.definition, r.rows, r.columns, r.records, r.context, r.config.seeds, console)
+            _print_unmeasured(r.notes, console)
+            print_files(r.files, console)
 
 
 def _print_unmeasured(notes: list[str], console: Console) -> None:
@@ -187,7 +180,7 @@ def _curve(
     console = Console()
     grid = result.frame.pivot_table(index=["title", "seed", "epochs"], columns="task", values="r2", sort=False)
     console.print(grid.round(3).to_string())
-    print_written(result.files, console)
+    print_files(result.files, console)
 
 
 @command(table_commands, "study", "equibench study results/cifar10/study.toml --dry-run")
@@ -203,7 +196,7 @@ def _study(
         console.print(f"[bold]{part.folder}[/]: {part.words}", highlight=False)
     if not dry_run:
         for result in run_study(file):
-            print_written(result.files, console)
+            print_files(result.files, console)
 
 
 @command(

@@ -32,20 +32,12 @@ KEYS = ("title", "data", "known_fraction", "scale", "claim", "limit")
 
 @dataclass(frozen=True)
 class TableDefinition:
-    """Rows and columns of a table with the published numbers, as strings like "0.862±0.004".
-
-    Attributes:
-        title: the table in a few words.
-        data: the data that rows are pretrained on; None for the profile's.
-        known_fraction: of the training images, whose θ is known.
-        scale: by what scores are multiplied, as the published numbers are: 100 for percentages.
-        claims, limits: what the table can and cannot show.
-    """
+    """Rows and columns of a table with the published numbers; what its facts mean, the head of this file says."""
 
     name: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    published: pd.DataFrame
+    published: pd.DataFrame  # of strings like "0.862±0.004"
     title: str = ""
     data: str | None = None
     known_fraction: float = 1.0
@@ -101,14 +93,8 @@ def columns_of(names: Sequence[str]) -> list[Column]:
 class Cell:
     """One score of a table: the task's main metric, R² in regression, as the mean over pretraining seeds.
 
-    Attributes:
-        low, high: the bootstrap intervals' ends, averaged over pretraining seeds. The seeds share their test
-            images, so the interval of their mean is at most as wide.
-        std_seeds: standard deviation over pretraining seeds; None for a single seed.
-        signatures: identifier of each seed's record, for `equibench explain`.
-        data: what it was measured on.
-        beats_controls: whether the interval lies beyond that of each control of `RIVALS` that is there; None for the
-            controls themselves, where one with an encoder is missing, and for metrics that are not better or worse.
+    Low and high are the means of the bootstrap intervals' ends: the seeds share their test images, so the interval of
+    their mean is at most as wide.
     """
 
     value: float
@@ -116,10 +102,12 @@ class Cell:
     high: float
     pooled: float | None
     seeds: int
-    std_seeds: float | None
-    signatures: tuple[str, ...]
-    data: str
+    std_seeds: float | None  # standard deviation over pretraining seeds; None for a single seed
+    signatures: tuple[str, ...]  # identifier of each seed's record, for `equibench explain`
+    data: str  # what it was measured on
     beats_controls: bool | None = None
+    """Whether the interval lies beyond that of each control of `RIVALS` that is there; None for the controls
+    themselves, where one with an encoder is missing, and for metrics that are not better or worse."""
 
 
 Cells = dict[tuple[str, str], Cell]

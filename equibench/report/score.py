@@ -22,22 +22,14 @@ SHOWN = 6
 """Metrics of an evaluator that a table has room for; the records hold all."""
 
 
-def score_frame(name: str, records: Sequence[Record]) -> pd.DataFrame:
+def score_frame(records: Sequence[Record]) -> pd.DataFrame:
     """One line per row, task, feature set and metric.
 
     Columns: row, task, evaluator, features, metric, value, low, high, floor (of the constant predictor, or of
     guessing), fraction (of the way from the floor to the oracle, for r2), signature.
     """
     oracle = {r.task: r.metrics["r2"].value for r in records if r.baseline == "oracle" and r.features == "full"}
-    lines: list[list[str | float | None]] = []
-    for record in records:
-        for name, metric in record.metrics.items():
-            if metric.value is None:
-                continue
-            way = fraction_of_the_way(metric.value, metric.floor, oracle.get(record.task)) if name == "r2" else None
-            head = [record.baseline, record.task, record.evaluator, record.features, name]
-            lines.append([*head, metric.value, metric.low, metric.high, metric.floor, way, record.signature])
-    columns = [
+    columns = (
         "row",
         "task",
         "evaluator",
@@ -49,11 +41,19 @@ def score_frame(name: str, records: Sequence[Record]) -> pd.DataFrame:
         "floor",
         "fraction",
         "signature",
-    ]
-    return pd.DataFrame(lines, columns=columns).round(6)
+    )
+    lines = []
+    for record in records:
+        head = (record.baseline, record.task, record.evaluator, record.features)
+        for name, metric in record.metrics.items():
+            if metric.value is not None:
+                way = _way_to_ceiling(metric.value, metric.floor, oracle.get(record.task)) if name == "r2" else None
+                ends = (metric.low, metric.high, metric.floor)
+                lines.append((*head, name, metric.value, *ends, way, record.signature))
+    return pd.DataFrame(lines, columns=list(columns)).round(6)
 
 
-def fraction_of_the_way(value: float, floor: float | None, ceiling: float | None) -> float | None:
+def _way_to_ceiling(value: float, floor: float | None, ceiling: float | None) -> float | None:
     """(value - floor) / (ceiling - floor); None where an end is missing."""
     if floor is None or ceiling is None or ceiling <= floor:
         return None
@@ -77,24 +77,22 @@ def score_tables(name: str, records: Sequence[Record]) -> list[Grid]:
 
 def _regression(name: str, records: Sequence[Record]) -> Grid:
     by_row = {(r.baseline, r.task): r for r in records if r.evaluator == "regression" and r.features == "full"}
+    r2 = {key: record.metrics["r2"] for key, record in by_row.items()}
     controls = {c: title for c, title in COMPARED.items() if any(row == c for row, _ in by_row)}
     rows = []
     for (row, task), record in by_row.items():
         found = record.interval()
         if row != name or found is None:
             continue
-        floor, rivals = record.metrics["r2"].floor, [by_row[c, task] for c in RIVALS if (c, task) in by_row]
-        way = fraction_of_the_way(found[0], floor, _r2(by_row.get(("oracle", task))))
-        behind = bool(rivals) and found[1] <= max(r.metrics["r2"].high or 0 for r in rivals)
+        floor, oracle = r2[row, task].floor, r2.get(("oracle", task))
+        way = _way_to_ceiling(found[0], floor, oracle.value if oracle else None)
+        rivals = [r2[c, task].high or 0 for c in RIVALS if (c, task) in r2]
+        behind = bool(rivals) and found[1] <= max(rivals)
         cells = [_title(task), _interval(record) + (MARK if behind else ""), "–" if way is None else f"{way:.0%}"]
-        cells += [plain(_r2(by_row[c, task]) or 0) if (c, task) in by_row else "–" for c in controls]
+        cells += [plain(r2[c, task].value or 0) if (c, task) in r2 else "–" for c in controls]
         rows.append([*cells, plain(floor or 0)])
     head = ["", "R²", "to oracle", *controls.values(), "floor"]
     return "R² of a probe that regresses the transformation", head, rows
-
-
-def _r2(record: Record | None) -> float | None:
-    return record.metrics["r2"].value if record else None
 
 
 def _as_published(name: str, records: Sequence[Record]) -> Grid:
@@ -110,11 +108,10 @@ def _as_published(name: str, records: Sequence[Record]) -> Grid:
 def _leaks(record: Record) -> list[str]:
     """The task's leak and its ceiling, where it has been certified on these data."""
     facts = load_leakage().get(record.task, {})
-    keys = ("task_version", "data")
-    if [facts.get(k) for k in keys] != [record.task_version, record.data] or record.variant != "headline":
+    if (facts.get("task_version"), facts.get("data"), "headline") != (record.task_version, record.data, record.variant):
         return ["–", "–"]
     values = [facts.get(f"{source}_r2") for source in ("view2_alone", "both_views")]
-    return ["–" if value is None else plain(float(str(value))) for value in values]
+    return ["–" if value is None else plain(value) for value in values]
 
 
 def _halves(name: str, records: Sequence[Record]) -> list[Grid]:
@@ -162,18 +159,19 @@ def _further(kind: str, name: str, records: Sequence[Record]) -> Grid:
 
 def score_markdown(name: str, records: Sequence[Record], context: Context, notes: Sequence[str]) -> str:
     """The whole report of a score."""
-    lines = [f"# {name}", "", *(f"- {line}" for line in header(name, records, context, notes)), ""]
-    for title, head, rows in score_tables(name, records):
+    lines = [f"# {name}", "", *(f"- {line}" for line in _header(name, records, context, notes)), ""]
+    grids = score_tables(name, records)
+    for title, head, rows in grids:
         lines += [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    if any(MARK in cell for _, _, rows in score_tables(name, records) for row in rows for cell in row):
+    if any(MARK in cell for _, _, rows in grids for row in rows for cell in row):
         lines += [f"{MARK} does not beat random init, pixels and image statistics.", ""]
     lines += ["## Signatures", "", "`equibench explain` turns one into the recipe and the command.", ""]
     lines += [f"- `{r.signature}`" for r in records if r.baseline == name and r.interval()]
     return "\n".join(lines) + "\n"
 
 
-def header(name: str, records: Sequence[Record], context: Context, notes: Sequence[str]) -> list[str]:
+def _header(name: str, records: Sequence[Record], context: Context, notes: Sequence[str]) -> list[str]:
     """What a reader must know before the numbers."""
     probing, radius = context.probing, context.spec.radius
     described = next((r.encoder for r in records if r.baseline == name and r.encoder), "")
@@ -193,7 +191,7 @@ def header(name: str, records: Sequence[Record], context: Context, notes: Sequen
 
 def print_score(name: str, records: Sequence[Record], context: Context, notes: Sequence[str], console: Console) -> None:
     """Print a score to the terminal."""
-    for line in header(name, records, context, notes):
+    for line in _header(name, records, context, notes):
         console.print(line, style="dim", highlight=False)
     for title, head, rows in score_tables(name, records):
         table = Table(
@@ -234,10 +232,8 @@ def _plus_minus(value: float, low: float | None, high: float | None) -> str:
 def _units(record: Record) -> str:
     infos, texts = EVALUATORS.get("regression").metrics, []
     for name, metric in record.metrics.items():
-        if metric.value is None or name in ("r2", "r2_pooled"):
-            continue
-        if name.startswith("degrees"):
+        if name.startswith("degrees") and metric.value is not None:
             texts.append(f"{name.removeprefix('degrees_')} {metric.value:.1f}°")
-        else:
+        elif name not in ("r2", "r2_pooled") and metric.value is not None:
             texts.append(f"{infos[name].title if name in infos else name} {metric.value:.3f}")
     return ", ".join(texts) or "–"

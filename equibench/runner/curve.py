@@ -32,9 +32,7 @@ _UNTRAINED = "random_init"
 
 @dataclass(frozen=True)
 class CurveResult:
-    """Attributes: `frame` has a line for each row, pretraining seed, step and task."""
-
-    frame: pd.DataFrame
+    frame: pd.DataFrame  # a line for each row, pretraining seed, step and task
     records: list[Record]
     files: list[Path]
 

@@ -157,12 +157,7 @@ def drawable(dataset: Dataset, pairs: tuple[int, int, int]) -> tuple[int, int, i
 
 @dataclass(frozen=True)
 class OpenedScore:
-    """A score that is ready to be made.
-
-    Attributes:
-        rows: the encoder first, then its controls.
-        notes: what was found out while opening the encoder.
-    """
+    """A score that is ready to be made; rows are the encoder and its controls, notes what was found on opening it."""
 
     rows: list[Row]
     tasks: list[Task]
@@ -173,8 +168,7 @@ class OpenedScore:
 def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> OpenedScore:
     """Open the encoder and the data and lay out the work; nothing is scored yet.
 
-    Args:
-        stack: keeps the temporary folder of an encoder whose weights have no digest, for which nothing is cached.
+    The stack keeps the temporary folder of an encoder whose weights have no digest, for which nothing is cached.
 
     Raises:
         UserError: a name, file, folder or device is wrong, or the weights do not fit.

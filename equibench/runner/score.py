@@ -25,23 +25,14 @@ from equibench.utils.files import writable_folder, write_text
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """What an encoder was found to keep.
+    """What an encoder was found to keep."""
 
-    Attributes:
-        name: the encoder's id in the records.
-        frame: one line per row, task, feature set and metric; see `report.score.score_frame`.
-        records: of the encoder and of its controls.
-        context: data, views and probe.
-        notes: what was found out while opening the encoder.
-        files: what was written.
-    """
-
-    name: str
-    frame: pd.DataFrame
-    records: list[Record]
-    context: Context
-    notes: list[str]
-    files: list[Path]
+    name: str  # the encoder's id in the records
+    frame: pd.DataFrame  # one line per row, task, feature set and metric; see `report.score.score_frame`
+    records: list[Record]  # of the encoder and of its controls
+    context: Context  # data, views and probe
+    notes: list[str]  # what was found out while opening the encoder
+    files: list[Path]  # what was written
 
 
 def score(
@@ -103,7 +94,7 @@ def _write(opened: OpenedScore, rows: GivenRows, folder: Path) -> ScoreResult:
     records = [record for task in opened.tasks for _, record in collect(rows.places, [task], rows)]
     files = [folder / f for f in (RECORDS, "score.csv", "score.md")]
     records = [*_still_true(read_records(files[0]), records, opened), *records]
-    frame = score_frame(row.name, records)
+    frame = score_frame(records)
     write_records(files[0], records)
     write_text(files[1], frame.to_csv(index=False))
     write_text(files[2], score_markdown(row.name, records, context, notes))

@@ -28,18 +28,12 @@ _KINDS = ("table", "curve", "score")
 
 @dataclass(frozen=True)
 class Part:
-    """One table, curve or score of a study.
+    """One table, curve or score of a study."""
 
-    Attributes:
-        kind: "table", "curve" or "score"; `target` is the table's name or the encoder that is scored.
-        folder: where its results go.
-        options: fields of the configuration.
-    """
-
-    kind: str
-    target: str
-    folder: Path
-    options: dict[str, Any]
+    kind: str  # "table", "curve" or "score"
+    target: str  # the table's name or the encoder that is scored
+    folder: Path  # where its results go
+    options: dict[str, Any]  # fields of the configuration
 
     @property
     def words(self) -> str:

@@ -21,7 +21,7 @@ from equibench.pretrain.runs import Run
 from equibench.records import RECORDS, Record, write_records
 from equibench.registry import load_file
 from equibench.report.definition import Column, TableDefinition, columns_of, load_definition, table_frame
-from equibench.report.table import markdown_table
+from equibench.report.table import markdown_table, overview
 from equibench.runner.open import one_thread, open_context
 from equibench.runner.plan import (
     Job,
@@ -52,13 +52,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A table with its names resolved; `tasks` are those of the columns whose data are there."""
+    """A table with its names resolved."""
 
     definition: TableDefinition
     rows: list[str]
     columns: list[Column]
-    tasks: list[Task]
-    notes: list[str]
+    tasks: list[Task]  # of the columns whose data are there
+    notes: list[str]  # the other columns, and where their data were looked for
     config: RunConfig
     context: Context
     found: TableRows
@@ -74,18 +74,11 @@ class _Asked:
 
 @dataclass(frozen=True)
 class TableResult(_Asked):
-    """A table as far as it has been computed.
+    """A table as far as it has been computed."""
 
-    Attributes:
-        notes: columns whose data are not there, and where they were looked for.
-        frame: one row per baseline or control; see `report.definition.table_frame` for its columns.
-        records: what stands behind it.
-        files: what was written.
-    """
-
-    frame: pd.DataFrame
-    records: list[Record]
-    files: list[Path]
+    frame: pd.DataFrame  # one row per baseline or control; see `report.definition.table_frame` for its columns
+    records: list[Record]  # what stands behind it
+    files: list[Path]  # what was written
 
 
 def table(
@@ -117,8 +110,6 @@ def table(
     context.barrier()
     result = _write(asked, folder)
     if context.is_first and out is None and asked.complete and variant == "headline":
-        from equibench.report.overview import overview
-
         page = folder.parent / "README.md"
         write_text(page, overview(folder.parent, context.profile.name))
         result.files.append(page)
