@@ -62,9 +62,7 @@ class Findings:
     coverage: str = ""  # lines on missing, unexpected and mis-shaped names
     preprocessing: str = ""  # what the model's own config says
     normalisation: str = ""  # what the first BatchNorm's statistics say of it; "" where there is none
-    from_untrained: float | None = (
-        None  # median distance of the weights' distribution: 0 as an untrained net's, 1 apart
-    )
+    from_untrained: float | None = None  # median distance of its weights from an untrained net's: 0 the same, 1 apart
     rotation: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     """R² of a quick probe with its interval, for the file and for the untrained architecture."""
     rotation_pairs: tuple[int, int, int] | None = None

@@ -59,12 +59,8 @@ class SmallCNN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         first = -(-side // LARGE)  # brings any side to 64 px or less; the kernel grows with it, to see every pixel
-        for before, after, stride, kernel in (
-            (channels, 32, first, first + 2),
-            (32, 64, 2, 3),
-            (64, 96, 2, 3),
-            (96, 96, 1, 3),
-        ):
+        sizes = ((channels, 32, first, first + 2), (32, 64, 2, 3), (64, 96, 2, 3), (96, 96, 1, 3))
+        for before, after, stride, kernel in sizes:
             layers += [nn.Conv2d(before, after, kernel, stride, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(6), nn.Flatten())
         self.head = nn.Sequential(nn.Linear(96 * 36, 256), nn.ReLU(), nn.Linear(256, targets))
@@ -84,20 +80,14 @@ class _Trial:
     fabric: Fabric
     epochs: int
     batch: int
-
-    @property
-    def side(self) -> int:
-        return int(self.dataset.train.images.shape[-1])
+    side: int
 
     def rows(self, split: str) -> NDArray[np.int64]:
         return np.arange(*self.pairs.rows(split).indices(len(self.pairs.image)))
 
 
-def measure_leak(source: str, trial: _Trial, advance: Callable[[], object]) -> tuple[float, float, float]:
+def measure_leak(source: str, trial: _Trial, after_step: Callable[[], object]) -> tuple[float, float, float]:
     """Train on one of `INPUTS`; test R² of the epoch that the validation pairs choose, and its interval's ends.
-
-    Args:
-        advance: called after each step.
 
     Raises:
         UserError: a parameter of the transformation does not vary.
@@ -126,7 +116,7 @@ def measure_leak(source: str, trial: _Trial, advance: Callable[[], object]) -> t
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            advance()
+            after_step()
         error_val = float(np.square(_predict(module, source, trial, "val") - targets[pairs.rows("val")].numpy()).mean())
         if error_val < best_error:
             best, best_error = _predict(module, source, trial, "test"), error_val
@@ -139,8 +129,7 @@ def measure_leak(source: str, trial: _Trial, advance: Callable[[], object]) -> t
 @torch.no_grad()
 def _predict(module: nn.Module, source: str, trial: _Trial, split: str) -> NDArray[np.float32]:
     module.eval()
-    rows = trial.rows(split)
-    most = 500 if trial.side <= LARGE else 64
+    rows, most = trial.rows(split), 500 if trial.side <= LARGE else 64
     parts = [module(_input(source, trial, part)) for part in np.array_split(rows, -(-len(rows) // most))]
     return torch.cat(parts).float().cpu().numpy()
 
@@ -200,14 +189,12 @@ def certify(
 
     Args:
         tasks: task ids, and Python files that register tasks; all registered regression tasks if None.
-        data: "cifar10", "solids" or a folder of images.
-        data_root: folder that holds CIFAR-10.
+        data: "cifar10", whose folder is `data_root`, "solids" or a folder of images, resized to `size` pixels.
         out: file to write. By default the one that is kept with the tasks, for the package's own tasks, on CIFAR-10
             and with the default pairs; for all else `leakage.json` in the current folder. A file holds one
             measurement per task: one on other data takes its place.
         pairs: training, validation and test pairs; fewer where the data have fewer images (see `drawable`).
         inputs: which of `INPUTS` to measure; all if None.
-        size: side of the images of a folder, in pixels.
         again: measure also what is on file already.
 
     Returns:
@@ -217,7 +204,7 @@ def certify(
         UserError: an unknown task, or one that is no regression; a task's file, an input, the pairs or the data are
             wrong; a file cannot be read or written.
     """
-    chosen = _chosen_tasks(tasks)
+    chosen = [task for name in (regression_tasks() if tasks is None else tasks) for task in _tasks_of(name)]
     for name in inputs or ():
         if name not in INPUTS:
             raise UserError(f"unknown input {name!r}{closest(name, INPUTS)}", f"some of {', '.join(INPUTS)}")
@@ -260,7 +247,7 @@ def leakage_of(
     pairs = draw_pairs(dataset, task.transformation, sizes, task=name, version=task.version, repeats=REPEATS)
     batch = min(BATCH, sizes[0])
     epochs = max(EPOCHS, math.ceil(STEPS / (sizes[0] // batch)))
-    views = view_spec(variant, dataset.train.images.shape[-1])
+    side = int(dataset.train.images.shape[-1])
     recipe: dict[str, Any] = {"task_version": task.version, "epochs": epochs, "pairs_sha256": pairs.sha256}
     recipe |= {"views": variant} if variant != "headline" else {}
     old = kept if kept and all(kept.get(key) == value for key, value in recipe.items()) else {}
@@ -274,7 +261,7 @@ def leakage_of(
         "package_version": old.get("package_version"),  # of the latest measurement
     }
     geometric = TRANSFORMATIONS[task.transformation].matrix is not None
-    trial = _Trial(pairs, dataset, views, start_fabric(), epochs, batch)
+    trial = _Trial(pairs, dataset, view_spec(variant, side), start_fabric(), epochs, batch, side)
     for source in INPUTS:
         keys = [f"{source}_{end}" for end in ("r2", "low", "high")]
         numbers = [old.get(key) for key in keys]
@@ -290,18 +277,15 @@ def leakage_of(
 # What is asked for, and the file
 
 
-def _chosen_tasks(names: Sequence[str | Path] | None) -> list[Task]:
-    if names is None:
-        return [TASKS.get(name) for name in regression_tasks()]
-    chosen: list[Task] = []
-    for name in names:
-        added = load_file(name, "task") if isinstance(name, Path) or name.endswith(".py") else [name]
-        chosen += [TASKS.get(one) for one in added]
-    for task in chosen:
+def _tasks_of(name: str | Path) -> list[Task]:
+    """The task of that name, or those that the file registers."""
+    is_file = isinstance(name, Path) or name.endswith(".py")
+    tasks = [TASKS.get(one) for one in (load_file(name, "task") if is_file else [str(name)])]
+    for task in tasks:
         if task.evaluator != "regression":
             problem = f"{task.name!r} is a task of {task.evaluator}, whose leakage is not measured"
             raise UserError(problem, f"one of {', '.join(regression_tasks())}")
-    return chosen
+    return tasks
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ Out = Annotated[Path | None, typer.Option(help="Folder for the results, instead 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the jobs and their time; run nothing.")]
 HERE = [Path("results"), Path("runs")]
 Command = Callable[..., None]
+Number = TypeVar("Number", int, float)
 
 
 def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Command], Command]:
@@ -79,24 +80,18 @@ def _parameter(one: Any) -> inspect.Parameter:
         annotation = bool
         flags = flags or ([f"--{one.name.replace('_', '-')}"] if default is False else [])
     else:
-        kinds = {"int": int, "Path": Path, "float": float}
-        kind = next((k for name, k in kinds.items() if text.split(" | ")[0] == name), str)
+        kind = {"int": int, "Path": Path, "float": float}.get(text.split(" | ")[0], str)
         annotation = kind | None if "None" in text else kind
-    help_text = facts["help"][0].upper() + facts["help"][1:] + "."
-    option = typer.Option(*flags, help=help_text, rich_help_panel=facts["group"])
-    return inspect.Parameter(
-        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
-    )
+    words = facts["help"][0].upper() + facts["help"][1:] + "."
+    annotation = Annotated[annotation, typer.Option(*flags, help=words, rich_help_panel=facts["group"])]
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _parsed(one: Any, value: Any) -> Any:
     if value is None or not str(one.type).startswith("tuple") or isinstance(value, list):
         return value
-    numbers = one.metadata["numbers"]
-    if numbers is None:
-        return names(value)
-    flag = f"--{one.name.replace('_', '-')}"
-    return whole_numbers(flag, value) if numbers is int else decimals(flag, value)
+    kind = one.metadata["numbers"]
+    return numbers(f"--{one.name.replace('_', '-')}", value, kind) if kind else names(value)
 
 
 def names(text: str | None) -> list[str] | None:
@@ -104,20 +99,8 @@ def names(text: str | None) -> list[str] | None:
     return [part.strip() for part in text.split(",") if part.strip()] if text is not None else None
 
 
-def whole_numbers(flag: str, text: str, count: int | None = None) -> list[int]:
-    """Whole numbers separated by commas.
-
-    Raises:
-        UserError: something else, or another number of them.
-    """
-    found = decimals(flag, text, count)
-    if any(value != int(value) for value in found):
-        raise UserError(f"{flag} takes whole numbers, not {text!r}", f"{flag} {','.join('1' * (count or 1))}")
-    return [int(value) for value in found]
-
-
-def decimals(flag: str, text: str, count: int | None = None) -> list[float]:
-    """Numbers separated by commas.
+def numbers(flag: str, text: str, kind: type[Number], count: int | None = None) -> list[Number]:
+    """Numbers of one kind (int or float) separated by commas.
 
     Raises:
         UserError: something else, or another number of them.
@@ -128,4 +111,6 @@ def decimals(flag: str, text: str, count: int | None = None) -> list[float]:
         raise UserError(f"{flag} takes numbers separated by commas, not {text!r}", f"{flag} 0,1,2") from None
     if count is not None and len(found) != count:
         raise UserError(f"{flag} takes {count} numbers, not {len(found)}", f"{flag} {','.join('1' * count)}")
-    return found
+    if kind is int and any(value != int(value) for value in found):
+        raise UserError(f"{flag} takes whole numbers, not {text!r}", f"{flag} {','.join('1' * (count or 1))}")
+    return [kind(value) for value in found]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from equibench.cli.options import DryRun, Out, command, configured, names, print_files, whole_numbers
+from equibench.cli.options import DryRun, Out, command, configured, names, numbers, print_files
 from equibench.errors import UserError, closest
 
 if TYPE_CHECKING:
@@ -47,27 +47,23 @@ def described(kind: str) -> dict[str, list[tuple[str, str]]]:
         from equibench.profiles import PROFILES
 
         return {"": [(p.name, p.title) for p in PROFILES.values()]}
-    if kind == "tasks":
-        from equibench.evaluation.evaluator import evaluator_of
-        from equibench.task import TASKS
+    from equibench.evaluation.controls import CONTROLS
+    from equibench.evaluation.evaluator import EVALUATORS, evaluator_of
+    from equibench.pretrain.method import BASELINES
+    from equibench.report.definition import load_definition, table_names
+    from equibench.task import TASKS
 
+    if kind == "tasks":
         groups: dict[str, list[tuple[str, str]]] = {}
         for task in map(TASKS.get, TASKS.names()):
             groups.setdefault(evaluator_of(task).title, []).append((task.name, task.note))
         return groups
     if kind == "metrics":
-        from equibench.evaluation.evaluator import EVALUATORS
-
-        found = {n: info for kind in EVALUATORS.names() for n, info in EVALUATORS.get(kind).metrics.items()}
-        return {"": [(n, f"{i.title} ({i.better} is better): {i.meaning}") for n, i in found.items()]}
+        metrics = {n: info for kind in EVALUATORS.names() for n, info in EVALUATORS.get(kind).metrics.items()}
+        return {"": [(n, f"{i.title} ({i.better} is better): {i.meaning}") for n, i in metrics.items()]}
     if kind == "tables":
-        from equibench.report.definition import load_definition, table_names
-
-        definitions = [load_definition(name) for name in table_names()]
+        definitions = map(load_definition, table_names())
         return {"": [(d.name, f"{d.title}: {len(d.rows)} rows x {len(d.columns)} columns") for d in definitions]}
-    from equibench.evaluation.controls import CONTROLS
-    from equibench.pretrain.method import BASELINES
-
     rows = [(e.name, f"{e.title}: {e.description}") for e in map(BASELINES.get, BASELINES.names())]
     return {"": rows + [(c.name, f"control: {c.description}") for c in CONTROLS.values()]}
 
@@ -223,7 +219,7 @@ def _certify(
     """Measure what pixels hold, and what view 2 alone, its border and the resampling give away, with a small CNN."""
     from equibench.audit.leakage import certify
 
-    train, val, test = whole_numbers("--pairs", pairs, 3)
+    train, val, test = numbers("--pairs", pairs, int, 3)
     written = certify(
         tasks or None,
         data=data,

@@ -29,19 +29,7 @@ def score_frame(records: Sequence[Record]) -> pd.DataFrame:
     guessing), fraction (of the way from the floor to the oracle, for r2), signature.
     """
     oracle = {r.task: r.metrics["r2"].value for r in records if r.baseline == "oracle" and r.features == "full"}
-    columns = (
-        "row",
-        "task",
-        "evaluator",
-        "features",
-        "metric",
-        "value",
-        "low",
-        "high",
-        "floor",
-        "fraction",
-        "signature",
-    )
+    keys, numbers = ("row", "task", "evaluator", "features", "metric"), ("value", "low", "high", "floor", "fraction")
     lines = []
     for record in records:
         head = (record.baseline, record.task, record.evaluator, record.features)
@@ -50,7 +38,7 @@ def score_frame(records: Sequence[Record]) -> pd.DataFrame:
                 way = _way_to_ceiling(metric.value, metric.floor, oracle.get(record.task)) if name == "r2" else None
                 ends = (metric.low, metric.high, metric.floor)
                 lines.append((*head, name, metric.value, *ends, way, record.signature))
-    return pd.DataFrame(lines, columns=list(columns)).round(6)
+    return pd.DataFrame(lines, columns=[*keys, *numbers, "signature"]).round(6)
 
 
 def _way_to_ceiling(value: float, floor: float | None, ceiling: float | None) -> float | None:
@@ -88,7 +76,7 @@ def _regression(name: str, records: Sequence[Record]) -> Grid:
         way = _way_to_ceiling(found[0], floor, oracle.value if oracle else None)
         rivals = [r2[c, task].high or 0 for c in RIVALS if (c, task) in r2]
         behind = bool(rivals) and found[1] <= max(rivals)
-        cells = [_title(task), _interval(record) + (MARK if behind else ""), "–" if way is None else f"{way:.0%}"]
+        cells = [_title(task), _cell(record) + (MARK if behind else ""), "–" if way is None else f"{way:.0%}"]
         cells += [plain(r2[c, task].value or 0) if (c, task) in r2 else "–" for c in controls]
         rows.append([*cells, plain(floor or 0)])
     head = ["", "R²", "to oracle", *controls.values(), "floor"]
@@ -117,7 +105,7 @@ def _leaks(record: Record) -> list[str]:
 def _halves(name: str, records: Sequence[Record]) -> list[Grid]:
     found = {(r.features, r.task): r for r in records if r.baseline == name and r.evaluator == "regression"}
     rows = [
-        [_title(task), _interval(found["invariant", task]), _interval(found["equivariant", task])]
+        [_title(task), *(_cell(found[half, task]) for half in ("invariant", "equivariant"))]
         for (features, task), record in found.items()
         if features == "invariant"
     ]
@@ -133,7 +121,7 @@ def _layers(name: str, records: Sequence[Record]) -> list[Grid]:
         tasks = list(dict.fromkeys(r.task for r in mine))
         found = {(r.features, r.task): r for r in mine}
         rows = [
-            [layer.removeprefix("layer:"), *(_interval(found[layer, t]) if (layer, t) in found else "–" for t in tasks)]
+            [layer.removeprefix("layer:"), *(_cell(found[layer, t]) if (layer, t) in found else "–" for t in tasks)]
             for layer in layers
         ]
         grids.append((f"R² by layer: {row}", ["layer", *map(_title, tasks)], rows))
@@ -207,26 +195,19 @@ def print_score(name: str, records: Sequence[Record], context: Context, notes: S
             console.print(record.signature, style="dim", highlight=False, soft_wrap=True)
 
 
-def _cell(record: Record, metric: str) -> str:
-    """A metric's value; the main one with its interval, the others' are in the records."""
-    found = record.metrics.get(metric)
+def _cell(record: Record, metric: str | None = None) -> str:
+    """A metric's value; that of the main one, which stands for None, with its interval."""
+    found = record.metrics.get(metric or record.main_metric)
     if found is None or found.value is None:
         return "–"
-    return _plus_minus(found.value, found.low, found.high) if metric == record.main_metric else plain(found.value)
+    if metric not in (None, record.main_metric) or found.low is None or found.high is None:
+        return plain(found.value)
+    # without a space, so that a narrow terminal breaks the heads and not the numbers
+    return f"{plain(found.value)}±{(found.high - found.low) / 2:.3f}"
 
 
 def _title(task: str) -> str:
     return TASKS.get(task).title if task in TASKS.names() else task
-
-
-def _interval(record: Record) -> str:
-    found = record.interval()
-    return "–" if found is None else _plus_minus(*found)
-
-
-def _plus_minus(value: float, low: float | None, high: float | None) -> str:
-    """Without a space, so that a narrow terminal breaks the heads and not the numbers."""
-    return plain(value) if low is None or high is None else f"{plain(value)}±{(high - low) / 2:.3f}"
 
 
 def _units(record: Record) -> str:

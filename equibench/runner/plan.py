@@ -389,7 +389,7 @@ def carry_out(jobs: Sequence[Job], rows: Rows, progress: Progress) -> None:
                     context.views.discard(pairs)
 
 
-def final_log_lines(places: Sequence[Place], rows: TableRows) -> list[dict[str, Any]]:
+def last_lines(places: Sequence[Place], rows: TableRows) -> list[dict[str, Any]]:
     """The last line of each finished run's log: its losses and held-out diagnostics when training ended."""
     lines = []
     for place in places:

@@ -43,8 +43,7 @@ def score(
         equibench.score("timm:resnet18", tasks=["rotation"], profile="tiny")
 
     Args:
-        encoder: a run folder or baseline of equibench; "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"; a file of
-            weights (with `arch`); an `nn.Module` or a callable on a batch of normalised images (N, 3, S, S).
+        encoder: see `EncoderSource`.
         out: folder for records.jsonl, score.csv and score.md; results/score/<name>-<data> by default.
         console: where progress is shown.
         options: fields of `equibench.config.RunConfig`: tasks, data, arch, size, pooling, layers, pairs, ...

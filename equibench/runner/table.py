@@ -23,17 +23,7 @@ from equibench.registry import load_file
 from equibench.report.definition import Column, TableDefinition, columns_of, load_definition, table_frame
 from equibench.report.table import markdown_table, overview
 from equibench.runner.open import one_thread, open_context
-from equibench.runner.plan import (
-    Job,
-    Place,
-    TableRows,
-    collect,
-    estimate,
-    final_log_lines,
-    places_of,
-    plan,
-    pretrain_row,
-)
+from equibench.runner.plan import Job, Place, TableRows, collect, estimate, last_lines, places_of, plan, pretrain_row
 from equibench.runner.workers import default_jobs, run_jobs
 from equibench.task import Task
 from equibench.utils.files import writable_folder, write_text
@@ -67,10 +57,6 @@ class _Asked:
     def places(self) -> list[Place]:
         return places_of(self.rows, self.config.seeds)
 
-    @property
-    def complete(self) -> bool:
-        return self.config.rows is None and self.config.columns is None
-
 
 @dataclass(frozen=True)
 class TableResult(_Asked):
@@ -101,19 +87,28 @@ def table(
         UserError: a name, file, folder or device is wrong.
     """
     asked = _resolve(name, RunConfig.of(**options))
-    context, variant = asked.context, asked.config.variant
+    definition, rows, columns, config = asked.definition, asked.rows, asked.columns, asked.config
+    context, places, found, profile = asked.context, asked.places, asked.found, asked.context.profile.name
     # all but the complete headline table have folders of their own, so that none replaces another
-    kind = asked.definition.name + (f"-{variant}" if variant != "headline" else "")
-    folder = RESULTS / context.profile.name / kind / ("" if asked.complete else "partial")
-    folder = writable_folder(Path(out) if out else folder)
-    run_jobs(plan(asked.places, asked.tasks, asked.found), asked.found, console)
+    complete, headline = config.rows is None and config.columns is None, config.variant == "headline"
+    own = RESULTS / profile / (definition.name if headline else f"{definition.name}-{config.variant}")
+    folder = writable_folder(Path(out) if out else own if complete else own / "partial")
+    run_jobs(plan(places, asked.tasks, found), found, console)
     context.barrier()
-    result = _write(asked, folder)
-    if context.is_first and out is None and asked.complete and variant == "headline":
-        page = folder.parent / "README.md"
-        write_text(page, overview(folder.parent, context.profile.name))
-        result.files.append(page)
-    return result
+    records = [record for _, record in collect(places, asked.tasks, found)]
+    frame = table_frame(definition, rows, [column.name for column in columns], records)
+    text = markdown_table(definition, rows, columns, records, context, config.seeds, asked.notes)
+    logs = last_lines(places, found)
+    files = [folder / f for f in (f"{definition.name}.csv", f"{definition.name}.md", RECORDS, "pretraining.jsonl")]
+    if context.is_first:
+        write_text(files[0], frame.to_csv(index=False))
+        write_text(files[1], text)
+        write_records(files[2], records)
+        write_text(files[3], "".join(json.dumps(line) + "\n" for line in logs))
+        if out is None and complete and headline:
+            files.append(folder.parent / "README.md")
+            write_text(files[-1], overview(folder.parent, profile))
+    return TableResult(**vars(asked), frame=frame, records=records, files=files)
 
 
 def plan_table(name: str | Path = "table2", **options: Any) -> Plan:
@@ -188,20 +183,3 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
         if name not in known:
             raise UserError(f"the table has no {kind} {name!r}{closest(name, known)}", f"{kind}s: {', '.join(known)}")
     return [name for name in known if name in wanted]
-
-
-def _write(asked: _Asked, folder: Path) -> TableResult:
-    """The table's files: CSV, markdown, the records behind them, and how each pretraining run ended."""
-    definition, rows, columns, context = asked.definition, asked.rows, asked.columns, asked.context
-    records = [record for _, record in collect(asked.places, asked.tasks, asked.found)]
-    frame = table_frame(definition, rows, [column.name for column in columns], records)
-    text = markdown_table(definition, rows, columns, records, context, asked.config.seeds, asked.notes)
-    name = definition.name
-    files = [folder / f for f in (f"{name}.csv", f"{name}.md", RECORDS, "pretraining.jsonl")]
-    logs = final_log_lines(asked.places, asked.found)
-    if context.is_first:
-        write_text(files[0], frame.to_csv(index=False))
-        write_text(files[1], text)
-        write_records(files[2], records)
-        write_text(files[3], "".join(json.dumps(line) + "\n" for line in logs))
-    return TableResult(**vars(asked), frame=frame, records=records, files=files)

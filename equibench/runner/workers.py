@@ -31,8 +31,7 @@ from equibench.utils.digests import depend_on_transformations, transformation_fi
 from equibench.utils.progress import Advance, Progress
 
 _here: dict[str, Any] = {}
-"""This worker's rows and message queue; messages are a method of `Progress`, or "records" or "finished", and
-what goes with it."""
+"""This worker's rows and queue of messages: a method of `Progress`, "records" or "finished", and what goes with it."""
 
 
 def default_jobs(context: Context) -> int:
