@@ -47,7 +47,6 @@ def compare(
     Args:
         a, b: names of scored encoders, results folders, or both as in "results/demo/table2:vicreg" (see `find.select`).
         tasks: only these; all common ones if None. A Python file stands for the tasks that it registers.
-        features: which feature set is compared.
         places: folders in which records and predictions are looked for.
 
     Raises:

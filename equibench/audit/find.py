@@ -42,11 +42,7 @@ class Predictions:
         return self._files.get(predictions_path(Path(), record.evaluation_sha256).name)
 
     def arrays(self, record: Record) -> Arrays:
-        """The arrays behind a record.
-
-        Raises:
-            UserError: they are not here, or damaged.
-        """
+        """The arrays behind a record; a UserError where they are not here, or damaged."""
         path = self.path(record)
         if path is None:
             raise UserError(
@@ -63,14 +59,10 @@ def unknown_transformation(arrays: Arrays) -> str | None:
 
 
 def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
-    """The records of one row.
+    """The records of one row; a UserError where nothing or nobody has that name.
 
-    Args:
-        name: the row's name in any record below `places`; a results folder or records file with one scored
-            encoder; or such a path and a name, as in "results/demo/table2:vicreg".
-
-    Raises:
-        UserError: nothing or nobody of that name.
+    The name is the row's in any record below `places`; a results folder or records file with one scored encoder; or
+    such a path and a name, as in "results/demo/table2:vicreg".
     """
     path, row = (name, "") if _holds_records(name) else name.partition(":")[::2]
     if _holds_records(path):
@@ -112,11 +104,10 @@ class Explanation:
 
 
 def explain(signature: str, places: Sequence[str | Path] = PLACES) -> Explanation:
-    """Find the score that a signature stands for.
+    """Find the score that a signature stands for, in folders of records and predictions.
 
     Args:
         signature: the whole line, or its last part (or the beginning of that, if it is unambiguous).
-        places: folders in which records and predictions are looked for.
 
     Raises:
         UserError: no such score, or several.

@@ -89,8 +89,7 @@ class _Trial:
 def measure_leak(source: str, trial: _Trial, after_step: Callable[[], object]) -> tuple[float, float, float]:
     """Train on one of `INPUTS`; test R² of the epoch that the validation pairs choose, and its interval's ends.
 
-    Raises:
-        UserError: a parameter of the transformation does not vary.
+    A parameter of the transformation that does not vary is a UserError.
     """
     pairs, fabric = trial.pairs, trial.fabric
     coded = TRANSFORMATIONS[pairs.transformation].encode(pairs.theta, trial.side)
@@ -238,9 +237,7 @@ def leakage_of(
 
     Args:
         sizes: training, validation and test pairs asked for.
-        variant: the views' fill and mask.
-        kept: an earlier measurement; its numbers are kept where it is of the same recipe.
-        again: measure the inputs that `kept` has, too.
+        kept: an earlier measurement; its numbers are kept where it is of the same recipe, unless `again` is asked for.
     """
     sizes = drawable(dataset, sizes)
     name = f"certificate of {task.name}"  # the key of the random numbers, which must stay

@@ -41,11 +41,9 @@ def verify(
     task_files: Sequence[str | Path] = (),
     report: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Check a results folder, or one file of records.
+    """Check a results folder, or one file of records, with the predictions that are kept below `runs`.
 
     Args:
-        results: folder with records below it.
-        runs: folder below which the predictions are kept.
         task_files: Python files that register the tasks of one's own that were scored.
         report: called with (records done, records in all).
 

@@ -116,24 +116,17 @@ def _compare(
         table.add_column(head, justify="right" if number else "left", no_wrap=number > 0, min_width=0 if number else 20)
     for d in found:
         info, tie = metric_info(d.metric), d.verdict == "tie"
-        table.add_row(
-            f"{d.task}, {info.title if info else d.metric}",
-            f"{d.a:.3f}",
-            f"{d.b:.3f}",
-            f"{d.difference:+.3f}",
-            f"{d.low:+.3f}..{d.high:+.3f}",
-            f"{d.p_holm:.3f}",
-            f"{d.verdict} ↑" if info and info.better == "neither" and not tie else d.verdict,
-            style="dim" if tie else "",
-        )
+        said = f"{d.verdict} ↑" if info and info.better == "neither" and not tie else d.verdict
+        interval = (f"{d.difference:+.3f}", f"{d.low:+.3f}..{d.high:+.3f}", f"{d.p_holm:.3f}")
+        metric = f"{d.task}, {info.title if info else d.metric}"
+        table.add_row(metric, f"{d.a:.3f}", f"{d.b:.3f}", *interval, said, style="dim" if tie else "")
     console.print(table)
     for d in found:
         if len(d.per_seed) > 1:
             seeds = ", ".join(f"{value:+.3f}" for value in d.per_seed)
             console.print(f"{d.task}, A - B of each pretraining seed: {seeds}", style="dim", highlight=False)
-    console.print(
-        f"p-values are corrected over {len(found)} tasks; tie: p ≥ 0.05; ↑: higher, which is not better", style="dim"
-    )
+    said = f"p-values are corrected over {len(found)} tasks; tie: p ≥ 0.05; ↑: higher, which is not better"
+    console.print(said, style="dim")
 
 
 @command(encoder_commands, "explain", "equibench explain 3f2a90c1d2e4")

@@ -100,11 +100,7 @@ def names(text: str | None) -> list[str] | None:
 
 
 def numbers(flag: str, text: str, kind: type[Number], count: int | None = None) -> list[Number]:
-    """Numbers of one kind (int or float) separated by commas.
-
-    Raises:
-        UserError: something else, or another number of them.
-    """
+    """Numbers of one kind (int or float) separated by commas; a UserError if they are others, too many or too few."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:

@@ -36,11 +36,7 @@ def _list(
 
 
 def described(kind: str) -> dict[str, list[tuple[str, str]]]:
-    """Names and one-line descriptions of one kind, in groups: tasks by their evaluator.
-
-    Raises:
-        UserError: another kind.
-    """
+    """Names and one-line descriptions of one kind (else a UserError), in groups: tasks by their evaluator."""
     if kind not in _KINDS:
         raise UserError(f"unknown kind {kind!r}{closest(kind, _KINDS)}", f"one of {', '.join(_KINDS)}")
     if kind == "profiles":

@@ -70,21 +70,15 @@ class Column:
 
 
 def columns_of(names: Sequence[str]) -> list[Column]:
-    """Columns by name: TASK or TASK:METRIC.
-
-    Raises:
-        UserError: no such task or metric.
-    """
+    """Columns by name, TASK or TASK:METRIC; a UserError where there is no such task or metric."""
     found = []
     for name in names:
         task_name, _, metric = name.partition(":")
         task = TASKS.get(task_name)
         evaluator = evaluator_of(task)
         if metric and metric not in evaluator.metrics:
-            raise UserError(
-                f"the column {name!r} names an unknown metric{closest(metric, evaluator.metrics)}",
-                "`equibench list metrics` shows the known ones",
-            )
+            problem = f"the column {name!r} names an unknown metric{closest(metric, evaluator.metrics)}"
+            raise UserError(problem, "`equibench list metrics` shows the known ones")
         found.append(Column(name, task, metric or task.main_metric or evaluator.main_metric, bool(metric)))
     return found
 
@@ -183,10 +177,8 @@ def _number(where: str, key: str, text: str) -> float:
 
 def _check_names(where: str, kind: str, names: Sequence[str], known: Sequence[str]) -> None:
     if unknown := [name for name in names if name not in known]:
-        raise UserError(
-            f"{where} names unknown {kind}s: {', '.join(unknown)}{closest(unknown[0], known)}",
-            "`equibench list` shows the known ones; --baseline FILE.py adds one",
-        )
+        problem = f"{where} names unknown {kind}s: {', '.join(unknown)}{closest(unknown[0], known)}"
+        raise UserError(problem, "`equibench list` shows the known ones; --baseline FILE.py adds one")
 
 
 def cells_of(records: Sequence[Record], features: str = "full", scale: float = 1.0) -> Cells:

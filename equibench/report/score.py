@@ -53,9 +53,9 @@ Grid = tuple[str, list[str], list[list[str]]]
 
 
 def score_tables(name: str, records: Sequence[Record]) -> list[Grid]:
-    """The tables of a score: regression, layers, and one for each further evaluator."""
-    grids = [_regression(name, records), _as_published(name, records)]
-    grids += [*_halves(name, records), *_layers(name, records)]
+    """The tables of a score: regression, halves, layers, and one for each further evaluator."""
+    grids = [_regression(name, records), _as_published(name, records), _halves(name, records)]
+    grids += [_layers(row, records) for row in (name, "random_init")]
     for kind in EVALUATORS.names():
         mine = [r for r in records if r.evaluator == kind and r.features == "full"]
         if kind != "regression" and mine:
@@ -90,7 +90,7 @@ def _as_published(name: str, records: Sequence[Record]) -> Grid:
         if r.baseline == name and r.features == "full" and (pooled := r.metrics.get("r2_pooled"))
     ]
     head = ["", "pooled R²", "its floor", "errors", "CNN, view 2 alone", "CNN, both views"]
-    return ("As published, in units, and what a small CNN reads from pixels", head, rows)
+    return "As published, in units, and what a small CNN reads from pixels", head, rows
 
 
 def _leaks(record: Record) -> list[str]:
@@ -102,30 +102,23 @@ def _leaks(record: Record) -> list[str]:
     return ["–" if value is None else plain(value) for value in values]
 
 
-def _halves(name: str, records: Sequence[Record]) -> list[Grid]:
+def _halves(name: str, records: Sequence[Record]) -> Grid:
     found = {(r.features, r.task): r for r in records if r.baseline == name and r.evaluator == "regression"}
-    rows = [
-        [_title(task), *(_cell(found[half, task]) for half in ("invariant", "equivariant"))]
-        for (features, task), record in found.items()
-        if features == "invariant"
-    ]
-    return [("The halves alone, R²", ["", "invariant", "equivariant"], rows)]
+    halves = ("invariant", "equivariant")
+    tasks = [task for features, task in found if features == "invariant"]
+    rows = [[_title(task), *(_cell(found[half, task]) for half in halves)] for task in tasks]
+    return "The halves alone, R²", ["", *halves], rows
 
 
-def _layers(name: str, records: Sequence[Record]) -> list[Grid]:
+def _layers(name: str, records: Sequence[Record]) -> Grid:
     """R² over depth."""
-    grids = []
-    for row in (name, "random_init"):
-        mine = [r for r in records if r.baseline == row and r.evaluator == "regression"]
-        layers = list(dict.fromkeys(r.features for r in mine if r.features.startswith("layer:")))
-        tasks = list(dict.fromkeys(r.task for r in mine))
-        found = {(r.features, r.task): r for r in mine}
-        rows = [
-            [layer.removeprefix("layer:"), *(_cell(found[layer, t]) if (layer, t) in found else "–" for t in tasks)]
-            for layer in layers
-        ]
-        grids.append((f"R² by layer: {row}", ["layer", *map(_title, tasks)], rows))
-    return grids
+    found = {(r.features, r.task): r for r in records if r.baseline == name and r.evaluator == "regression"}
+    tasks = list(dict.fromkeys(task for _, task in found))
+    rows = [
+        [layer.removeprefix("layer:"), *(_cell(found[layer, t]) if (layer, t) in found else "–" for t in tasks)]
+        for layer in dict.fromkeys(features for features, _ in found if features.startswith("layer:"))
+    ]
+    return f"R² by layer: {name}", ["layer", *map(_title, tasks)], rows
 
 
 def _further(kind: str, name: str, records: Sequence[Record]) -> Grid:

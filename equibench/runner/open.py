@@ -54,19 +54,13 @@ EncoderSource = str | Path | nn.Module | Callable[[torch.Tensor], torch.Tensor]
 
 
 def open_context(config: RunConfig) -> Context:
-    """Load the data, find the device, register the baselines of the user's files.
-
-    Raises:
-        UserError: the data, the device or a baseline file is wrong.
-    """
+    """Load the data, find the device, register the baselines of the user's files; what is wrong is a UserError."""
     for file in config.baseline_files:
         load_file(file, "baseline")
     dataset = _load_data(config)
     if dataset.has_objects and config.variant != "headline":
-        raise UserError(
-            f"{dataset.name} brings its views along, so there is no variant {config.variant!r} of them",
-            "leave --variant out for this table",
-        )
+        problem = f"{dataset.name} brings its views along, so there is no variant {config.variant!r} of them"
+        raise UserError(problem, "leave --variant out for this table")
     profile, variant = config.sizes, RENDERED if dataset.has_objects else config.variant
     device = find_device(config.device)
     context = Context(
@@ -87,11 +81,7 @@ def open_context(config: RunConfig) -> Context:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """The device of that name, where "auto" is CUDA if there is one; a UserError if it is not there."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device was found", "use --device cpu or --device auto")
@@ -214,10 +204,7 @@ def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Ta
     """Tasks by name, pattern, evaluator, "all", or the file that registers them; the regression tasks if None.
 
     Of data in which several views show one object, "all" and None mean the tasks on such views. Tasks that bring data
-    of their own along are named, or their evaluator is.
-
-    Raises:
-        UserError: a name that fits nothing.
+    of their own along are named, or their evaluator is. A name that fits nothing is a UserError.
     """
     names: list[str] = []
     for entry in wanted if wanted is not None else ["regression"]:

@@ -301,12 +301,7 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 def do_job(job: Job, rows: Rows, progress: Progress, keep: Callable[[list[Record]], None], number: int) -> None:
-    """Pretrain the job's row if need be, and score it.
-
-    Args:
-        keep: what becomes of the records of each task, as soon as they are there.
-        number: of the job, for the progress.
-    """
+    """Pretrain the job's row if need be, and score it; `keep` gets each task's records as soon as they are there."""
     context = rows.context
     if job.pretrain:
         assert isinstance(rows, TableRows)
@@ -318,30 +313,25 @@ def do_job(job: Job, rows: Rows, progress: Progress, keep: Callable[[list[Record
         title += f" after {job.place.step:,} steps" if job.place.step else ""
         title += f", {job.tasks[0].name}" if len(job.tasks) == 1 else ""
         with progress.unit(f"score {title}", number) as advance:
-            for count, task in enumerate(job.tasks):
-                watched = _watched(task, row, context, _part(advance, count, len(job.tasks)))
-                keep(evaluate(row, task, watched))
+            for done, task in enumerate(job.tasks):
+                keep(evaluate(row, task, _watched(task, row, context, advance, done, len(job.tasks))))
     context.barrier()
 
 
-def _part(advance: Advance, number: int, count: int) -> Advance:
-    """Progress of one of so many parts."""
-    return lambda fraction, note: advance((number + fraction) / count, note)
-
-
-def _watched(task: Task, row: Row, context: Context, advance: Callable[[float, str], None]) -> Context:
-    """The context that reports how far a task has come: by the images encoded, or as its evaluator says."""
-    advance(0.0, task.title)
-    if not row.has_encoder:
-        return context
+def _watched(task: Task, row: Row, context: Context, advance: Advance, done: int, tasks: int) -> Context:
+    """The context that reports how far a job of some tasks has come: by images encoded, or as the evaluator says."""
     views, encoded = max(1, 2 * sum(context.probing.pairs)), 0
+
+    def report(fraction: float, note: str) -> None:
+        advance((done + fraction) / tasks, note)
 
     def count(images: int) -> None:
         nonlocal encoded
         encoded += images
-        advance(min(0.99, encoded / views), f"{encoded:,} views encoded")
+        report(min(0.99, encoded / views), f"{encoded:,} views encoded")
 
-    return replace(context, on_progress=advance, on_images=count)
+    report(0.0, task.title)
+    return replace(context, on_progress=report, on_images=count) if row.has_encoder else context
 
 
 def pretrain_row(place: Place, rows: TableRows, progress: Progress, number: int = 0) -> runs.Run:

@@ -60,7 +60,14 @@ def score(
         if jobs:
             _check_features(row, context)
         run_jobs(jobs, rows, console)
-        return _write(opened, rows, folder)
+        records = [record for task in opened.tasks for _, record in collect(rows.places, [task], rows)]
+    files = [folder / f for f in (RECORDS, "score.csv", "score.md")]
+    records = [*_still_true(read_records(files[0]), records, opened), *records]
+    frame = score_frame(records)
+    write_records(files[0], records)
+    write_text(files[1], frame.to_csv(index=False))
+    write_text(files[2], score_markdown(row.name, records, context, opened.notes))
+    return ScoreResult(row.name, frame, records, context, opened.notes, files)
 
 
 def plan_score(encoder: EncoderSource, **options: Any) -> tuple[list[Job], list[float]]:
@@ -87,19 +94,6 @@ def _check_features(row: Row, context: Context) -> None:
         check_varies(outputs_of(row.encoder.to(context.device).eval(), batch, row.layers))
 
 
-def _write(opened: OpenedScore, rows: GivenRows, folder: Path) -> ScoreResult:
-    """The score's files: the records behind it, a CSV, and the table in markdown."""
-    context, row, notes = opened.context, opened.rows[0], opened.notes
-    records = [record for task in opened.tasks for _, record in collect(rows.places, [task], rows)]
-    files = [folder / f for f in (RECORDS, "score.csv", "score.md")]
-    records = [*_still_true(read_records(files[0]), records, opened), *records]
-    frame = score_frame(records)
-    write_records(files[0], records)
-    write_text(files[1], frame.to_csv(index=False))
-    write_text(files[2], score_markdown(row.name, records, context, notes))
-    return ScoreResult(row.name, frame, records, context, notes, files)
-
-
 def _still_true(before: list[Record], now: list[Record], opened: OpenedScore) -> list[Record]:
     """What the folder held of other tasks, if it is of the same encoder, data, views and probe; the rest goes."""
 
@@ -107,9 +101,8 @@ def _still_true(before: list[Record], now: list[Record], opened: OpenedScore) ->
         probe = {key: value for key, value in record.probe.items() if key != "best_epochs"}
         return record.data_sha256, record.variant, record.profile, probe, record.precision
 
-    tasks, kinds = {t.name for t in opened.tasks}, [kind(r) for r in now]
+    row, tasks, kinds = opened.rows[0], {task.name for task in opened.tasks}, [kind(r) for r in now]
     others = [r for r in before if r.task not in tasks and kind(r) in kinds]
-    row = opened.rows[0]
     encoder = (row.name, row.description, row.encoder_sha256)
     same = {r.task for r in others if (r.baseline, r.encoder, r.encoder_sha256) == encoder}
     return [r for r in others if r.task in same]

@@ -68,11 +68,7 @@ def read_study(file: str | Path) -> list[Part]:
 
 
 def run_study(file: str | Path) -> Iterator[TableResult | CurveResult | ScoreResult]:
-    """Carry out the parts one after the other; each is brought up to date, so an interrupted study goes on.
-
-    Raises:
-        UserError: as raised by a part.
-    """
+    """Carry out the parts one after the other; each is brought up to date, so an interrupted study goes on."""
     from equibench.runner.curve import curve
     from equibench.runner.score import score
     from equibench.runner.table import table

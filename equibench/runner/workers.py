@@ -44,8 +44,7 @@ def default_jobs(context: Context) -> int:
 def run_jobs(jobs: Sequence[Job], rows: Rows, console: Console | None = None) -> None:
     """Do the jobs that are not done, in this process or in several, with one estimate of the time for all.
 
-    Raises:
-        UserError: as raised by a job; the others' finished work is kept.
+    A job's UserError ends them all; finished work is kept.
     """
     to_do, context = [job for job in jobs if not job.done], rows.context
     if not to_do:
