@@ -46,6 +46,8 @@ _MEASURED_LEAKS = {
     "interpolation": "view 2 of noise (what resampling leaves)",
 }
 _WIDE, _MEDIUM = 150, 118  # columns of a terminal
+_Text = Callable[[str, Column], str]
+"""What is printed in a row and column."""
 
 
 def markdown_table(
@@ -61,24 +63,10 @@ def markdown_table(
     full, inv, equi = (cells_of(records, part, definition.scale) for part in ("full", "invariant", "equivariant"))
     regression = [c for c in columns if c.task.evaluator == "regression" and not c.further]
     probed = [c.task for c in regression]
-
-    def std(row: str, column: Column) -> str:
-        cell = full.get((row, column.name))
-        return f"{cell.std_seeds:.3f}" if cell and cell.std_seeds is not None else "–"
-
-    def pooled(row: str, column: Column) -> str:
-        cell = full.get((row, column.name))
-        ours = plain(cell.pooled) if cell and cell.pooled is not None else "–"
-        return f"{published(definition, row, column.name) or '–'} \\| {ours}"
-
-    def halves(row: str, column: Column) -> str:
-        found = (cells.get((row, column.name)) for cells in (inv, equi))
-        return " \\| ".join(plain(cell.value) if cell else "–" for cell in found)
-
-    def signatures(row: str, column: Column) -> str:
-        cell = full.get((row, column.name))
-        return " ".join(f"`{signature}`" for signature in cell.signatures) if cell else "–"
-
+    std = _text(full, lambda cell: "–" if cell.std_seeds is None else f"{cell.std_seeds:.3f}")
+    pooled = _text(full, lambda cell: "–" if cell.pooled is None else plain(cell.pooled))
+    signatures = _text(full, lambda cell: " ".join(f"`{signature}`" for signature in cell.signatures))
+    left, right = (_text(half, lambda cell: plain(cell.value)) for half in (inv, equi))
     lines = [f"# {definition.title or definition.name}", ""]
     lines += [f"- {line}" for line in _header(context, [c.task for c in columns], seeds, records)]
     lines += ["", "## Published | ours", "", *_score_grids(definition, rows, columns, full)]
@@ -95,10 +83,11 @@ def markdown_table(
         lines += ["", "## Is SIE(x) the best SIE row in its own column?", "", *[f"- {line}" for line in own]]
     if regression:
         lines += ["", "## Pooled R², as published", "", _floors(regression, records), ""]
-        lines += _grid(rows, regression, pooled)
+        lines += _grid(rows, regression, _beside_published(definition, pooled))
     if split := [c for c in columns if any(name == c.name for _, name in inv)]:
         lines += ["", "## The halves alone", "", "From the invariant | the equivariant half.", ""]
-        lines += _grid([row for row in rows if any(name == row for name, _ in inv)], split, halves)
+        there = [row for row in rows if any(name == row for name, _ in inv)]
+        lines += _grid(there, split, lambda row, column: f"{left(row, column)} \\| {right(row, column)}")
     lines += ["", "## Signatures", "", "`equibench explain` turns one into the score's recipe and command.", ""]
     return "\n".join([*lines, *_grid(rows, columns, signatures)]) + "\n"
 
@@ -109,15 +98,9 @@ def _score_grids(
     """Published | ours, row by row, of the columns that are published; then our further columns, where there are any,
     under a line that says so and without rows that have none of them. Columns on rendered data say so in their heads.
     """
-
-    def ours(row: str, column: Column) -> str:
-        return _score(cells.get((row, column.name)), definition.scale)
-
-    def both(row: str, column: Column) -> str:
-        return f"{published(definition, row, column.name) or '–'} \\| {ours(row, column)}"
-
+    ours = _text(cells, lambda cell: _score(cell, definition.scale))
     printed, further = _split_columns(definition, columns)
-    lines = _grid(rows, printed, both, cells)
+    lines = _grid(rows, printed, _beside_published(definition, ours), cells)
     if further:
         there = [row for row in rows if any((row, column.name) in cells for column in further)]
         lines += ["", "Not in the published table:", "", *_grid(there, further, ours, cells)]
@@ -141,18 +124,23 @@ def _is_rendered(data: str) -> bool:
     return data.startswith("rendered-")
 
 
-def _score(cell: Cell | None, scale: float) -> str:
+def _score(cell: Cell, scale: float) -> str:
     """0.345 ±0.012, or 34.50 ±1.20 where numbers are percentages, with a mark where it does not beat its controls."""
-    if cell is None:
-        return "–"
     mark = MARK if cell.beats_controls is False else ""
     digits = 3 if scale == 1 else 2
     return f"{plain(cell.value, digits)} ±{(cell.high - cell.low) / 2:.{digits}f}{mark}"
 
 
-def _grid(
-    rows: Sequence[str], columns: Sequence[Column], text: Callable[[str, Column], str], cells: Cells | None = None
-) -> list[str]:
+def _text(cells: Cells, text: Callable[[Cell], str]) -> _Text:
+    """What is printed of a cell; a dash where there is none."""
+    return lambda row, column: text(cell) if (cell := cells.get((row, column.name))) else "–"
+
+
+def _beside_published(definition: TableDefinition, ours: _Text) -> _Text:
+    return lambda row, column: f"{published(definition, row, column.name) or '–'} \\| {ours(row, column)}"
+
+
+def _grid(rows: Sequence[str], columns: Sequence[Column], text: _Text, cells: Cells | None = None) -> list[str]:
     """A table in markdown; with cells, its head says which columns were measured on rendered data."""
     lines = _head(_column_title(column, cells or {}) for column in columns)
     for row in rows:
@@ -229,7 +217,7 @@ def _table(
         texts = []
         for column in columns:
             cell = cells.get((row, column.name))
-            said, ours = published(definition, row, column.name), _score(cell, definition.scale)
+            said, ours = published(definition, row, column.name), _score(cell, definition.scale) if cell else "–"
             style = "dim" if cell is None or cell.beats_controls is False else "bold"
             if width < _MEDIUM:
                 said, ours = said.split("±")[0], ours.replace(" ", "\n")
