@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from equibench.config import SCORE_OPTIONS, RunConfig
@@ -32,6 +33,7 @@ from equibench.transforms.transformation import RENDERED, view_spec
 if TYPE_CHECKING:
     from equibench.encoders.adapter import ImageEncoder
     from equibench.encoders.open import Opened
+    from equibench.runner.plan import Place
 
 REPEATS = 4
 """A training or validation image is used so often at most, with other θ, where the data are fewer than asked for; a
@@ -94,8 +96,6 @@ def one_thread(context: Context) -> Iterator[None]:
     if context.device.type != "cpu":
         yield
         return
-    from threadpoolctl import threadpool_limits
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -153,6 +153,9 @@ class OpenedScore:
     tasks: list[Task]
     context: Context
     notes: list[str]
+
+    def find(self, place: Place) -> Row:
+        return next(row for row in self.rows if row.name == place.row)
 
 
 def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> OpenedScore:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +27,7 @@ from equibench.evaluation.features import outputs_of
 from equibench.pretrain import loop, runs
 from equibench.pretrain.method import BASELINES
 from equibench.records import Record, append_records, read_records
+from equibench.runner.open import OpenedScore
 from equibench.task import Task
 from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of, read_lines
@@ -65,18 +66,6 @@ class Job:
     @property
     def done(self) -> bool:
         return not self.pretrain and not self.tasks
-
-
-class GivenRows:
-    """Rows that are there already, as those of a score."""
-
-    def __init__(self, rows: Iterable[Row], context: Context) -> None:
-        self.context = context
-        self.rows = {row.name: row for row in rows}
-        self.places = [Place(row.name, row.seed) for row in self.rows.values()]
-
-    def find(self, place: Place) -> Row:
-        return self.rows[place.row]
 
 
 class TableRows:
@@ -150,7 +139,7 @@ class TableRows:
         return " ".join([*parts, *config.flags(["variant", "baseline_files"])])
 
 
-Rows = GivenRows | TableRows
+Rows = OpenedScore | TableRows
 
 
 def places_of(rows: Sequence[str], seeds: Sequence[int]) -> list[Place]:

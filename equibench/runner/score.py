@@ -18,7 +18,7 @@ from equibench.evaluation.features import outputs_of
 from equibench.records import RECORDS, Record, read_records, write_records
 from equibench.report.score import score_frame, score_markdown
 from equibench.runner.open import EncoderSource, OpenedScore, open_score
-from equibench.runner.plan import GivenRows, Job, collect, estimate, plan
+from equibench.runner.plan import Job, Place, collect, estimate, plan
 from equibench.runner.workers import run_jobs
 from equibench.utils.files import writable_folder, write_text
 
@@ -56,11 +56,10 @@ def score(
         row, context = opened.rows[0], opened.context
         slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in row.name)
         folder = writable_folder(Path(out) if out else RESULTS / "score" / f"{slug}-{context.dataset.name}")
-        rows, jobs = _jobs(opened)
-        if jobs:
+        if jobs := _jobs(opened):
             _check_features(row, context)
-        run_jobs(jobs, rows, console)
-        records = [record for task in opened.tasks for _, record in collect(rows.places, [task], rows)]
+        run_jobs(jobs, opened, console)
+        records = [record for task in opened.tasks for _, record in collect(_places(opened), [task], opened)]
     files = [folder / f for f in (RECORDS, "score.csv", "score.md")]
     records = [*_still_true(read_records(files[0]), records, opened), *records]
     frame = score_frame(records)
@@ -73,15 +72,19 @@ def score(
 def plan_score(encoder: EncoderSource, **options: Any) -> tuple[list[Job], list[float]]:
     """What `score` would do with the same options, with seconds for each job; nothing is scored or written."""
     with ExitStack() as stack:
-        rows, jobs = _jobs(open_score(encoder, RunConfig.of(**options), stack))
-        return jobs, estimate(jobs, rows)
+        opened = open_score(encoder, RunConfig.of(**options), stack)
+        jobs = _jobs(opened)
+        return jobs, estimate(jobs, opened)
 
 
-def _jobs(opened: OpenedScore) -> tuple[GivenRows, list[Job]]:
+def _places(opened: OpenedScore) -> list[Place]:
+    return [Place(row.name, row.seed) for row in opened.rows]
+
+
+def _jobs(opened: OpenedScore) -> list[Job]:
     """What is not in the journal yet, one task after the other, so that a task's views can go when it is done."""
-    rows = GivenRows(opened.rows, opened.context)
-    jobs = plan(rows.places, opened.tasks, rows)
-    return rows, [replace(job, tasks=(task,)) for task in opened.tasks for job in jobs if task in job.tasks]
+    jobs = plan(_places(opened), opened.tasks, opened)
+    return [replace(job, tasks=(task,)) for task in opened.tasks for job in jobs if task in job.tasks]
 
 
 def _check_features(row: Row, context: Context) -> None:

@@ -19,14 +19,16 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
+import torch
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from equibench.config import RunConfig
 from equibench.errors import UserError
 from equibench.evaluation.context import Context
 from equibench.records import Record, append_records
-from equibench.runner.open import one_thread, open_context
-from equibench.runner.plan import GivenRows, Job, Rows, TableRows, carry_out, do_job, estimate
+from equibench.runner.open import OpenedScore, one_thread, open_context
+from equibench.runner.plan import Job, Rows, TableRows, carry_out, do_job, estimate
 from equibench.utils.digests import depend_on_transformations, transformation_files
 from equibench.utils.progress import Advance, Progress
 
@@ -50,7 +52,7 @@ def run_jobs(jobs: Sequence[Job], rows: Rows, console: Console | None = None) ->
     if not to_do:
         return
     console = console or Console(stderr=True, quiet=not context.is_first)
-    if isinstance(rows, GivenRows):  # an encoder that was opened here cannot be sent to another process
+    if isinstance(rows, OpenedScore):  # an encoder that was opened here cannot be sent to another process
         with Progress(estimate(to_do, rows), console) as progress:
             carry_out(to_do, rows, progress)
         return
@@ -130,9 +132,6 @@ class _Remote(Progress):
 
 def _start(config: RunConfig, messages: Any, files: list[str]) -> None:
     """Prepare a worker: one thread, its own context, and an end when the parent ends."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interruption, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
