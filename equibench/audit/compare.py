@@ -64,7 +64,8 @@ def compare(
     predictions = Predictions([*places, *(p for n in (a, b) if (p := n.partition(":")[0]) and Path(p).is_dir())])
     sides = {task: _comparable(task, a, b, ours, theirs) for task in common}  # refused before anything is drawn
     found = [_difference(task, *sides[task], predictions) for task in common]
-    return [_judged(d, p) for d, p in zip(found, holm([d.p for d in found]), strict=True)]
+    corrected = holm([difference.p for difference in found])
+    return [replace(d, p_holm=p, verdict=_verdict(d, p)) for d, p in zip(found, corrected, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -148,8 +149,7 @@ def _resampled(record: Record, predictions: Predictions) -> NDArray[np.float64]:
     return EVALUATORS.get(record.evaluator).resampled(arrays, record.features)
 
 
-def _judged(found: Difference, p_holm: float) -> Difference:
+def _verdict(found: Difference, p_holm: float) -> Literal["A", "B", "tie"]:
     info = metric_info(found.metric)
     ahead = (found.difference > 0) != (info is not None and info.better == "lower")
-    verdict: Literal["A", "B", "tie"] = "tie" if p_holm >= LEVEL else "A" if ahead else "B"
-    return replace(found, p_holm=p_holm, verdict=verdict)
+    return "tie" if p_holm >= LEVEL else "A" if ahead else "B"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,8 +141,6 @@ def _pretrain(
     options: dict[str, Any],
 ) -> None:
     """Pretrain one baseline; interrupted, it goes on where it was."""
-    import os
-
     from equibench.runner.table import pretrain
 
     found = pretrain(baseline, **options)

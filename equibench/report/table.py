@@ -356,10 +356,7 @@ def _geometry_findings(rows: Sequence[str], tasks: Sequence[Task], cells: Cells)
 
 
 def overview(folder: Path, profile: str) -> str:
-    """The page, made of the tables' definitions and records alone.
-
-    Args:
-        folder: results/<profile>, with a folder for each table.
+    """The page of results/<profile>, made of the definitions and records of the tables below it alone.
 
     Raises:
         UserError: no table is there, or one has a row that is not registered here.
@@ -389,13 +386,11 @@ def _section(folder: Path, name: str) -> list[str]:
     lines = [f"## [{definition.title or name}]({name}/{name}.md)", ""]
     lines += _score_grids(definition, rows, columns, cells)
     lines += ["", "It can show " + "; ".join(definition.claims) + ".", ""] if definition.claims else [""]
-    lines += ["What limits it:", "", *[f"- {limit}" for limit in _limits(definition, columns, records, cells)], ""]
+    lines += ["What limits it:", "", *[f"- {limit}" for limit in _limits(definition, records, cells)], ""]
     return [*lines, "What it says:", "", *[f"- {line}" for line in _verdicts(rows, columns, cells)], ""]
 
 
-def _limits(
-    definition: TableDefinition, columns: Sequence[Column], records: Sequence[Record], cells: Cells
-) -> list[str]:
+def _limits(definition: TableDefinition, records: Sequence[Record], cells: Cells) -> list[str]:
     profile = get_profile(records[0].profile)
     limits = [_sentence(limit) for limit in definition.limits]
     rendered = sorted({cell.data for cell in cells.values() if _is_rendered(cell.data)})
@@ -403,13 +398,11 @@ def _limits(
         everything = all(_is_rendered(cell.data) for cell in cells.values())
         which = "Every number is" if everything else "Some numbers are"
         limits.append(f"{which} of {', '.join(rendered)}, data of our own; the published data were not there.")
-    seeds = {record.seeds.pretraining for record in records if record.recipe_sha256}
-    pairs = profile.pretraining.pairs
-    limits.append(
-        f"Encoders are small (width {profile.encoder.width}, {profile.encoder.depth} blocks) and saw {pairs:,} pairs, "
-        + ("with one pretraining seed." if len(seeds) == 1 else f"with {len(seeds)} pretraining seeds.")
-    )
-    return limits
+    count = len({record.seeds.pretraining for record in records if record.recipe_sha256})
+    seeds = "one pretraining seed" if count == 1 else f"{count} pretraining seeds"
+    encoder, pairs = profile.encoder, profile.pretraining.pairs
+    small = f"Encoders are small (width {encoder.width}, {encoder.depth} blocks)"
+    return [*limits, f"{small} and saw {pairs:,} pairs, with {seeds}."]
 
 
 def _verdicts(rows: Sequence[str], columns: Sequence[Column], cells: Cells) -> list[str]:

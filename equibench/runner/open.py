@@ -197,7 +197,12 @@ def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> Op
         data_size=opened.encoder.preprocessing.size,
         skip_bad=config.skip_bad,
     )
-    row = _row(name, opened, config, context, _command_of(source, config))
+    # the command that makes the score again: what is as by default, or only says where, is left out
+    places = ("tasks", "data_root", "device", "runs", "controls")
+    encoder = shlex.quote(str(source)) if isinstance(source, str | Path) else "ENCODER"
+    flags = config.flags([option for option in SCORE_OPTIONS if option not in places])
+    command = " ".join([f"equibench score {encoder} --tasks {{task}}", *flags])
+    row = _row(name, opened, config, context, command)
     rows = [row, *(_controls(opened, row, dataset, config.seed) if config.controls else ())]
     files = {task: f for f in config.tasks or () if f.endswith(".py") for task in load_file(f, "task")}
     return OpenedScore([replace(one, task_files=files) for one in rows], chosen, context, notes)
@@ -225,14 +230,6 @@ def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Ta
             TASKS.get(entry)  # raises, with the nearest name
         names += found
     return [TASKS.get(n) for n in dict.fromkeys(names)]
-
-
-def _command_of(source: EncoderSource, config: RunConfig) -> str:
-    """The command line that makes the score again; what is as by default, or only says where, is left out."""
-    named = shlex.quote(str(source)) if isinstance(source, str | Path) else "ENCODER"
-    places = {"tasks", "data_root", "device", "runs", "controls"}
-    flags = config.flags([name for name in SCORE_OPTIONS if name not in places])
-    return " ".join([f"equibench score {named} --tasks {{task}}", *flags])
 
 
 def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: str) -> Opened:
