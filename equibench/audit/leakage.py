@@ -271,9 +271,6 @@ def leakage_of(
     return facts
 
 
-# What is asked for, and the file
-
-
 def _tasks_of(name: str | Path) -> list[Task]:
     """The task of that name, or those that the file registers."""
     is_file = isinstance(name, Path) or name.endswith(".py")

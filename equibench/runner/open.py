@@ -52,9 +52,6 @@ EncoderSource = str | Path | nn.Module | Callable[[torch.Tensor], torch.Tensor]
 `arch`); an `nn.Module` or a callable on a batch of normalised images (N, 3, S, S)."""
 
 
-# Tables and runs
-
-
 def open_context(config: RunConfig) -> Context:
     """Load the data, find the device, register the baselines of the user's files; what is wrong is a UserError."""
     for file in config.baseline_files:
@@ -140,9 +137,6 @@ def drawable(dataset: Dataset, pairs: tuple[int, int, int]) -> tuple[int, int, i
     there = [len(indices) for indices in split_indices(dataset).values()]
     train, val, test = (min(n, k * have) for n, k, have in zip(pairs, (REPEATS, REPEATS, 1), there, strict=True))
     return train, val, test
-
-
-# A score
 
 
 @dataclass(frozen=True)
