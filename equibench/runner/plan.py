@@ -34,10 +34,7 @@ from equibench.utils.files import digest_of, read_lines
 from equibench.utils.progress import Advance, Progress
 
 PIXEL_CONTROL_SECONDS = 5 / 8000  # for each pair of a task, where there is no encoder to measure
-CLASSIFICATION = (
-    60_000,
-    3e-4,
-)  # images that one is taken to have, and seconds that 45 fits of ten classes take for each
+CLASSIFICATION = (60_000, 3e-4)  # images that one is taken to have, seconds that 45 fits of ten classes take for each
 SEGMENTATION_TIMES = 12  # forward passes of the bare encoder that a training step of the segmentation head takes
 PROBE_SECONDS = 1e-4  # of training a pair's probes for one epoch
 _timed: dict[tuple[object, ...], float] = {}
