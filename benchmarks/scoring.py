@@ -49,7 +49,7 @@ from equibench.pairs.manifest import Pairs
 from equibench.pretrain.loop import default_precision
 from equibench.pretrain.runs import build_encoder
 from equibench.profiles import Profile, get_profile
-from equibench.runner.open import CPU_BATCH
+from equibench.runner.open import CPU_IMAGES
 from equibench.task import TASKS, Task, regression_tasks
 from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
 
@@ -300,7 +300,7 @@ def timm_case(name: str, pairs: tuple[int, int, int], epochs: int, folder: Path)
     encoder = open_encoder(name, pretrained=False, views=view_spec("headline", 224)).encoder
     identity = encoder.identity
     assert identity is not None
-    row = Row(name, lambda: encoder, identity, str(identity["weights"]), batch=CPU_BATCH)
+    row = Row(name, lambda: encoder, identity, str(identity["weights"]), batch=CPU_IMAGES)
     return Case(row, tasks(), context_of(profile, data, folder))
 
 

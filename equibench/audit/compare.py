@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,27 +23,20 @@ LEVEL = 0.05
 class Difference:
     """A minus B on one task.
 
-    Attributes:
-        task, metric: what is compared.
-        a, b: the two values (means over pretraining seeds).
-        difference, low, high: a - b with its 95 % bootstrap interval over test images, the same ones for both.
-        p: two-sided bootstrap p-value of no difference; p_holm is corrected over the tasks compared.
-        verdict: "tie", or who is better; where neither direction is better, who is higher.
-        per_seed: the difference of the two runs of each pretraining seed that both sides have. The interval and p are
-            about these encoders on other images; how far other trainings of them would differ is seen here alone.
+    Interval and p are about these encoders on other images; only `per_seed` says how far other trainings would differ.
     """
 
     task: str
     metric: str
-    a: float
+    a: float  # mean over pretraining seeds, like b
     b: float
-    difference: float
+    difference: float  # a - b, with its 95 % bootstrap interval over test images, the same ones for both
     low: float
     high: float
-    p: float
-    p_holm: float
-    verdict: Literal["A", "B", "tie"]
-    per_seed: tuple[float, ...] = ()
+    p: float  # two-sided bootstrap p-value of no difference
+    p_holm: float  # p corrected over the tasks compared
+    verdict: Literal["A", "B", "tie"]  # who is better; where neither direction is better, who is higher
+    per_seed: tuple[float, ...] = ()  # differences of the runs of each pretraining seed that both sides have
 
 
 def compare(
@@ -54,7 +47,6 @@ def compare(
     Args:
         a, b: names of scored encoders, results folders, or both as in "results/demo/table2:vicreg" (see `find.select`).
         tasks: only these; all common ones if None. A Python file stands for the tasks that it registers.
-        features: which feature set is compared.
         places: folders in which records and predictions are looked for.
 
     Raises:
@@ -70,22 +62,18 @@ def compare(
     if not common:
         raise UserError(f"{a} and {b} have no task in common", "score both on the same tasks: equibench score")
     predictions = Predictions([*places, *(p for n in (a, b) if (p := n.partition(":")[0]) and Path(p).is_dir())])
-    groups = {}
-    for task in common:
-        one, other = _comparable(task, a, b, ours, theirs)
-        groups[task] = _with_predictions(one, predictions), _with_predictions(other, predictions)
-    found = [_difference(task, *groups[task], predictions) for task in common]
-    return [_judged(d, p) for d, p in zip(found, holm([d.p for d in found]), strict=True)]
+    sides = {task: _comparable(task, a, b, ours, theirs) for task in common}  # refused before anything is drawn
+    found = [_difference(task, *sides[task], predictions) for task in common]
+    corrected = holm([difference.p for difference in found])
+    return [replace(d, p_holm=p, verdict=_verdict(d, p)) for d, p in zip(found, corrected, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: p-values that hold for the whole family of tests."""
     order = np.argsort(p_values)
-    factors = len(p_values) - np.arange(len(p_values))
-    stepped = np.maximum.accumulate(np.array(p_values)[order] * factors).clip(max=1)
     corrected = np.empty(len(p_values))
-    corrected[order] = stepped
-    return [float(p) for p in corrected]
+    corrected[order] = np.maximum.accumulate(np.array(p_values)[order] * np.arange(len(p_values), 0, -1)).clip(max=1)
+    return corrected.tolist()
 
 
 def paired_p(differences: NDArray[np.float64]) -> float:
@@ -101,21 +89,18 @@ def _comparable(
     """Records of both that answer the same question: the same task version and the same pairs."""
     sides = [[r for r in side if r.task == task] for side in (ours, theirs)]
     kinds = [{(r.task_version, r.pairs_sha256, r.variant) for r in side} for side in sides]
-    shared = sorted(kinds[0] & kinds[1])
+    shared = kinds[0] & kinds[1]
     if not shared:
         one, other = sides[0][0], sides[1][0]
-        differs = [
-            f"{what} ({x} against {y})"
-            for what, x, y in (
-                ("task version", one.task_version, other.task_version),
-                ("data", one.data, other.data),
-                ("views", one.variant, other.variant),
-                ("pairs", one.pairs_sha256[:12], other.pairs_sha256[:12]),
-            )
-            if x != y
-        ]
+        facts = (
+            ("task version", one.task_version, other.task_version),
+            ("data", one.data, other.data),
+            ("views", one.variant, other.variant),
+            ("pairs", one.pairs_sha256[:12], other.pairs_sha256[:12]),
+        )
+        differs = ", ".join(f"{what} ({x} against {y})" for what, x, y in facts if x != y)
         raise UserError(
-            f"{a} and {b} cannot be compared on {task}: they differ in {', '.join(differs)}",
+            f"{a} and {b} cannot be compared on {task}: they differ in {differs}",
             f"score both on the same pairs: {one.command}",
         )
     if len(shared) > 1:
@@ -123,34 +108,34 @@ def _comparable(
             f"{a} and {b} were both scored on {task} with {len(shared)} different sets of pairs",
             "name the records, as in: equibench compare results/demo/table2:vicreg results/demo/table2:reconstruction",
         )
-    return tuple(  # type: ignore[return-value]
-        [r for r in side if (r.task_version, r.pairs_sha256, r.variant) == shared[0]] for side in sides
-    )
-
-
-def _with_predictions(records: list[Record], predictions: Predictions) -> list[Record]:
-    """The records (of several pretraining seeds) whose predictions are here; all of them if none are."""
-    return [record for record in records if predictions.path(record)] or records
+    mine, others = ([r for r in side if (r.task_version, r.pairs_sha256, r.variant) in shared] for side in sides)
+    return mine, others
 
 
 def _difference(task: str, ours: Sequence[Record], theirs: Sequence[Record], predictions: Predictions) -> Difference:
-    (a, draws_a), (b, draws_b) = (_mean_of_seeds(side, predictions) for side in (ours, theirs))
+    (one, draws_a), (other, draws_b) = (_by_seed(side, predictions) for side in (ours, theirs))
+    a, b = (float(np.mean(list(values.values()))) for values in (one, other))
     draws = draws_a - draws_b
     low, high = np.nanquantile(draws, [0.025, 0.975])
     p = paired_p(draws)
-    one, other = ({r.seeds.pretraining: v[0] for r in side if (v := r.interval())} for side in (ours, theirs))
     per_seed = tuple(one[seed] - other[seed] for seed in one if seed in other)
     return Difference(task, ours[0].main_metric, a, b, a - b, float(low), float(high), p, p, "tie", per_seed)
 
 
-def _mean_of_seeds(records: Sequence[Record], predictions: Predictions) -> tuple[float, NDArray[np.float64]]:
-    """Value and bootstrap distribution, means over pretraining seeds; equal seeds of the bootstrap, equal images."""
+def _by_seed(
+    records: Sequence[Record], predictions: Predictions
+) -> tuple[dict[int | None, float], NDArray[np.float64]]:
+    """Values by pretraining seed, and the bootstrap distribution of their mean: equal seeds draw equal images.
+
+    Of several seeds those count whose predictions are here; all of them if none are.
+    """
+    records = [record for record in records if predictions.path(record)] or records
     latest = {r.seeds.pretraining: r for r in records}
     draws = [_resampled(record, predictions) for record in latest.values()]
-    values = [found[0] for r in latest.values() if (found := r.interval())]
+    values = {seed: found[0] for seed, r in latest.items() if (found := r.interval())}
     if len(values) < len(latest):
         raise UserError(f"{records[0].signature} has no score", f"score it again: {records[0].command}")
-    return float(np.mean(values)), np.mean(draws, axis=0)
+    return values, np.mean(draws, axis=0)
 
 
 def _resampled(record: Record, predictions: Predictions) -> NDArray[np.float64]:
@@ -164,8 +149,7 @@ def _resampled(record: Record, predictions: Predictions) -> NDArray[np.float64]:
     return EVALUATORS.get(record.evaluator).resampled(arrays, record.features)
 
 
-def _judged(found: Difference, p_holm: float) -> Difference:
+def _verdict(found: Difference, p_holm: float) -> Literal["A", "B", "tie"]:
     info = metric_info(found.metric)
     ahead = (found.difference > 0) != (info is not None and info.better == "lower")
-    verdict: Literal["A", "B", "tie"] = "tie" if p_holm >= LEVEL else "A" if ahead else "B"
-    return Difference(**{**found.__dict__, "p_holm": p_holm, "verdict": verdict})
+    return "tie" if p_holm >= LEVEL else "A" if ahead else "B"

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from equibench.data.dataset import split_indices
 from equibench.data.load import load_dataset
 from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.checkpoint import Checkpoint, inspect_file, read_checkpoint
@@ -24,7 +23,7 @@ from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluate import evaluate
 from equibench.pretrain.loop import default_precision
 from equibench.profiles import Probing, get_profile
-from equibench.runner.open import CPU_BATCH, find_device
+from equibench.runner.open import CPU_IMAGES, REPEATS, drawable, find_device
 from equibench.runner.plan import time_image
 from equibench.task import TASKS
 from equibench.transforms.transformation import view_spec
@@ -48,39 +47,27 @@ LOOKS_UNTRAINED = 0.05
 
 @dataclass
 class Findings:
-    """What the doctor found.
-
-    Attributes:
-        safe: whether the file can be read without running code.
-        dtypes: number of tensors by type.
-        guesses: (architecture, share of its parameters that the file holds), best first.
-        architecture: the one that was loaded; None if none was.
-        coverage: lines on missing, unexpected and mis-shaped names.
-        preprocessing: what the model's own config says.
-        normalisation: what the first BatchNorm's statistics say of it; "" where there is none.
-        from_untrained: median distance of the weights' distribution from an untrained net's: 0 the same, 1 apart.
-        rotation: R² of a quick probe with its interval, for the file and for the untrained architecture.
-        problems: what stands in the way of a score; hints: what does not.
-    """
+    """What the doctor found."""
 
     file: str
     format: str = ""
     bytes: int = 0
-    safe: bool = False
+    safe: bool = False  # whether it can be read without running code
     tensors: int = 0
     parameters: int = 0
-    dtypes: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)  # number of tensors by type
     notes: list[str] = field(default_factory=list)
-    guesses: list[tuple[str, float]] = field(default_factory=list)
-    architecture: str | None = None
-    coverage: str = ""
-    preprocessing: str = ""
-    normalisation: str = ""
-    from_untrained: float | None = None
+    guesses: list[tuple[str, float]] = field(default_factory=list)  # architecture, share of it in the file; best first
+    architecture: str | None = None  # the one that was loaded; None if none was
+    coverage: str = ""  # lines on missing, unexpected and mis-shaped names
+    preprocessing: str = ""  # what the model's own config says
+    normalisation: str = ""  # what the first BatchNorm's statistics say of it; "" where there is none
+    from_untrained: float | None = None  # median distance of its weights from an untrained net's: 0 the same, 1 apart
     rotation: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    """R² of a quick probe with its interval, for the file and for the untrained architecture."""
     rotation_pairs: tuple[int, int, int] | None = None
-    problems: list[str] = field(default_factory=list)
-    hints: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # what stands in the way of a score
+    hints: list[str] = field(default_factory=list)  # what does not
     seconds: float = 0.0
 
     @property
@@ -113,9 +100,7 @@ def doctor(
     facts = inspect_file(file)
     found.format, found.bytes, found.safe = facts.format, facts.bytes, facts.safe
     try:
-        checkpoint = read_checkpoint(file)
-        _describe(checkpoint, found)
-        opened = _load(checkpoint, file, arch, found)
+        opened = _load(read_checkpoint(file), file, arch, found)
         if opened is not None:
             _look_at_weights(opened, found)
             if score:
@@ -126,7 +111,8 @@ def doctor(
     return found
 
 
-def _describe(checkpoint: Checkpoint, found: Findings) -> None:
+def _load(checkpoint: Checkpoint, file: str | Path, arch: str | None, found: Findings) -> Opened | None:
+    """What the file holds, and its encoder if there is an architecture for it."""
     state = checkpoint.state
     found.tensors, found.parameters = len(state), sum(v.numel() for v in state.values() if v.is_floating_point())
     found.dtypes = dict(Counter(str(v.dtype).removeprefix("torch.") for v in state.values()))
@@ -134,11 +120,8 @@ def _describe(checkpoint: Checkpoint, found: Findings) -> None:
     bad = [n for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         found.problems.append(f"{len(bad)} tensors hold NaN or infinite values: {', '.join(bad[:5])}")
-
-
-def _load(checkpoint: Checkpoint, file: str | Path, arch: str | None, found: Findings) -> Opened | None:
     if arch is None:
-        guesses = candidates(checkpoint.state)
+        guesses = candidates(state)
         found.guesses = [(c.arch, c.share) for c in guesses]
         if not guesses or guesses[0].share < SURE:
             best = f"the nearest is {guesses[0].arch} with {guesses[0].share:.0%}" if guesses else "none comes near"
@@ -161,14 +144,20 @@ def _load(checkpoint: Checkpoint, file: str | Path, arch: str | None, found: Fin
 
 def _look_at_weights(opened: Opened, found: Findings) -> None:
     """How far are the weights from untrained ones, and has any BatchNorm ever seen data?"""
-
     from scipy.stats import ks_2samp
 
     if opened.fresh is None:
         return
-    ours, theirs = (_matrices(e.model) for e in (opened.encoder, opened.fresh(0)))
+
+    def sample(values: Tensor) -> np.ndarray:
+        return values.numpy()[rng.integers(len(values), size=2000)]
+
     rng = np.random.default_rng(0)
-    distances = [ks_2samp(_sample(ours[n], rng), _sample(theirs[n], rng)).statistic for n in ours if n in theirs]
+    ours, theirs = (
+        {n: p.detach().float().flatten() for n, p in model.named_parameters() if p.ndim >= 2 and p.numel() >= 500}
+        for model in (opened.encoder.model, opened.fresh(0).model)
+    )
+    distances = [ks_2samp(sample(ours[n]), sample(theirs[n])).statistic for n in ours if n in theirs]
     if distances:
         found.from_untrained = round(float(np.median(distances)), 3)
         if found.from_untrained < LOOKS_UNTRAINED:
@@ -177,14 +166,6 @@ def _look_at_weights(opened: Opened, found: Findings) -> None:
     fresh = [m for m in norms if m.running_mean is not None and not m.running_mean.any()]
     if norms and len(fresh) == len(norms):
         found.hints.append("every BatchNorm mean is 0: it has never seen data, or its statistics were not saved")
-
-
-def _matrices(model: nn.Module) -> dict[str, Tensor]:
-    return {n: p.detach().float().flatten() for n, p in model.named_parameters() if p.ndim >= 2 and p.numel() >= 500}
-
-
-def _sample(values: Tensor, rng: np.random.Generator) -> np.ndarray:
-    return values.numpy()[rng.integers(len(values), size=2000)]
 
 
 def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: str | Path | None, device: str) -> None:
@@ -200,12 +181,12 @@ def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: 
     profile = replace(get_profile("demo"), image_size=int(images.shape[-1]))
     with tempfile.TemporaryDirectory(prefix="equibench-") as folder:
         bf16 = default_precision(where.type) == "bf16-mixed"
-        context = Context(profile, dataset, "headline", Path(folder), where, bf16, repeats=4)
-        enough = [pairs for pairs in QUICK_PAIRS if _enough(pairs, context)]
+        context = Context(profile, dataset, "headline", Path(folder), where, bf16, repeats=REPEATS)
+        enough = [pairs for pairs in QUICK_PAIRS if drawable(dataset, pairs) == pairs]
         if not enough:
             found.hints.append(f"no quick score: {dataset.name} has too few images for one")
             return
-        seconds = time_image(Row("", lambda: opened.encoder, batch=CPU_BATCH), context)
+        seconds = time_image(Row("", lambda: opened.encoder, batch=CPU_IMAGES), context)
         pairs = next((p for p in enough if sum(p) * 2 * seconds <= BUDGET), enough[-1])
         found.rotation_pairs = pairs
         quick = replace(profile, probing=Probing(pairs, width=256, epochs=20, batch=64, lr=5e-4))
@@ -215,22 +196,13 @@ def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: 
             settle_batch_norm(untrained, [images])
         for name, encoder in ((Path(found.file).name, opened.encoder), ("untrained", untrained)):
             if encoder is not None:
-                masked = ImageEncoder(
-                    encoder.model,
-                    architecture=encoder.architecture,
-                    preprocessing=encoder.preprocessing,
-                    views=views,
-                    pooling=encoder.pooling,
-                    classifier=encoder.classifier,
-                )
-                row = Row(name, lambda encoder=masked: encoder, masked.identity or {}, None, batch=CPU_BATCH)  # type: ignore[misc]
+                kept = {
+                    key: getattr(encoder, key) for key in ("architecture", "preprocessing", "pooling", "classifier")
+                }
+                masked = ImageEncoder(encoder.model, views=views, **kept)
+                row = Row(name, lambda encoder=masked: encoder, masked.identity or {}, None, batch=CPU_IMAGES)  # type: ignore[misc]
                 value = evaluate(row, TASKS.get("rotation"), context)[0].interval()
                 found.rotation |= {name: value} if value else {}
-
-
-def _enough(pairs: tuple[int, int, int], context: Context) -> bool:
-    there = [len(indices) for indices in split_indices(context.dataset).values()]
-    return all(n <= have * k for n, have, k in zip(pairs, there, (context.repeats, context.repeats, 1), strict=True))
 
 
 @torch.no_grad()

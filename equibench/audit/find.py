@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from equibench.errors import UserError, closest
+from equibench.evaluation.controls import CONTROLS
 from equibench.evaluation.evaluator import Arrays
 from equibench.records import RECORDS, Record, predictions_path, read_predictions, read_records
 from equibench.transforms.transformation import TRANSFORMATIONS
@@ -14,48 +16,33 @@ from equibench.transforms.transformation import TRANSFORMATIONS
 PLACES = (Path("results"), Path("runs"))
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A record and the file that holds it."""
-
-    record: Record
-    path: Path
-
-
-def stored_records(places: Iterable[str | Path] = PLACES) -> list[Stored]:
-    """All records below these folders (or in these files), each score once, in the order of the places.
-
-    Raises:
-        UserError: a file is no journal.
-    """
-    found: dict[str, Stored] = {}
+def _stored_records(places: Iterable[str | Path]) -> list[tuple[Record, Path]]:
+    """All records below these folders (or in these files) with their files, each score once, in the places' order."""
+    found: dict[str, tuple[Record, Path]] = {}
     for place in map(Path, places):
         for path in [place] if place.is_file() else sorted(place.rglob(RECORDS)):
             for record in read_records(path):
-                found.setdefault(record.identifier, Stored(record, path))
+                found.setdefault(record.identifier, (record, path))
     return list(found.values())
 
 
 class Predictions:
     """The stored arrays behind scores, wherever below some folders they are kept."""
 
-    def __init__(self, places: Iterable[str | Path] = PLACES) -> None:
+    def __init__(self, places: Iterable[str | Path]) -> None:
         self.places = [Path(place) for place in places]
-        self._files: dict[str, Path] | None = None
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        folders = [f for place in self.places if place.is_dir() for f in place.rglob("predictions") if f.is_dir()]
+        return {file.name: file for folder in folders for file in folder.glob("*.npz")}
 
     def path(self, record: Record) -> Path | None:
         """The file behind a record, or None where it is not here."""
-        if self._files is None:
-            folders = [f for place in self.places if place.is_dir() for f in place.rglob("predictions") if f.is_dir()]
-            self._files = {file.name: file for folder in folders for file in folder.glob("*.npz")}
         return self._files.get(predictions_path(Path(), record.evaluation_sha256).name)
 
     def arrays(self, record: Record) -> Arrays:
-        """The arrays behind a record.
-
-        Raises:
-            UserError: they are not here, or damaged.
-        """
+        """The arrays behind a record; a UserError where they are not here, or damaged."""
         path = self.path(record)
         if path is None:
             raise UserError(
@@ -72,24 +59,27 @@ def unknown_transformation(arrays: Arrays) -> str | None:
 
 
 def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
-    """The records of one row.
+    """The records of one row; a UserError where nothing or nobody has that name.
 
-    Args:
-        name: the row's name in any record below `places`; a results folder or records file with one scored
-            encoder; or such a path and a name, as in "results/demo/table2:vicreg".
-
-    Raises:
-        UserError: nothing or nobody of that name.
+    The name is the row's in any record below `places`; a results folder or records file with one scored encoder; or
+    such a path and a name, as in "results/demo/table2:vicreg".
     """
     path, row = (name, "") if _holds_records(name) else name.partition(":")[::2]
     if _holds_records(path):
         own = Path(path) / RECORDS  # a folder with records is meant without those of the folders below it
-        records = [stored.record for stored in stored_records([own if own.is_file() else path])]
-        names = sorted({record.baseline for record in records})
-        row = row or _only_encoder(path, records)
+        places = [own if own.is_file() else path]
     else:
-        records, row = [stored.record for stored in stored_records(places)], name
-        names = sorted({record.baseline for record in records})
+        path, row = "", name
+    records = [record for record, _ in _stored_records(places)]
+    names = sorted({record.baseline for record in records})
+    if path and not row:
+        encoders = [name for name in names if name not in CONTROLS]
+        if len(encoders) != 1:
+            raise UserError(
+                f"{path} holds {len(encoders)} scored encoders: {', '.join(encoders) or 'none'}",
+                f"say which: {path}:{encoders[0] if encoders else 'NAME'}",
+            )
+        row = encoders[0]
     chosen = [record for record in records if record.baseline == row]
     if not chosen:
         raise UserError(
@@ -104,19 +94,6 @@ def _holds_records(path: str) -> bool:
     return bool(path) and (Path(path).is_dir() or (Path(path).is_file() and path.endswith(".jsonl")))
 
 
-def _only_encoder(path: str, records: Sequence[Record]) -> str:
-    """The one encoder of a score's folder that is no control."""
-    from equibench.evaluation.controls import CONTROLS
-
-    names = sorted({record.baseline for record in records if record.baseline not in CONTROLS})
-    if len(names) != 1:
-        raise UserError(
-            f"{path} holds {len(names)} scored encoders: {', '.join(names) or 'none'}",
-            f"say which: {path}:{names[0] if names else 'NAME'}",
-        )
-    return names[0]
-
-
 @dataclass(frozen=True)
 class Explanation:
     """A score, where it is kept, and where the predictions behind it are (None if they are not here)."""
@@ -125,53 +102,46 @@ class Explanation:
     path: Path
     predictions: Path | None
 
-    @property
-    def score(self) -> str:
-        """The headline in words."""
-        found = self.record.interval()
-        if found is None:
-            return "none: the score is not defined"
-        return f"{self.record.main_metric} {found[0]:.4f}, 95 % interval {found[1]:.4f} to {found[2]:.4f}"
-
 
 def explain(signature: str, places: Sequence[str | Path] = PLACES) -> Explanation:
-    """Find the score that a signature stands for.
+    """Find the score that a signature stands for, in folders of records and predictions.
 
     Args:
         signature: the whole line, or its last part (or the beginning of that, if it is unambiguous).
-        places: folders in which records and predictions are looked for.
 
     Raises:
         UserError: no such score, or several.
     """
-    identifier = signature.strip().strip("`").rpartition("|")[2]
-    stored = stored_records([place for place in places if Path(place).exists()])
-    found = [s for s in stored if identifier and s.record.identifier.startswith(identifier)]
-    where = ", ".join(map(str, places))
+    said = signature.strip().strip("`")
+    identifier = said.rpartition("|")[2]
+    found = [one for one in _stored_records(places) if identifier and one[0].identifier.startswith(identifier)]
     if not found:
         raise UserError(
-            f"no score with the signature {signature!r} was found below {where}",
+            f"no score with the signature {signature!r} was found below {', '.join(map(str, places))}",
             "name the folder that holds its records: equibench explain SIGNATURE --in FOLDER",
         )
     if len(found) > 1:
         raise UserError(f"{len(found)} scores have signatures that end in {identifier}...", "give more of its digits")
-    record = found[0].record
-    if "|" in signature and signature.strip().strip("`") != record.signature:
+    record, path = found[0]
+    if "|" in said and said != record.signature:
         raise UserError(
             f"{signature} is not the signature of the score {record.identifier}, which is {record.signature}",
             "one of the two was changed by hand; trust neither",
         )
-    return Explanation(record, found[0].path, Predictions(places).path(record))
+    return Explanation(record, path, Predictions(places).path(record))
 
 
 def recipe_lines(found: Explanation) -> list[tuple[str, str]]:
     """Everything that the record knows, as (what, value)."""
-    lines = [("signature", found.record.signature), ("score", found.score), ("record", str(found.path))]
+    record = found.record
+    score = "none: the score is not defined"
+    if interval := record.interval():
+        score = "{} {:.4f}, 95 % interval {:.4f} to {:.4f}".format(record.main_metric, *interval)
+    lines = [("signature", record.signature), ("score", score), ("record", str(found.path))]
     lines.append(("predictions", str(found.predictions or "not here; the command below makes them again")))
-    skipped = {"metrics", "command"}
-    for key, value in found.record.model_dump().items():
-        if key not in skipped and value is not None:
+    for key, value in record.model_dump(exclude={"metrics", "command"}).items():
+        if value is not None:
             lines.append((key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    for name, metric in found.record.metrics.items():
+    for name, metric in record.metrics.items():
         lines.append((name, "–" if metric.value is None else f"{metric.value:.4f}"))
-    return [*lines, ("again with", found.record.command)]
+    return [*lines, ("again with", record.command)]

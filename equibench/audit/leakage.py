@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,18 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor, nn
 
-from equibench.data.dataset import SPLITS, Dataset, image_source, split_indices
+from equibench.data.dataset import SPLITS, Dataset, image_source
 from equibench.data.load import FOLDER_PIXELS, load_dataset
 from equibench.errors import UserError, closest
 from equibench.metrics.regression import bootstrap_r2, r2_per_dimension
 from equibench.pairs.manifest import Pairs, draw_pairs
 from equibench.pretrain.loop import learning_rate, start_fabric
 from equibench.registry import load_file
+from equibench.report.definition import leakage_path
+from equibench.runner.open import REPEATS, drawable
 from equibench.task import TASKS, Task, regression_tasks
 from equibench.transforms.transformation import MEAN, STD, TRANSFORMATIONS, ViewSpec, transform, view_spec, visible_disc
 from equibench.utils.digests import __version__
@@ -41,7 +42,12 @@ from equibench.utils.files import write_text
 INPUTS = ("both_views", "view2_alone", "border", "interpolation")
 """What a CNN is trained on: both views; view 2; the outermost visible ring of view 2; view 2 of white noise, which has
 no upright and no middle, so that what is read from it comes from the resampling (geometric transformations only)."""
-LR = 2e-3
+Sizes = tuple[int, int, int]
+PAIRS = (20_000, 2_000, 5_000)
+"""Training, validation and test pairs; the validation pairs choose the epoch."""
+EPOCHS, BATCH, LR = 5, 128, 2e-3
+STEPS = EPOCHS * (PAIRS[0] // BATCH)
+"""Fewer pairs are seen in more epochs, for an undertrained CNN would find every task clean."""
 BORDER = 2 / 32  # width of the ring over the image's side
 LARGE = 64  # a side above which the first convolution strides
 
@@ -53,12 +59,8 @@ class SmallCNN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         first = -(-side // LARGE)  # brings any side to 64 px or less; the kernel grows with it, to see every pixel
-        for before, after, stride, kernel in (
-            (channels, 32, first, first + 2),
-            (32, 64, 2, 3),
-            (64, 96, 2, 3),
-            (96, 96, 1, 3),
-        ):
+        sizes = ((channels, 32, first, first + 2), (32, 64, 2, 3), (64, 96, 2, 3), (96, 96, 1, 3))
+        for before, after, stride, kernel in sizes:
             layers += [nn.Conv2d(before, after, kernel, stride, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(6), nn.Flatten())
         self.head = nn.Sequential(nn.Linear(96 * 36, 256), nn.ReLU(), nn.Linear(256, targets))
@@ -78,23 +80,16 @@ class _Trial:
     fabric: Fabric
     epochs: int
     batch: int
-
-    @property
-    def side(self) -> int:
-        return int(self.dataset.train.images.shape[-1])
+    side: int
 
     def rows(self, split: str) -> NDArray[np.int64]:
         return np.arange(*self.pairs.rows(split).indices(len(self.pairs.image)))
 
 
-def train_and_score(source: str, trial: _Trial, advance: Callable[[], object]) -> tuple[float, float, float]:
+def measure_leak(source: str, trial: _Trial, after_step: Callable[[], object]) -> tuple[float, float, float]:
     """Train on one of `INPUTS`; test R² of the epoch that the validation pairs choose, and its interval's ends.
 
-    Args:
-        advance: called after each step.
-
-    Raises:
-        UserError: a parameter of the transformation does not vary.
+    A parameter of the transformation that does not vary is a UserError.
     """
     pairs, fabric = trial.pairs, trial.fabric
     coded = TRANSFORMATIONS[pairs.transformation].encode(pairs.theta, trial.side)
@@ -120,7 +115,7 @@ def train_and_score(source: str, trial: _Trial, advance: Callable[[], object]) -
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            advance()
+            after_step()
         error_val = float(np.square(_predict(module, source, trial, "val") - targets[pairs.rows("val")].numpy()).mean())
         if error_val < best_error:
             best, best_error = _predict(module, source, trial, "test"), error_val
@@ -133,8 +128,7 @@ def train_and_score(source: str, trial: _Trial, advance: Callable[[], object]) -
 @torch.no_grad()
 def _predict(module: nn.Module, source: str, trial: _Trial, split: str) -> NDArray[np.float32]:
     module.eval()
-    rows = trial.rows(split)
-    most = 500 if trial.side <= LARGE else 64
+    rows, most = trial.rows(split), 500 if trial.side <= LARGE else 64
     parts = [module(_input(source, trial, part)) for part in np.array_split(rows, -(-len(rows) // most))]
     return torch.cat(parts).float().cpu().numpy()
 
@@ -177,18 +171,6 @@ def noise_pictures(rows: NDArray[np.int64], size: int, *key: object) -> NDArray[
     return pictures.reshape(-1, 3, size, size)
 
 
-PAIRS = (20_000, 2_000, 5_000)
-"""Training, validation and test pairs; the validation pairs choose the epoch."""
-REPEATS = 4
-"""How often a training or validation image may be used where the data are smaller; a test image is used once."""
-EPOCHS, BATCH = 5, 128
-STEPS = EPOCHS * (PAIRS[0] // BATCH)
-"""Fewer pairs are seen in more epochs, for an undertrained CNN would find every task clean."""
-FOREIGN = "leakage.json"
-
-Sizes = tuple[int, int, int]
-
-
 def certify(
     tasks: Sequence[str | Path] | None = None,
     *,
@@ -206,14 +188,12 @@ def certify(
 
     Args:
         tasks: task ids, and Python files that register tasks; all registered regression tasks if None.
-        data: "cifar10", "solids" or a folder of images.
-        data_root: folder that holds CIFAR-10.
+        data: "cifar10", whose folder is `data_root`, "solids" or a folder of images, resized to `size` pixels.
         out: file to write. By default the one that is kept with the tasks, for the package's own tasks, on CIFAR-10
             and with the default pairs; for all else `leakage.json` in the current folder. A file holds one
             measurement per task: one on other data takes its place.
-        pairs: training, validation and test pairs; fewer where the data have fewer images (see `REPEATS`).
+        pairs: training, validation and test pairs; fewer where the data have fewer images (see `drawable`).
         inputs: which of `INPUTS` to measure; all if None.
-        size: side of the images of a folder, in pixels.
         again: measure also what is on file already.
 
     Returns:
@@ -223,27 +203,24 @@ def certify(
         UserError: an unknown task, or one that is no regression; a task's file, an input, the pairs or the data are
             wrong; a file cannot be read or written.
     """
-    chosen = _chosen_tasks(tasks)
-    asked = _chosen_inputs(inputs)
+    chosen = [task for name in (regression_tasks() if tasks is None else tasks) for task in _tasks_of(name)]
+    for name in inputs or ():
+        if name not in INPUTS:
+            raise UserError(f"unknown input {name!r}{closest(name, INPUTS)}", f"some of {', '.join(INPUTS)}")
     if len(pairs) != 3 or min(pairs) < 2:
         raise UserError(f"pairs={pairs} cannot be drawn", "give three numbers: training, validation and test pairs")
     dataset = load_dataset(data, data_root=data_root, size=size)
     written: list[Path] = []
     for task in chosen:
         own = task.name in TASKS.built_in and dataset.name == "cifar10" and tuple(pairs) == PAIRS
-        path = Path(out) if out else leakage_path() if own else Path(FOREIGN)
+        path = Path(out) if out else leakage_path() if own else Path("leakage.json")
         leakage = _read(path)
-        for source in asked:  # written one by one, so that an interruption costs one at most
+        for source in inputs or INPUTS:  # written one by one, so that an interruption costs one at most
             kept = leakage.get(task.name)
             leakage[task.name] = leakage_of(task, dataset, pairs, [source], kept=kept, again=again)
             write_text(path, json.dumps(leakage, indent=1) + "\n")
         written += [path] if path not in written else []
     return written
-
-
-def leakage_path() -> Path:
-    """Where the leakage of the registered tasks is kept."""
-    return Path(next(iter(import_module(TASKS.group).__path__))) / "leakage.json"
 
 
 def leakage_of(
@@ -260,20 +237,16 @@ def leakage_of(
 
     Args:
         sizes: training, validation and test pairs asked for.
-        variant: the views' fill and mask.
-        kept: an earlier measurement; its numbers are kept where it is of the same recipe.
-        again: measure the inputs that `kept` has, too.
+        kept: an earlier measurement; its numbers are kept where it is of the same recipe, unless `again` is asked for.
     """
-    indices, most = split_indices(dataset), (REPEATS, REPEATS, 1)
-    sizes = tuple(min(n, m * len(indices[s])) for n, m, s in zip(sizes, most, SPLITS, strict=True))  # type: ignore[assignment]
+    sizes = drawable(dataset, sizes)
     name = f"certificate of {task.name}"  # the key of the random numbers, which must stay
     pairs = draw_pairs(dataset, task.transformation, sizes, task=name, version=task.version, repeats=REPEATS)
     batch = min(BATCH, sizes[0])
     epochs = max(EPOCHS, math.ceil(STEPS / (sizes[0] // batch)))
-    views = view_spec(variant, dataset.train.images.shape[-1])
+    side = int(dataset.train.images.shape[-1])
     recipe: dict[str, Any] = {"task_version": task.version, "epochs": epochs, "pairs_sha256": pairs.sha256}
-    if variant != "headline":
-        recipe["views"] = variant
+    recipe |= {"views": variant} if variant != "headline" else {}
     old = kept if kept and all(kept.get(key) == value for key, value in recipe.items()) else {}
     facts: dict[str, Any] = {
         "task_version": task.version,
@@ -285,42 +258,28 @@ def leakage_of(
         "package_version": old.get("package_version"),  # of the latest measurement
     }
     geometric = TRANSFORMATIONS[task.transformation].matrix is not None
-    trial = _Trial(pairs, dataset, views, start_fabric(), epochs, batch)
+    trial = _Trial(pairs, dataset, view_spec(variant, side), start_fabric(), epochs, batch, side)
     for source in INPUTS:
         keys = [f"{source}_{end}" for end in ("r2", "low", "high")]
         numbers = [old.get(key) for key in keys]
         if source in inputs and (again or numbers[0] is None) and (geometric or source != "interpolation"):
             facts["package_version"] = __version__
-            with _progress(f"{task.name}: {source.replace('_', ' ')}", epochs * (sizes[0] // batch)) as advance:
-                numbers = [round(number, 4) for number in train_and_score(source, trial, advance)]
+            with Progress(console=Console(stderr=True), transient=True) as shown:
+                bar = shown.add_task(f"{task.name}: {source.replace('_', ' ')}", total=epochs * (sizes[0] // batch))
+                numbers = [round(n, 4) for n in measure_leak(source, trial, partial(shown.advance, bar))]
         facts |= dict(zip(keys, numbers, strict=True))
     return facts
 
 
-# What is asked for, and the file
-
-
-def _chosen_tasks(names: Sequence[str | Path] | None) -> list[Task]:
-    if names is None:
-        return [TASKS.get(name) for name in regression_tasks()]
-    chosen: list[Task] = []
-    for name in names:
-        added = load_file(name, "task") if isinstance(name, Path) or name.endswith(".py") else [name]
-        chosen += [TASKS.get(one) for one in added]
-    for task in chosen:
+def _tasks_of(name: str | Path) -> list[Task]:
+    """The task of that name, or those that the file registers."""
+    is_file = isinstance(name, Path) or name.endswith(".py")
+    tasks = [TASKS.get(one) for one in (load_file(name, "task") if is_file else [str(name)])]
+    for task in tasks:
         if task.evaluator != "regression":
-            known = ", ".join(regression_tasks())
-            raise UserError(
-                f"{task.name!r} is a task of {task.evaluator}, whose leakage is not measured", f"one of {known}"
-            )
-    return chosen
-
-
-def _chosen_inputs(names: Sequence[str] | None) -> Sequence[str]:
-    for name in names or ():
-        if name not in INPUTS:
-            raise UserError(f"unknown input {name!r}{closest(name, INPUTS)}", f"some of {', '.join(INPUTS)}")
-    return names or INPUTS
+            problem = f"{task.name!r} is a task of {task.evaluator}, whose leakage is not measured"
+            raise UserError(problem, f"one of {', '.join(regression_tasks())}")
+    return tasks
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -331,11 +290,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no measured leakage", "move it away, or choose another file")
     return content
-
-
-@contextmanager
-def _progress(title: str, steps: int) -> Iterator[Callable[[], object]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        one = progress.add_task(title, total=steps)
-        yield lambda: progress.advance(one)

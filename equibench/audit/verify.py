@@ -17,27 +17,21 @@ from equibench.registry import load_file
 from equibench.report.definition import load_definition, table_frame, table_names
 from equibench.utils.files import read_lines
 
-TOLERANCE = 1e-9
+_TOLERANCE = 1e-9
 """Largest difference between a reported and a recomputed number: sums may be taken in another order elsewhere."""
 
 
 @dataclass
 class Verification:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        checked: scores computed again from their predictions.
-        mismatches: lines that say which number of which record or table is not what it should be.
-        absent: records whose predictions are not here.
-        tables: CSV files compared with their records.
-        skipped: lines that say what could not be compared, and why.
-    """
-
-    checked: int = 0
-    mismatches: list[str] = field(default_factory=list)
-    absent: list[Record] = field(default_factory=list)
-    tables: int = 0
-    skipped: list[str] = field(default_factory=list)
+    checked: int = 0  # scores computed again from their predictions
+    mismatches: list[str] = field(
+        default_factory=list
+    )  # which number of which record or table is not what it should be
+    absent: list[Record] = field(default_factory=list)  # records whose predictions are not here
+    tables: int = 0  # CSV files compared with their records
+    skipped: list[str] = field(default_factory=list)  # what could not be compared, and why
 
 
 def verify(
@@ -47,11 +41,9 @@ def verify(
     task_files: Sequence[str | Path] = (),
     report: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Check a results folder, or one file of records.
+    """Check a results folder, or one file of records, with the predictions that are kept below `runs`.
 
     Args:
-        results: folder with records below it.
-        runs: folder below which the predictions are kept.
         task_files: Python files that register the tasks of one's own that were scored.
         report: called with (records done, records in all).
 
@@ -66,22 +58,18 @@ def verify(
         raise UserError(f"there are no records below {root}", "give a folder that holds records.jsonl")
     predictions, found = Predictions([runs]), Verification()
     work = [(file, record) for file in files for record in read_records(file)]
-    for number, (file, record) in enumerate(work):
+    for number, (file, record) in enumerate(work, start=1):
         _check_record(file, record, predictions, found)
         if report:
-            report(number + 1, len(work))
+            report(number, len(work))
     for file in files:
-        _check_signatures(file, found)
-        _check_tables(file, found)
+        records = [record for place, record in work if place == file]
+        for line, record in zip(read_lines(file), records, strict=True):
+            written = line.get("signature", record.signature)
+            if written != record.signature:
+                found.mismatches.append(f"{file}: {written}: the recipe beside this signature has {record.signature}")
+        _check_tables(file, records, found)
     return found
-
-
-def _check_signatures(file: Path, found: Verification) -> None:
-    """The signature that a line was written with must be that of the recipe in it."""
-    for line, record in zip(read_lines(file), read_records(file), strict=True):
-        written = line.get("signature", record.signature)
-        if written != record.signature:
-            found.mismatches.append(f"{file}: {written}: the recipe beside this signature has {record.signature}")
 
 
 def _check_record(file: Path, record: Record, predictions: Predictions, found: Verification) -> None:
@@ -102,11 +90,11 @@ def _check_record(file: Path, record: Record, predictions: Predictions, found: V
         found.mismatches.append(f"{file}: {record.signature}: the predictions lack {error}")
         return
     found.checked += 1
-    for key, said, is_ in _pairs("metrics", record.model_dump()["metrics"], scores):
-        if not _equal(said, is_):
-            found.mismatches.append(f"{file}: {record.signature}: {key} is reported as {said}, computed as {is_}")
-    lost = sorted(set(record.metrics) - set(scores))
-    found.mismatches += [f"{file}: {record.signature}: {name} is reported, and not computed" for name in lost]
+    for key, said, computed in _pairs("metrics", record.model_dump()["metrics"], scores):
+        if not _equal(said, computed):
+            found.mismatches.append(f"{file}: {record.signature}: {key} is reported as {said}, computed as {computed}")
+    for name in sorted(set(record.metrics) - set(scores)):
+        found.mismatches.append(f"{file}: {record.signature}: {name} is reported, and not computed")
 
 
 def _pairs(name: str, said: Any, computed: Any) -> list[tuple[str, Any, Any]]:
@@ -125,23 +113,22 @@ def _pairs(name: str, said: Any, computed: Any) -> list[tuple[str, Any, Any]]:
 def _equal(said: Any, computed: Any) -> bool:
     if said is None or computed is None:
         return said is computed or (computed is not None and math.isnan(computed))
-    return math.isclose(said, computed, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return math.isclose(said, computed, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
-def _check_tables(file: Path, found: Verification) -> None:
+def _check_tables(file: Path, records: list[Record], found: Verification) -> None:
     """Tables beside a file of records must be what the records say, to the last character."""
-    records = read_records(file)
+    there = {record.baseline for record in records}
     for name in table_names():
         path = file.parent / f"{name}.csv"
         if not path.is_file():
             continue
         definition, written = load_definition(name), path.read_text(encoding="utf-8")
-        rows = [r for r in [*definition.rows, *CONTROLS] if any(x.baseline == r for x in records)]
-        others = {x.baseline for x in records} - set(rows)
-        rows = [*(r for r in rows if r not in CONTROLS), *sorted(others), *(r for r in rows if r in CONTROLS)]
-        columns = [
-            c for c in definition.columns if f"{c.replace(':', '_')}_published" in written.split("\n")[0].split(",")
-        ]
+        own = [row for row in definition.rows if row not in CONTROLS]
+        rows = [*own, *sorted(there.difference(own, CONTROLS)), *CONTROLS]
+        rows = [row for row in rows if row in there]
+        head = written.partition("\n")[0].split(",")
+        columns = [c for c in definition.columns if f"{c.replace(':', '_')}_published" in head]
         try:
             expected = table_frame(definition, rows, columns, records).to_csv(index=False)
         except UserError as error:  # a baseline of the user's own, whose title stands in a file that is not known here

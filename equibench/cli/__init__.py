@@ -12,7 +12,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from equibench.cli import data, encoders, tables
+from equibench.cli.data import data_commands
+from equibench.cli.encoders import encoder_commands
+from equibench.cli.tables import table_commands
 from equibench.errors import UserError
 
 app = typer.Typer(
@@ -23,8 +25,9 @@ app = typer.Typer(
     help="Train a method, score an encoder, believe the number.\n\n"
     "Smallest table: [bold]equibench table table2 --profile tiny[/bold]",
 )
-for part in (tables, encoders, data):
-    part.add_to(app)
+app.add_typer(table_commands)
+app.add_typer(encoder_commands)
+app.add_typer(data_commands, name="data")
 
 
 def main() -> None:
@@ -34,10 +37,8 @@ def main() -> None:
     except UserError as error:
         console = Console(stderr=True)
         console.print(f"[bold red]error:[/] {escape(error.problem)}", soft_wrap=True, highlight=False)
-        if error.fix:
-            # messages speak Python, since both roads lead to them
-            fix = error.fix.replace("skip_bad=True", "--skip-bad")
-            console.print(escape(fix), soft_wrap=True, highlight=False)
+        if error.fix:  # which speaks Python, since both roads lead to it
+            console.print(escape(error.fix.replace("skip_bad=True", "--skip-bad")), soft_wrap=True, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; the same command goes on where it was")

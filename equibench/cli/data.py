@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,8 +9,19 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from equibench.cli.options import command
 
-def render(
+data_commands = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Make data and look at it.")
+
+
+@command(
+    data_commands,
+    "render",
+    "equibench data render rendered/ --objects 40 --views 50 --size 128 --jobs 2",
+    "equibench data render rendered/ --dry-run",
+    "equibench data render rendered/ --meshes ShapeNetCore.v2/ --skip-bad",
+)
+def _render(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; an unfinished one is gone on with.")],
     meshes: Annotated[
         Path | None,
@@ -26,7 +36,7 @@ def render(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how much it would be; write nothing.")] = False,
 ) -> None:
     """Render objects in random poses under a coloured light, in the layout of 3DIEBench."""
-    from equibench.render import generate as generator
+    from equibench.render.generate import estimate_rendering, render_objects
     from equibench.render.jobs import RenderSettings
     from equibench.utils.progress import clock
 
@@ -35,14 +45,14 @@ def render(
     )
     console = Console(soft_wrap=True, highlight=False)
     if dry_run:
-        work = generator.estimate_rendering(out, settings)
+        work = estimate_rendering(out, settings)
         console.print(f"{sum(work.classes.values()):,} objects in {len(work.classes)} classes, {work.views} views each")
         console.print(
             f"to render: {work.missing:,} objects, {work.missing * work.views:,} views, about {clock(work.seconds)}, "
             f"{work.bytes / 1e6:,.0f} MB on disk ({work.free / 1e6:,.0f} MB free)"
         )
         return
-    done = generator.render_objects(out, settings)
+    done = render_objects(out, settings)
     for name, problem in done.left_out.items():
         console.print(f"left out: {escape(name)}: {escape(problem)}", style="yellow")
     facts = [f"{done.train:,} objects for training", f"{done.val:,} for validation", f"{done.views} views each"]
@@ -51,7 +61,8 @@ def render(
     console.print(f"written: {escape(str(done.root))}", style="dim")
 
 
-def contact_sheet(
+@command(data_commands, "contact-sheet", "equibench data contact-sheet rendered/ sheet.png --objects 10 --views 8")
+def _contact_sheet(
     root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder in the layout of 3DIEBench.")],
     out: Annotated[Path, typer.Argument(metavar="FILE", help="The PNG to write.")] = Path("contact_sheet.png"),
     objects: Annotated[int, typer.Option(min=1, help="Rows; objects are taken from each class in turn.")] = 10,
@@ -59,23 +70,7 @@ def contact_sheet(
     cell: Annotated[int | None, typer.Option(min=1, help="Side of each picture in pixels; its own by default.")] = None,
 ) -> None:
     """Show some views of some objects in one picture."""
-    from equibench.render import generate as contact
+    from equibench.render.generate import write_contact_sheet
 
-    written = contact.write_contact_sheet(root, out, objects=objects, views=views, cell=cell)
+    written = write_contact_sheet(root, out, objects=objects, views=views, cell=cell)
     Console().print(f"written: {escape(str(written))}", style="dim", soft_wrap=True)
-
-
-EXAMPLES: dict[Callable[..., None], str] = {
-    render: "equibench data render rendered/ --objects 40 --views 50 --size 128 --jobs 2\n\n"
-    "equibench data render rendered/ --dry-run\n\n"
-    "equibench data render rendered/ --meshes ShapeNetCore.v2/ --skip-bad",
-    contact_sheet: "equibench data contact-sheet rendered/ sheet.png --objects 10 --views 8",
-}
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the commands with their examples, as `data`."""
-    data = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Make data and look at it.")
-    for command, text in EXAMPLES.items():
-        data.command(command.__name__.replace("_", "-"), epilog="Examples:\n\n" + text)(command)
-    app.add_typer(data, name="data")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,14 +14,21 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from equibench.cli.options import DEFAULT_PLACES, DryRun, Json, Out, Places, configured, names
+from equibench.cli.options import HERE, DryRun, Json, Out, Places, command, configured, names, print_facts, print_files
 from equibench.config import SCORE_OPTIONS
 
-Arch = Annotated[str | None, typer.Option(help="A file's architecture: timm:NAME or torchvision:NAME.")]
+encoder_commands = typer.Typer()
 
 
+@command(
+    encoder_commands,
+    "score",
+    "equibench score timm:vit_small_patch16_224",
+    "equibench score weights.pth --arch torchvision:resnet50 --data photographs/ --tasks 'rotation*'",
+    "equibench score reconstruction --tasks all --layers all",
+)
 @configured(*SCORE_OPTIONS)
-def score(
+def _score(
     encoder: Annotated[
         str,
         typer.Argument(
@@ -38,30 +44,37 @@ def score(
 ) -> None:
     """Score an encoder: which transformations do its features keep?"""
     from equibench.report.score import print_score
-    from equibench.runner.score import plan_score
-    from equibench.runner.score import score as run
+    from equibench.runner.score import plan_score, score
+    from equibench.utils.progress import clock
 
     console = Console()
     if dry_run:
-        _print_plan(*plan_score(encoder, **options), console)
+        jobs, seconds = plan_score(encoder, **options)
+        table = Table("row", "task", "estimate")
+        for job, one in zip(jobs, seconds, strict=True):
+            table.add_row(job.place.row, job.tasks[0].name, clock(one))
+        console.print(table)
+        console.print(f"{len(jobs)} to do, about {clock(sum(seconds))}")
         return
-    result = run(encoder, out=out, **options)
+    result = score(encoder, out=out, **options)
     if as_json:
-        typer.echo(
-            json.dumps({"name": result.name, "notes": result.notes, "records": list(map(_json, result.records))})
-        )
+        records = [_json(record) for record in result.records]
+        typer.echo(json.dumps({"name": result.name, "notes": result.notes, "records": records}))
         return
     print_score(result.name, result.records, result.context, result.notes, console)
-    console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
+    print_files(result.files, console)
 
 
 def _json(record: Any) -> dict[str, Any]:
     return {"signature": record.signature, **record.model_dump(mode="json", exclude_none=True)}
 
 
-def doctor(
+@command(
+    encoder_commands, "doctor", "equibench doctor weights.pth", "equibench doctor weights.pth --arch timm:resnet50"
+)
+def _doctor(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of weights.")],
-    arch: Arch = None,
+    arch: Annotated[str | None, typer.Option(help="A file's architecture: timm:NAME or torchvision:NAME.")] = None,
     data: Annotated[str, typer.Option(help="cifar10, solids, or a folder of images.")] = "cifar10",
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds CIFAR-10.")] = None,
     quick: Annotated[bool, typer.Option("--no-score", help="Look at the file only; encode nothing.")] = False,
@@ -69,9 +82,9 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Look at a file of weights: is it safe, what is it, does it load, and does it see anything?"""
-    from equibench.audit.doctor import doctor as examine
+    from equibench.audit.doctor import doctor
 
-    findings = examine(file, arch=arch, data=data, data_root=data_root, score=not quick, device=device)
+    findings = doctor(file, arch=arch, data=data, data_root=data_root, score=not quick, device=device)
     if as_json:
         typer.echo(json.dumps(asdict(findings), default=str))
     else:
@@ -79,19 +92,20 @@ def doctor(
     raise typer.Exit(0 if findings.usable else 1)
 
 
-def compare(
+@command(encoder_commands, "compare", "equibench compare results/demo/table2:vicreg results/demo/table2:reconstruction")
+def _compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A scored encoder's name, its folder, or FOLDER:NAME.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     tasks: Annotated[str | None, typer.Option(help="Only these tasks, separated by commas.")] = None,
     features: Annotated[str, typer.Option(help="full, invariant, equivariant, or layer:NAME.")] = "full",
-    places: Places = DEFAULT_PLACES,
+    places: Places = HERE,
     as_json: Json = False,
 ) -> None:
     """Compare two scored encoders on the same images: differences, intervals, p-values, ties."""
-    from equibench.audit.compare import compare as run_compare
+    from equibench.audit.compare import compare
     from equibench.evaluation.evaluator import metric_info
 
-    found = run_compare(a, b, tasks=names(tasks), features=features, places=places)
+    found = compare(a, b, tasks=names(tasks), features=features, places=places)
     if as_json:
         typer.echo(json.dumps([asdict(difference) for difference in found]))
         return
@@ -101,45 +115,38 @@ def compare(
     for number, head in enumerate(("task, metric", "A", "B", "A - B", "95 % interval", "p", "better")):
         table.add_column(head, justify="right" if number else "left", no_wrap=number > 0, min_width=0 if number else 20)
     for d in found:
-        info = metric_info(d.metric)
-        neither = info is not None and info.better == "neither"
-        said = f"{d.verdict} ↑" if neither and d.verdict != "tie" else d.verdict
-        style = "dim" if d.verdict == "tie" else ""
-        values = [f"{value:.3f}" for value in (d.a, d.b)]
-        interval = [f"{d.difference:+.3f}", f"{d.low:+.3f}..{d.high:+.3f}"]
-        metric = info.title if info else d.metric
-        table.add_row(f"{d.task}, {metric}", *values, *interval, f"{d.p_holm:.3f}", said, style=style)
+        info, tie = metric_info(d.metric), d.verdict == "tie"
+        said = f"{d.verdict} ↑" if info and info.better == "neither" and not tie else d.verdict
+        interval = (f"{d.difference:+.3f}", f"{d.low:+.3f}..{d.high:+.3f}", f"{d.p_holm:.3f}")
+        metric = f"{d.task}, {info.title if info else d.metric}"
+        table.add_row(metric, f"{d.a:.3f}", f"{d.b:.3f}", *interval, said, style="dim" if tie else "")
     console.print(table)
-    for d in (d for d in found if len(d.per_seed) > 1):
-        seeds = ", ".join(f"{value:+.3f}" for value in d.per_seed)
-        console.print(f"{d.task}, A - B of each pretraining seed: {seeds}", style="dim", highlight=False)
-    console.print(
-        f"p-values are corrected over {len(found)} tasks; tie: p ≥ 0.05; ↑: higher, which is not better", style="dim"
-    )
+    for d in found:
+        if len(d.per_seed) > 1:
+            seeds = ", ".join(f"{value:+.3f}" for value in d.per_seed)
+            console.print(f"{d.task}, A - B of each pretraining seed: {seeds}", style="dim", highlight=False)
+    said = f"p-values are corrected over {len(found)} tasks; tie: p ≥ 0.05; ↑: higher, which is not better"
+    console.print(said, style="dim")
 
 
-def explain(
+@command(encoder_commands, "explain", "equibench explain 3f2a90c1d2e4")
+def _explain(
     signature: Annotated[str, typer.Argument(metavar="SIGNATURE", help="A score's signature, or its last part.")],
-    places: Places = DEFAULT_PLACES,
+    places: Places = HERE,
     as_json: Json = False,
 ) -> None:
     """Turn a signature into the full recipe and the command that makes the score again."""
-    from equibench.audit.find import explain as find
-    from equibench.audit.find import recipe_lines
+    from equibench.audit.find import explain, recipe_lines
 
-    found = find(signature, places)
+    found = explain(signature, places)
     if as_json:
         typer.echo(json.dumps(_json(found.record)))
-        return
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for key, value in recipe_lines(found):
-        table.add_row(key, escape(value))
-    Console().print(table)
+    else:
+        print_facts(recipe_lines(found), Console())
 
 
-def verify(
+@command(encoder_commands, "verify", "equibench verify results/")
+def _verify(
     results: Annotated[Path, typer.Argument(help="A results folder, or one records.jsonl.")] = Path("results"),
     runs: Annotated[Path, typer.Option(help="Folder below which the predictions are kept.")] = Path("runs"),
     tasks: Annotated[
@@ -147,16 +154,17 @@ def verify(
     ] = [],  # noqa: B006
 ) -> None:
     """Compute every reported score again from the stored predictions; exit status 1 if one differs."""
-    from equibench.audit.verify import verify as run_verify
+    from equibench.audit.verify import verify
 
     console = Console()
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("verifying", total=None)
-
-        def report(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
-        found = run_verify(results, runs=runs, task_files=tasks, report=report)
+        found = verify(
+            results,
+            runs=runs,
+            task_files=tasks,
+            report=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
     for line in found.mismatches:
         console.print(f"[bold red]mismatch:[/] {escape(line)}", soft_wrap=True, highlight=False)
     console.print(
@@ -175,55 +183,26 @@ def verify(
     raise typer.Exit(1 if found.mismatches else 0)
 
 
-def _print_plan(jobs: Sequence[Any], seconds: Sequence[float], console: Console) -> None:
-    from equibench.utils.progress import clock
-
-    table = Table("row", "task", "estimate")
-    for job, one in zip(jobs, seconds, strict=True):
-        table.add_row(job.place.row, job.tasks[0].name, clock(one))
-    console.print(table)
-    console.print(f"{len(jobs)} to do, about {clock(sum(seconds))}")
-
-
-EXAMPLES: dict[Callable[..., None], str] = {
-    score: "equibench score timm:vit_small_patch16_224\n\n"
-    "equibench score weights.pth --arch torchvision:resnet50 --data photographs/ --tasks 'rotation*'\n\n"
-    "equibench score reconstruction --tasks all --layers all",
-    doctor: "equibench doctor weights.pth\n\nequibench doctor weights.pth --arch timm:resnet50",
-    compare: "equibench compare results/demo/table2:vicreg results/demo/table2:reconstruction",
-    explain: "equibench explain 3f2a90c1d2e4",
-    verify: "equibench verify results/",
-}
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the commands with their examples."""
-    for command, text in EXAMPLES.items():
-        app.command(epilog="Examples:\n\n" + text)(command)
-
-
 def _print_findings(found: Any, console: Console) -> None:
     """Print what the doctor found, and what to do next."""
-    table = Table(show_header=False, box=None, title=escape(found.file), title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    rows = [
-        ("format", f"{found.format}, {found.bytes / 1e6:.1f} MB"),
-        ("safe to load", "yes" if found.safe else "no"),
-        ("tensors", f"{found.tensors} ({_listed(found.dtypes)}), {found.parameters:,} numbers"),
-        ("guesses", "\n".join(f"{arch}: {share:.1%} of its keys" for arch, share in found.guesses)),
-        ("architecture", found.architecture or ""),
-        ("coverage", found.coverage),
-        ("notes", "\n".join(found.notes)),
-        ("preprocessing", found.preprocessing),
-        ("normalisation", found.normalisation),
-        ("distance from untrained", "" if found.from_untrained is None else f"{found.from_untrained:.3f} (0 to 1)"),
-        ("quick R² of rotation", _rotation(found)),
-    ]
-    for key, value in rows:
-        if value and (found.tensors or key in ("format", "safe to load")):
-            table.add_row(key, escape(value))
-    console.print(table)
+    dtypes = ", ".join(f"{count} {name}" for name, count in found.dtypes.items())
+    quick = [f"{name}: {r2:.3f} [{low:.3f}, {high:.3f}]" for name, (r2, low, high) in found.rotation.items()]
+    if found.rotation_pairs and quick:
+        quick.append("from {:,} training, {:,} validation and {:,} test pairs".format(*found.rotation_pairs))
+    facts = [("format", f"{found.format}, {found.bytes / 1e6:.1f} MB"), ("safe to load", "yes" if found.safe else "no")]
+    if found.tensors:
+        facts += [
+            ("tensors", f"{found.tensors} ({dtypes}), {found.parameters:,} numbers"),
+            ("guesses", "\n".join(f"{arch}: {share:.1%} of its keys" for arch, share in found.guesses)),
+            ("architecture", found.architecture or ""),
+            ("coverage", found.coverage),
+            ("notes", "\n".join(found.notes)),
+            ("preprocessing", found.preprocessing),
+            ("normalisation", found.normalisation),
+            ("distance from untrained", "" if found.from_untrained is None else f"{found.from_untrained:.3f} (0 to 1)"),
+            ("quick R² of rotation", "\n".join(quick)),
+        ]
+    print_facts([(key, value) for key, value in facts if value], console, escape(found.file))
     for hint in found.hints:
         console.print(f"[yellow]note:[/] {escape(hint)}", soft_wrap=True, highlight=False)
     for problem in found.problems:
@@ -231,14 +210,3 @@ def _print_findings(found: Any, console: Console) -> None:
     if found.usable:
         console.print(f"next: equibench score {found.file} --arch {found.architecture}", soft_wrap=True)
     console.print(f"{found.seconds:.0f} s", style="dim")
-
-
-def _rotation(found: Any) -> str:
-    lines = [f"{name}: {r2:.3f} [{low:.3f}, {high:.3f}]" for name, (r2, low, high) in found.rotation.items()]
-    if found.rotation_pairs and lines:
-        lines.append("from {:,} training, {:,} validation and {:,} test pairs".format(*found.rotation_pairs))
-    return "\n".join(lines)
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.items())

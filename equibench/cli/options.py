@@ -1,14 +1,17 @@
-"""Options of the command line, made from the fields of the configuration, so that each is described in one place."""
+"""What commands share: their examples, what they print, and options made from the fields of the configuration."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from equibench.config import RunConfig
 from equibench.errors import UserError
@@ -19,27 +22,46 @@ Places = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the results, instead of one below results/.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the jobs and their time; run nothing.")]
-DEFAULT_PLACES = [Path("results"), Path("runs")]
+HERE = [Path("results"), Path("runs")]
+Command = Callable[..., None]
+Number = TypeVar("Number", int, float)
 
 
-def configured(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Command], Command]:
+    """Decorator that registers a command with its examples."""
+    return app.command(name, epilog="\n\n".join(["Examples:", *examples]))
+
+
+def print_files(files: Iterable[Path], console: Console) -> None:
+    console.print("written: " + ", ".join(map(str, files)), style="dim", soft_wrap=True)
+
+
+def print_facts(facts: Iterable[tuple[str, str]], console: Console, title: str | None = None) -> None:
+    """Print (what, value) as two columns."""
+    table = Table(show_header=False, box=None, title=title, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in facts:
+        table.add_row(key, escape(value))
+    console.print(table)
+
+
+def configured(*names: str) -> Callable[[Command], Command]:
     """Decorator of a command whose last parameter is `options`: the named fields of `RunConfig`, as options.
 
     The command then takes what the user gave, by field, ready for `RunConfig.of`.
     """
     chosen = {one.name: one for one in fields(RunConfig) if one.name in names}
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Command) -> Command:
         def run(**given: Any) -> None:
             options = {name: _parsed(chosen[name], given.pop(name)) for name in chosen}
-            command(**given, options={name: value for name, value in options.items() if value is not None})
+            function(**given, options={name: value for name, value in options.items() if value is not None})
 
-        signature = inspect.signature(command, eval_str=True)
-        own = [parameter for name, parameter in signature.parameters.items() if name != "options"]
-        added = [_parameter(chosen[name]) for name in names]
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        run.__signature__ = inspect.Signature([p.replace(kind=keyword) for p in (*own, *added)])  # type: ignore[attr-defined]
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        parameters = inspect.signature(function, eval_str=True).parameters.values()
+        own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters if p.name != "options"]
+        run.__signature__ = inspect.Signature([*own, *(_parameter(chosen[name]) for name in names)])  # type: ignore[attr-defined]
+        run.__doc__ = function.__doc__
         return run
 
     return decorate
@@ -58,24 +80,18 @@ def _parameter(one: Any) -> inspect.Parameter:
         annotation = bool
         flags = flags or ([f"--{one.name.replace('_', '-')}"] if default is False else [])
     else:
-        kinds = {"int": int, "Path": Path, "float": float}
-        kind = next((k for name, k in kinds.items() if text.split(" | ")[0] == name), str)
+        kind = {"int": int, "Path": Path, "float": float}.get(text.split(" | ")[0], str)
         annotation = kind | None if "None" in text else kind
-    help_text = facts["help"][0].upper() + facts["help"][1:] + "."
-    option = typer.Option(*flags, help=help_text, rich_help_panel=facts["group"])
-    return inspect.Parameter(
-        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
-    )
+    words = facts["help"][0].upper() + facts["help"][1:] + "."
+    annotation = Annotated[annotation, typer.Option(*flags, help=words, rich_help_panel=facts["group"])]
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _parsed(one: Any, value: Any) -> Any:
     if value is None or not str(one.type).startswith("tuple") or isinstance(value, list):
         return value
-    numbers = one.metadata["numbers"]
-    if numbers is None:
-        return names(value)
-    flag = f"--{one.name.replace('_', '-')}"
-    return whole_numbers(flag, value) if numbers is int else decimals(flag, value)
+    kind = one.metadata["numbers"]
+    return numbers(f"--{one.name.replace('_', '-')}", value, kind) if kind else names(value)
 
 
 def names(text: str | None) -> list[str] | None:
@@ -83,28 +99,14 @@ def names(text: str | None) -> list[str] | None:
     return [part.strip() for part in text.split(",") if part.strip()] if text is not None else None
 
 
-def whole_numbers(flag: str, text: str, count: int | None = None) -> list[int]:
-    """Whole numbers separated by commas.
-
-    Raises:
-        UserError: something else, or another number of them.
-    """
-    found = decimals(flag, text, count)
-    if any(value != int(value) for value in found):
-        raise UserError(f"{flag} takes whole numbers, not {text!r}", f"{flag} {','.join('1' * (count or 1))}")
-    return [int(value) for value in found]
-
-
-def decimals(flag: str, text: str, count: int | None = None) -> list[float]:
-    """Numbers separated by commas.
-
-    Raises:
-        UserError: something else, or another number of them.
-    """
+def numbers(flag: str, text: str, kind: type[Number], count: int | None = None) -> list[Number]:
+    """Numbers of one kind (int or float) separated by commas; a UserError if they are others, too many or too few."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{flag} takes numbers separated by commas, not {text!r}", f"{flag} 0,1,2") from None
     if count is not None and len(found) != count:
         raise UserError(f"{flag} takes {count} numbers, not {len(found)}", f"{flag} {','.join('1' * count)}")
-    return found
+    if kind is int and any(value != int(value) for value in found):
+        raise UserError(f"{flag} takes whole numbers, not {text!r}", f"{flag} {','.join('1' * (count or 1))}")
+    return [kind(value) for value in found]

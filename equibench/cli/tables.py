@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,21 +11,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from equibench.cli.options import DryRun, Out, configured, names, whole_numbers
+from equibench.cli.options import DryRun, Out, command, configured, names, numbers, print_files
 from equibench.errors import UserError, closest
 
 if TYPE_CHECKING:
-    from equibench.runner.table import Plan, TableResult
+    from equibench.runner.table import Plan
 
-KINDS = ("tasks", "baselines", "tables", "profiles", "metrics")
+table_commands = typer.Typer()
+_KINDS = ("tasks", "baselines", "tables", "profiles", "metrics")
 
 
-def list_names(
+@command(table_commands, "list", "equibench list tasks")
+def _list(
     kind: Annotated[str, typer.Argument(help="tasks, baselines, tables, profiles, metrics; or all.")] = "",
 ) -> None:
     """Show what there is: tasks, baselines, tables, profiles, metrics."""
     console = Console()
-    for one in [kind] if kind else KINDS:
+    for one in [kind] if kind else _KINDS:
         for group, rows in described(one).items():
             shown = Table(title=group or (None if kind else one), show_header=False, box=None, title_justify="left")
             shown.add_column(no_wrap=True, style="bold")
@@ -35,47 +37,47 @@ def list_names(
 
 
 def described(kind: str) -> dict[str, list[tuple[str, str]]]:
-    """Names and one-line descriptions of one kind, in groups: tasks by their evaluator.
-
-    Raises:
-        UserError: another kind.
-    """
-    if kind not in KINDS:
-        raise UserError(f"unknown kind {kind!r}{closest(kind, KINDS)}", f"one of {', '.join(KINDS)}")
+    """Names and one-line descriptions of one kind (else a UserError), in groups: tasks by their evaluator."""
+    if kind not in _KINDS:
+        raise UserError(f"unknown kind {kind!r}{closest(kind, _KINDS)}", f"one of {', '.join(_KINDS)}")
     if kind == "profiles":
         from equibench.profiles import PROFILES
 
         return {"": [(p.name, p.title) for p in PROFILES.values()]}
-    from equibench.evaluation.evaluator import EVALUATORS
+    from equibench.evaluation.controls import CONTROLS
+    from equibench.evaluation.evaluator import EVALUATORS, evaluator_of
+    from equibench.pretrain.method import BASELINES
+    from equibench.report.definition import load_definition, table_names
     from equibench.task import TASKS
 
     if kind == "tasks":
         groups: dict[str, list[tuple[str, str]]] = {}
-        for name in TASKS.names():
-            groups.setdefault(EVALUATORS.get(TASKS.get(name).evaluator).title, []).append((name, TASKS.get(name).note))
+        for task in map(TASKS.get, TASKS.names()):
+            groups.setdefault(evaluator_of(task).title, []).append((task.name, task.note))
         return groups
     if kind == "metrics":
-        evaluators = [EVALUATORS.get(name) for name in EVALUATORS.names()]
-        found = {name: info for evaluator in evaluators for name, info in evaluator.metrics.items()}
-        return {"": [(n, f"{i.title} ({i.better} is better): {i.meaning}") for n, i in found.items()]}
+        metrics = {n: info for kind in EVALUATORS.names() for n, info in EVALUATORS.get(kind).metrics.items()}
+        return {"": [(n, f"{i.title} ({i.better} is better): {i.meaning}") for n, i in metrics.items()]}
     if kind == "tables":
-        from equibench.report.definition import load_definition, table_names
-
-        definitions = [load_definition(name) for name in table_names()]
+        definitions = map(load_definition, table_names())
         return {"": [(d.name, f"{d.title}: {len(d.rows)} rows x {len(d.columns)} columns") for d in definitions]}
-    from equibench.evaluation.controls import CONTROLS
-    from equibench.pretrain.method import BASELINES
-
-    entries = [BASELINES.get(name) for name in BASELINES.names()]
-    rows = [(e.name, f"{e.title}: {e.description}") for e in entries]
+    rows = [(e.name, f"{e.title}: {e.description}") for e in map(BASELINES.get, BASELINES.names())]
     return {"": rows + [(c.name, f"control: {c.description}") for c in CONTROLS.values()]}
 
 
+@command(
+    table_commands,
+    "table",
+    "equibench table table2",
+    "equibench table all --profile tiny --dry-run",
+    "equibench table table2 --rows vicreg,reconstruction --columns rotation --seeds 0,1,2",
+    "equibench table table2 --baseline my_method.py",
+)
 @configured(
     "profile", "rows", "columns", "seeds", "baseline_files", "variant", "data_root", "skip_bad", "device", "devices",
     "jobs", "runs",
 )  # fmt: skip
-def table(
+def _table(
     name: Annotated[
         list[str] | None, typer.Argument(metavar="[TABLE]...", help="Tables, CSVs that define one, or all.")
     ] = None,
@@ -86,8 +88,8 @@ def table(
 ) -> None:
     """Bring a table up to date: pretrain and score what is missing, print it, write it."""
     from equibench.report.definition import table_names
-    from equibench.runner.table import plan_table
-    from equibench.runner.table import table as run
+    from equibench.report.table import print_table
+    from equibench.runner.table import plan_table, table
 
     wanted = table_names() if name == ["all"] else name or ["table2"]
     if out is not None and len(wanted) > 1:
@@ -95,26 +97,23 @@ def table(
     console = Console()
     for one in wanted:
         if dry_run:
-            console.print(f"{one}:" if len(wanted) > 1 else "", end="\n" if len(wanted) > 1 else "")
-            print_plan(plan_table(one, **options), console)
-        else:
-            print_result(run(one, out=out, **options), console)
+            if len(wanted) > 1:
+                console.print(f"{one}:")
+            _print_plan(plan_table(one, **options), console)
+            continue
+        r = table(one, out=out, **options)
+        if r.context.is_first:
+            print_table(r.definition, r.rows, r.columns, r.records, r.context, r.config.seeds, console)
+            _print_unmeasured(r.notes, console)
+            print_files(r.files, console)
 
 
-def print_result(result: TableResult, console: Console) -> None:
-    """Print a table, what it lacks, and where it was written."""
-    from equibench.report.table import print_table
-
-    if not result.context.is_first:
-        return
-    seeds = result.config.seeds
-    print_table(result.definition, result.rows, result.columns, result.records, result.context, seeds, console)
-    for note in result.notes:
+def _print_unmeasured(notes: list[str], console: Console) -> None:
+    for note in notes:
         console.print(f"not measured: {note}", style="yellow", soft_wrap=True, highlight=False)
-    console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
 
 
-def print_plan(plan: Plan, console: Console) -> None:
+def _print_plan(plan: Plan, console: Console) -> None:
     """The jobs of a table with an estimate for those still to be done."""
     from equibench.utils.progress import clock
 
@@ -124,30 +123,39 @@ def print_plan(plan: Plan, console: Console) -> None:
         seed = "" if job.place.seed is None else str(job.place.seed)
         shown.add_row(job.place.row, seed, ", ".join(steps) or "done", clock(seconds) if steps else "")
     console.print(shown)
-    for note in plan.notes:
-        console.print(f"not measured: {note}", style="yellow", soft_wrap=True, highlight=False)
+    _print_unmeasured(plan.notes, console)
     to_do = sum(not job.done for job in plan.jobs)
     console.print(f"{to_do} of {len(plan.jobs)} jobs to do, about {clock(plan.total)}")
 
 
+@command(
+    table_commands,
+    "pretrain",
+    "equibench pretrain vicreg",
+    "equibench pretrain reconstruction --profile cifar10 --seed 1 --device cuda",
+)
 @configured("profile", "seed", "baseline_files", "variant", "data_root", "device", "devices", "runs")
-def pretrain(
+def _pretrain(
     baseline: Annotated[str, typer.Argument(metavar="BASELINE", help="See `equibench list baselines`.")],
     *,
     options: dict[str, Any],
 ) -> None:
     """Pretrain one baseline; interrupted, it goes on where it was."""
-    import os
+    from equibench.runner.table import pretrain
 
-    from equibench.runner.table import pretrain as run
-
-    found = run(baseline, **options)
+    found = pretrain(baseline, **options)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one of several processes speaks
         Console().print(f"{found.folder / 'encoder.safetensors'}  (log: {found.folder / 'log.jsonl'})", soft_wrap=True)
 
 
+@command(
+    table_commands,
+    "curve",
+    "equibench curve",
+    "equibench curve --profile tiny --rows vicreg,reconstruction --columns rotation --no-plot",
+)
 @configured("profile", "rows", "columns", "seeds", "baseline_files", "data_root", "device", "jobs", "runs")
-def curve(
+def _curve(
     plot: Annotated[bool, typer.Option(help="Draw curve.png; needs matplotlib.")] = True,
     out: Out = None,
     *,
@@ -157,16 +165,17 @@ def curve(
 
     Rows are baselines, four of Table 2's if left out; columns are regression tasks, those of Table 4 if left out.
     """
-    from equibench.runner.curve import curve as run
+    from equibench.runner.curve import curve
 
-    result = run(out=out, plot=plot, **options)
+    result = curve(out=out, plot=plot, **options)
     console = Console()
     grid = result.frame.pivot_table(index=["title", "seed", "epochs"], columns="task", values="r2", sort=False)
     console.print(grid.round(3).to_string())
-    console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
+    print_files(result.files, console)
 
 
-def study(
+@command(table_commands, "study", "equibench study results/cifar10/study.toml --dry-run")
+def _study(
     file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="Its tables, curves and scores, in order.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the parts; run nothing.")] = False,
 ) -> None:
@@ -178,10 +187,17 @@ def study(
         console.print(f"[bold]{part.folder}[/]: {part.words}", highlight=False)
     if not dry_run:
         for result in run_study(file):
-            console.print("written: " + ", ".join(map(str, result.files)), style="dim", soft_wrap=True)
+            print_files(result.files, console)
 
 
-def certify(
+@command(
+    table_commands,
+    "certify",
+    "equibench certify translation",
+    "equibench certify",
+    "equibench certify my_task.py --data photographs/ --out leakage.json",
+)
+def _certify(
     tasks: Annotated[
         list[str] | None, typer.Argument(help="Tasks, or Python files that register some; all if left out.")
     ] = None,
@@ -196,10 +212,10 @@ def certify(
     out: Annotated[Path | None, typer.Option(help="File to write; by default the one kept with the tasks.")] = None,
 ) -> None:
     """Measure what pixels hold, and what view 2 alone, its border and the resampling give away, with a small CNN."""
-    from equibench.audit.leakage import certify as run
+    from equibench.audit.leakage import certify
 
-    train, val, test = whole_numbers("--pairs", pairs, 3)
-    written = run(
+    train, val, test = numbers("--pairs", pairs, int, 3)
+    written = certify(
         tasks or None,
         data=data,
         data_root=data_root,
@@ -210,35 +226,3 @@ def certify(
         again=again,
     )
     Console().print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
-
-
-EXAMPLES: dict[str, tuple[Callable[..., None], str]] = {
-    "list": (list_names, "equibench list tasks"),
-    "table": (
-        table,
-        "equibench table table2\n\n"
-        "equibench table all --profile tiny --dry-run\n\n"
-        "equibench table table2 --rows vicreg,reconstruction --columns rotation --seeds 0,1,2\n\n"
-        "equibench table table2 --baseline my_method.py",
-    ),
-    "pretrain": (
-        pretrain,
-        "equibench pretrain vicreg\n\nequibench pretrain reconstruction --profile cifar10 --seed 1 --device cuda",
-    ),
-    "curve": (
-        curve,
-        "equibench curve\n\nequibench curve --profile tiny --rows vicreg,reconstruction --columns rotation --no-plot",
-    ),
-    "study": (study, "equibench study results/cifar10/study.toml --dry-run"),
-    "certify": (
-        certify,
-        "equibench certify translation\n\nequibench certify\n\n"
-        "equibench certify my_task.py --data photographs/ --out leakage.json",
-    ),
-}
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the commands with their examples."""
-    for name, (command, text) in EXAMPLES.items():
-        app.command(name, epilog="Examples:\n\n" + text)(command)

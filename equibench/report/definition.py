@@ -32,20 +32,12 @@ KEYS = ("title", "data", "known_fraction", "scale", "claim", "limit")
 
 @dataclass(frozen=True)
 class TableDefinition:
-    """Rows and columns of a table with the published numbers, as strings like "0.862±0.004".
-
-    Attributes:
-        title: the table in a few words.
-        data: the data that rows are pretrained on; None for the profile's.
-        known_fraction: of the training images, whose θ is known.
-        scale: by what scores are multiplied, as the published numbers are: 100 for percentages.
-        claims, limits: what the table can and cannot show.
-    """
+    """Rows and columns of a table with the published numbers; what its facts mean, the head of this file says."""
 
     name: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    published: pd.DataFrame
+    published: pd.DataFrame  # of strings like "0.862±0.004"
     title: str = ""
     data: str | None = None
     known_fraction: float = 1.0
@@ -78,21 +70,15 @@ class Column:
 
 
 def columns_of(names: Sequence[str]) -> list[Column]:
-    """Columns by name: TASK or TASK:METRIC.
-
-    Raises:
-        UserError: no such task or metric.
-    """
+    """Columns by name, TASK or TASK:METRIC; a UserError where there is no such task or metric."""
     found = []
     for name in names:
         task_name, _, metric = name.partition(":")
         task = TASKS.get(task_name)
         evaluator = evaluator_of(task)
         if metric and metric not in evaluator.metrics:
-            raise UserError(
-                f"the column {name!r} names an unknown metric{closest(metric, evaluator.metrics)}",
-                "`equibench list metrics` shows the known ones",
-            )
+            problem = f"the column {name!r} names an unknown metric{closest(metric, evaluator.metrics)}"
+            raise UserError(problem, "`equibench list metrics` shows the known ones")
         found.append(Column(name, task, metric or task.main_metric or evaluator.main_metric, bool(metric)))
     return found
 
@@ -101,14 +87,8 @@ def columns_of(names: Sequence[str]) -> list[Column]:
 class Cell:
     """One score of a table: the task's main metric, R² in regression, as the mean over pretraining seeds.
 
-    Attributes:
-        low, high: the bootstrap intervals' ends, averaged over pretraining seeds. The seeds share their test
-            images, so the interval of their mean is at most as wide.
-        std_seeds: standard deviation over pretraining seeds; None for a single seed.
-        signatures: identifier of each seed's record, for `equibench explain`.
-        data: what it was measured on.
-        beats_controls: whether the interval lies beyond that of each control of `RIVALS` that is there; None for the
-            controls themselves, where one with an encoder is missing, and for metrics that are not better or worse.
+    Low and high are the means of the bootstrap intervals' ends: the seeds share their test images, so the interval of
+    their mean is at most as wide.
     """
 
     value: float
@@ -116,14 +96,16 @@ class Cell:
     high: float
     pooled: float | None
     seeds: int
-    std_seeds: float | None
-    signatures: tuple[str, ...]
-    data: str
+    std_seeds: float | None  # standard deviation over pretraining seeds; None for a single seed
+    signatures: tuple[str, ...]  # identifier of each seed's record, for `equibench explain`
+    data: str  # what it was measured on
     beats_controls: bool | None = None
+    """Whether the interval lies beyond that of each control of `RIVALS` that is there; None for the controls
+    themselves, where one with an encoder is missing, and for metrics that are not better or worse."""
 
 
 Cells = dict[tuple[str, str], Cell]
-"""By row and column."""
+"""By row and column, TASK and TASK:METRIC alike."""
 
 
 def table_names() -> list[str]:
@@ -147,34 +129,33 @@ def load_definition(name: str | Path) -> TableDefinition:
     else:
         known = table_names()
         raise UserError(f"unknown table {str(name)!r}{closest(str(name), known)}", f"tables: {', '.join(known)}")
-    facts = _front_matter(where, text)
+    facts, shape = _front_matter(where, text), "first column `baseline`, then a column per task"
     try:
         frame = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, comment="#")
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise UserError(
-            f"{where} is not a table: {error}", "first column `baseline`, then a column per task"
-        ) from error
+        raise UserError(f"{where} is not a table: {error}", shape) from error
     if frame.empty or frame.columns[0] != "baseline":
-        raise UserError(f"{where} has no column `baseline`, or no rows", "first column `baseline`, then one per task")
+        raise UserError(f"{where} has no column `baseline`, or no rows", shape)
     frame = frame.set_index("baseline")
-    _check_names(where, "row", list(frame.index), [*BASELINES.names(), *CONTROLS])
-    _check_names(where, "column", [c.partition(":")[0] for c in frame.columns], TASKS.names())
-    columns_of(list(frame.columns))
-    if len(set(frame.columns)) < len(frame.columns):
-        raise UserError(f"{where} names a column twice", "remove the repetition")
-    return TableDefinition(path.stem, tuple(frame.index), tuple(frame.columns), frame, **facts)
+    rows, columns = tuple(frame.index), tuple(frame.columns)
+    _check_names(where, "row", rows, [*BASELINES.names(), *CONTROLS])
+    _check_names(where, "column", [column.partition(":")[0] for column in columns], TASKS.names())
+    columns_of(columns)
+    for kind, names in (("row", rows), ("column", columns)):
+        if len(set(names)) < len(names):
+            raise UserError(f"{where} names a {kind} twice", "remove the repetition")
+    return TableDefinition(path.stem, rows, columns, frame, **facts)
 
 
 def _front_matter(where: str, text: str) -> dict[str, Any]:
     """What the lines `# key: text` say."""
     found: dict[str, list[str]] = {key: [] for key in KEYS}
     for line in text.splitlines():
-        if not line.startswith("#"):
-            continue
-        key, colon, value = line[1:].partition(":")
-        if not colon or key.strip() not in KEYS:
-            raise UserError(f"{where}: {line!r} is not understood", f"# KEY: text, with KEY of {', '.join(KEYS)}")
-        found[key.strip()].append(value.strip())
+        if line.startswith("#"):
+            key, colon, value = line[1:].partition(":")
+            if not colon or key.strip() not in KEYS:
+                raise UserError(f"{where}: {line!r} is not understood", f"# KEY: text, with KEY of {', '.join(KEYS)}")
+            found[key.strip()].append(value.strip())
     facts: dict[str, Any] = {"claims": tuple(found.pop("claim")), "limits": tuple(found.pop("limit"))}
     for key, values in found.items():
         if len(values) > 1:
@@ -195,33 +176,22 @@ def _number(where: str, key: str, text: str) -> float:
 
 
 def _check_names(where: str, kind: str, names: Sequence[str], known: Sequence[str]) -> None:
-    unknown = [n for n in names if n not in known]
-    if unknown:
-        hint = closest(unknown[0], known)
-        raise UserError(
-            f"{where} names unknown {kind}s: {', '.join(unknown)}{hint}",
-            "`equibench list` shows the known ones; --baseline FILE.py adds one",
-        )
-    if kind == "row" and len(set(names)) < len(names):
-        raise UserError(f"{where} names a {kind} twice", "remove the repetition")
+    if unknown := [name for name in names if name not in known]:
+        problem = f"{where} names unknown {kind}s: {', '.join(unknown)}{closest(unknown[0], known)}"
+        raise UserError(problem, "`equibench list` shows the known ones; --baseline FILE.py adds one")
 
 
-def cells_of(records: Sequence[Record], features: str = "full", scale: float = 1.0) -> dict[tuple[str, str], Cell]:
-    """Cells by (row, column) for one feature set, for columns TASK and TASK:METRIC alike.
-
-    Rows that have no such features are left out.
-    """
+def cells_of(records: Sequence[Record], features: str = "full", scale: float = 1.0) -> Cells:
+    """Cells of one feature set; rows that have no such features are left out."""
     groups: dict[tuple[str, str], list[tuple[Record, Interval]]] = {}
     for record in records:
-        if record.features != features:
-            continue
-        found: dict[str, Interval | None] = {record.task: record.interval()}
-        found |= {f"{record.task}:{name}": metric.interval() for name, metric in record.metrics.items()}
-        for column, value in found.items():
-            if value is not None:
-                groups.setdefault((record.baseline, column), []).append((record, value))
+        if record.features == features:
+            further = {f"{record.task}:{metric}": metric for metric in record.metrics}
+            for column, metric in {record.task: record.main_metric, **further}.items():
+                if value := record.interval(metric):
+                    groups.setdefault((record.baseline, column), []).append((record, value))
     cells = {key: _cell(group, scale) for key, group in groups.items()}
-    return {key: _judged(key, groups[key][0][0], cell, cells) for key, cell in cells.items()}
+    return {key: replace(cells[key], beats_controls=_beats(key, group[0][0], cells)) for key, group in groups.items()}
 
 
 def _cell(group: Sequence[tuple[Record, Interval]], scale: float) -> Cell:
@@ -241,21 +211,18 @@ def _cell(group: Sequence[tuple[Record, Interval]], scale: float) -> Cell:
     )
 
 
-def _judged(key: tuple[str, str], record: Record, cell: Cell, cells: dict[tuple[str, str], Cell]) -> Cell:
+def _beats(key: tuple[str, str], record: Record, cells: Cells) -> bool | None:
+    """See `Cell.beats_controls`."""
     row, column = key
     info = metric_info(column.partition(":")[2] or record.main_metric)
     better = info.better if info else "higher"
     needed = [c for c in RIVALS if CONTROLS[c].has_encoder or record.evaluator in CONTROLS[c].evaluators]
-    rivals = [cells.get((control, column)) for control in needed]
-    if row in CONTROLS or None in rivals or better == "neither":
-        return cell
-    there = [rival for rival in rivals if rival]
-    beats = (
-        cell.low > max(rival.high for rival in there)
-        if better == "higher"
-        else cell.high < min(rival.low for rival in there)
-    )
-    return replace(cell, beats_controls=beats)
+    rivals = [cells[control, column] for control in needed if (control, column) in cells]
+    if row in CONTROLS or len(rivals) < len(needed) or better == "neither":
+        return None
+    if better == "higher":
+        return cells[key].low > max(rival.high for rival in rivals)
+    return cells[key].high < min(rival.low for rival in rivals)
 
 
 def table_frame(
@@ -271,28 +238,35 @@ def table_frame(
     halves = {half: cells_of(records, half, definition.scale) for half in ("invariant", "equivariant")}
     lines = []
     for row in rows:
-        line: dict[str, object] = {"baseline": row, "title": row_title(row)}
         seeds = [full[row, c].seeds for c in columns if (row, c) in full]
-        line["pretraining_seeds"] = min(seeds) if seeds else 0
+        line: dict[str, object] = {"baseline": row, "title": row_title(row), "pretraining_seeds": min(seeds, default=0)}
         for column in columns_of(columns):
             name, cell = column.name.replace(":", "_"), full.get((row, column.name))
             line[f"{name}_published"] = published(definition, row, column.name)
-            line[column.score_key] = _digits(cell.value) if cell else ""
-            line[f"{name}_low"] = _digits(cell.low) if cell else ""
-            line[f"{name}_high"] = _digits(cell.high) if cell else ""
-            line[f"{name}_std_seeds"] = _digits(cell.std_seeds) if cell and cell.std_seeds is not None else ""
-            line[f"{name}_beats_controls"] = (
-                "" if not cell or cell.beats_controls is None else str(cell.beats_controls).lower()
-            )
+            line[column.score_key] = _four_digits(cell, "value")
+            for end in ("low", "high", "std_seeds"):
+                line[f"{name}_{end}"] = _four_digits(cell, end)
+            beats = getattr(cell, "beats_controls", None)
+            line[f"{name}_beats_controls"] = "" if beats is None else str(beats).lower()
             line[f"{name}_data"] = cell.data if cell else ""
             if column.task.evaluator == "regression" and not column.further:
-                line[f"{name}_pooled"] = _digits(cell.pooled) if cell and cell.pooled is not None else ""
+                line[f"{name}_pooled"] = _four_digits(cell, "pooled")
                 for half, cells in halves.items():
-                    other = cells.get((row, column.name))
-                    line[f"{name}_{half}"] = _digits(other.value) if other else ""
+                    line[f"{name}_{half}"] = _four_digits(cells.get((row, column.name)), "value")
             line[f"{name}_signature"] = " ".join(cell.signatures) if cell else ""
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """So many decimals, and no minus sign before a zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _four_digits(cell: Cell | None, key: str) -> str:
+    value = getattr(cell, key, None)
+    return "" if value is None else plain(value, 4)
 
 
 def published(definition: TableDefinition, row: str, column: str) -> str:
@@ -302,12 +276,11 @@ def published(definition: TableDefinition, row: str, column: str) -> str:
     return ""
 
 
-def load_leakage() -> dict[str, dict[str, object]]:
-    """What a small CNN gets from pixels, by task: kept beside the tasks, made by `equibench certify`."""
-    text = files("equibench.tasks").joinpath("leakage.json").read_text(encoding="utf-8")
-    return json.loads(text)  # type: ignore[no-any-return]
+def leakage_path() -> Path:
+    """Where the leakage of the registered tasks is kept."""
+    return Path(str(files("equibench.tasks"))) / "leakage.json"
 
 
-def _digits(value: float) -> str:
-    # no minus sign before a zero
-    return f"{value + 0.0:.4f}".replace("-0.0000", "0.0000")
+def load_leakage() -> dict[str, dict[str, Any]]:
+    """What a small CNN gets from pixels, by task; made by `equibench certify`."""
+    return dict(json.loads(leakage_path().read_text(encoding="utf-8")))

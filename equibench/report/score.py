@@ -13,8 +13,8 @@ from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS, RIVALS
 from equibench.evaluation.evaluator import EVALUATORS
 from equibench.records import Record
-from equibench.report.definition import load_leakage
-from equibench.report.table import MARK, plain
+from equibench.report.definition import load_leakage, plain
+from equibench.report.table import MARK
 from equibench.task import TASKS
 
 COMPARED = {"random_init": "random init", "pixels": "pixels", "image_statistics": "image stats"}
@@ -22,38 +22,26 @@ SHOWN = 6
 """Metrics of an evaluator that a table has room for; the records hold all."""
 
 
-def score_frame(name: str, records: Sequence[Record]) -> pd.DataFrame:
+def score_frame(records: Sequence[Record]) -> pd.DataFrame:
     """One line per row, task, feature set and metric.
 
     Columns: row, task, evaluator, features, metric, value, low, high, floor (of the constant predictor, or of
     guessing), fraction (of the way from the floor to the oracle, for r2), signature.
     """
     oracle = {r.task: r.metrics["r2"].value for r in records if r.baseline == "oracle" and r.features == "full"}
-    lines: list[list[str | float | None]] = []
+    keys, numbers = ("row", "task", "evaluator", "features", "metric"), ("value", "low", "high", "floor", "fraction")
+    lines = []
     for record in records:
+        head = (record.baseline, record.task, record.evaluator, record.features)
         for name, metric in record.metrics.items():
-            if metric.value is None:
-                continue
-            way = fraction_of_the_way(metric.value, metric.floor, oracle.get(record.task)) if name == "r2" else None
-            head = [record.baseline, record.task, record.evaluator, record.features, name]
-            lines.append([*head, metric.value, metric.low, metric.high, metric.floor, way, record.signature])
-    columns = [
-        "row",
-        "task",
-        "evaluator",
-        "features",
-        "metric",
-        "value",
-        "low",
-        "high",
-        "floor",
-        "fraction",
-        "signature",
-    ]
-    return pd.DataFrame(lines, columns=columns).round(6)
+            if metric.value is not None:
+                way = _way_to_ceiling(metric.value, metric.floor, oracle.get(record.task)) if name == "r2" else None
+                ends = (metric.low, metric.high, metric.floor)
+                lines.append((*head, name, metric.value, *ends, way, record.signature))
+    return pd.DataFrame(lines, columns=[*keys, *numbers, "signature"]).round(6)
 
 
-def fraction_of_the_way(value: float, floor: float | None, ceiling: float | None) -> float | None:
+def _way_to_ceiling(value: float, floor: float | None, ceiling: float | None) -> float | None:
     """(value - floor) / (ceiling - floor); None where an end is missing."""
     if floor is None or ceiling is None or ceiling <= floor:
         return None
@@ -65,9 +53,9 @@ Grid = tuple[str, list[str], list[list[str]]]
 
 
 def score_tables(name: str, records: Sequence[Record]) -> list[Grid]:
-    """The tables of a score: regression, layers, and one for each further evaluator."""
-    grids = [_regression(name, records), _as_published(name, records)]
-    grids += [*_halves(name, records), *_layers(name, records)]
+    """The tables of a score: regression, halves, layers, and one for each further evaluator."""
+    grids = [_regression(name, records), _as_published(name, records), _halves(name, records)]
+    grids += [_layers(row, records) for row in (name, "random_init")]
     for kind in EVALUATORS.names():
         mine = [r for r in records if r.evaluator == kind and r.features == "full"]
         if kind != "regression" and mine:
@@ -77,24 +65,22 @@ def score_tables(name: str, records: Sequence[Record]) -> list[Grid]:
 
 def _regression(name: str, records: Sequence[Record]) -> Grid:
     by_row = {(r.baseline, r.task): r for r in records if r.evaluator == "regression" and r.features == "full"}
+    r2 = {key: record.metrics["r2"] for key, record in by_row.items()}
     controls = {c: title for c, title in COMPARED.items() if any(row == c for row, _ in by_row)}
     rows = []
     for (row, task), record in by_row.items():
         found = record.interval()
         if row != name or found is None:
             continue
-        floor, rivals = record.metrics["r2"].floor, [by_row[c, task] for c in RIVALS if (c, task) in by_row]
-        way = fraction_of_the_way(found[0], floor, _r2(by_row.get(("oracle", task))))
-        behind = bool(rivals) and found[1] <= max(r.metrics["r2"].high or 0 for r in rivals)
-        cells = [_title(task), _interval(record) + (MARK if behind else ""), "–" if way is None else f"{way:.0%}"]
-        cells += [plain(_r2(by_row[c, task]) or 0) if (c, task) in by_row else "–" for c in controls]
+        floor, oracle = r2[row, task].floor, r2.get(("oracle", task))
+        way = _way_to_ceiling(found[0], floor, oracle.value if oracle else None)
+        rivals = [r2[c, task].high or 0 for c in RIVALS if (c, task) in r2]
+        behind = bool(rivals) and found[1] <= max(rivals)
+        cells = [_title(task), _cell(record) + (MARK if behind else ""), "–" if way is None else f"{way:.0%}"]
+        cells += [plain(r2[c, task].value or 0) if (c, task) in r2 else "–" for c in controls]
         rows.append([*cells, plain(floor or 0)])
     head = ["", "R²", "to oracle", *controls.values(), "floor"]
     return "R² of a probe that regresses the transformation", head, rows
-
-
-def _r2(record: Record | None) -> float | None:
-    return record.metrics["r2"].value if record else None
 
 
 def _as_published(name: str, records: Sequence[Record]) -> Grid:
@@ -104,43 +90,35 @@ def _as_published(name: str, records: Sequence[Record]) -> Grid:
         if r.baseline == name and r.features == "full" and (pooled := r.metrics.get("r2_pooled"))
     ]
     head = ["", "pooled R²", "its floor", "errors", "CNN, view 2 alone", "CNN, both views"]
-    return ("As published, in units, and what a small CNN reads from pixels", head, rows)
+    return "As published, in units, and what a small CNN reads from pixels", head, rows
 
 
 def _leaks(record: Record) -> list[str]:
     """The task's leak and its ceiling, where it has been certified on these data."""
     facts = load_leakage().get(record.task, {})
-    keys = ("task_version", "data")
-    if [facts.get(k) for k in keys] != [record.task_version, record.data] or record.variant != "headline":
+    if (facts.get("task_version"), facts.get("data"), "headline") != (record.task_version, record.data, record.variant):
         return ["–", "–"]
     values = [facts.get(f"{source}_r2") for source in ("view2_alone", "both_views")]
-    return ["–" if value is None else plain(float(str(value))) for value in values]
+    return ["–" if value is None else plain(value) for value in values]
 
 
-def _halves(name: str, records: Sequence[Record]) -> list[Grid]:
+def _halves(name: str, records: Sequence[Record]) -> Grid:
     found = {(r.features, r.task): r for r in records if r.baseline == name and r.evaluator == "regression"}
-    rows = [
-        [_title(task), _interval(found["invariant", task]), _interval(found["equivariant", task])]
-        for (features, task), record in found.items()
-        if features == "invariant"
-    ]
-    return [("The halves alone, R²", ["", "invariant", "equivariant"], rows)]
+    halves = ("invariant", "equivariant")
+    tasks = [task for features, task in found if features == "invariant"]
+    rows = [[_title(task), *(_cell(found[half, task]) for half in halves)] for task in tasks]
+    return "The halves alone, R²", ["", *halves], rows
 
 
-def _layers(name: str, records: Sequence[Record]) -> list[Grid]:
+def _layers(name: str, records: Sequence[Record]) -> Grid:
     """R² over depth."""
-    grids = []
-    for row in (name, "random_init"):
-        mine = [r for r in records if r.baseline == row and r.evaluator == "regression"]
-        layers = list(dict.fromkeys(r.features for r in mine if r.features.startswith("layer:")))
-        tasks = list(dict.fromkeys(r.task for r in mine))
-        found = {(r.features, r.task): r for r in mine}
-        rows = [
-            [layer.removeprefix("layer:"), *(_interval(found[layer, t]) if (layer, t) in found else "–" for t in tasks)]
-            for layer in layers
-        ]
-        grids.append((f"R² by layer: {row}", ["layer", *map(_title, tasks)], rows))
-    return grids
+    found = {(r.features, r.task): r for r in records if r.baseline == name and r.evaluator == "regression"}
+    tasks = list(dict.fromkeys(task for _, task in found))
+    rows = [
+        [layer.removeprefix("layer:"), *(_cell(found[layer, t]) if (layer, t) in found else "–" for t in tasks)]
+        for layer in dict.fromkeys(features for features, _ in found if features.startswith("layer:"))
+    ]
+    return f"R² by layer: {name}", ["layer", *map(_title, tasks)], rows
 
 
 def _further(kind: str, name: str, records: Sequence[Record]) -> Grid:
@@ -162,18 +140,19 @@ def _further(kind: str, name: str, records: Sequence[Record]) -> Grid:
 
 def score_markdown(name: str, records: Sequence[Record], context: Context, notes: Sequence[str]) -> str:
     """The whole report of a score."""
-    lines = [f"# {name}", "", *(f"- {line}" for line in header(name, records, context, notes)), ""]
-    for title, head, rows in score_tables(name, records):
+    lines = [f"# {name}", "", *(f"- {line}" for line in _header(name, records, context, notes)), ""]
+    grids = score_tables(name, records)
+    for title, head, rows in grids:
         lines += [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         lines += ["| " + " | ".join(row) + " |" for row in rows] + [""]
-    if any(MARK in cell for _, _, rows in score_tables(name, records) for row in rows for cell in row):
+    if any(MARK in cell for _, _, rows in grids for row in rows for cell in row):
         lines += [f"{MARK} does not beat random init, pixels and image statistics.", ""]
     lines += ["## Signatures", "", "`equibench explain` turns one into the recipe and the command.", ""]
     lines += [f"- `{r.signature}`" for r in records if r.baseline == name and r.interval()]
     return "\n".join(lines) + "\n"
 
 
-def header(name: str, records: Sequence[Record], context: Context, notes: Sequence[str]) -> list[str]:
+def _header(name: str, records: Sequence[Record], context: Context, notes: Sequence[str]) -> list[str]:
     """What a reader must know before the numbers."""
     probing, radius = context.probing, context.spec.radius
     described = next((r.encoder for r in records if r.baseline == name and r.encoder), "")
@@ -193,7 +172,7 @@ def header(name: str, records: Sequence[Record], context: Context, notes: Sequen
 
 def print_score(name: str, records: Sequence[Record], context: Context, notes: Sequence[str], console: Console) -> None:
     """Print a score to the terminal."""
-    for line in header(name, records, context, notes):
+    for line in _header(name, records, context, notes):
         console.print(line, style="dim", highlight=False)
     for title, head, rows in score_tables(name, records):
         table = Table(
@@ -209,35 +188,26 @@ def print_score(name: str, records: Sequence[Record], context: Context, notes: S
             console.print(record.signature, style="dim", highlight=False, soft_wrap=True)
 
 
-def _cell(record: Record, metric: str) -> str:
-    """A metric's value; the main one with its interval, the others' are in the records."""
-    found = record.metrics.get(metric)
+def _cell(record: Record, metric: str | None = None) -> str:
+    """A metric's value; that of the main one, which stands for None, with its interval."""
+    found = record.metrics.get(metric or record.main_metric)
     if found is None or found.value is None:
         return "–"
-    return _plus_minus(found.value, found.low, found.high) if metric == record.main_metric else plain(found.value)
+    if metric not in (None, record.main_metric) or found.low is None or found.high is None:
+        return plain(found.value)
+    # without a space, so that a narrow terminal breaks the heads and not the numbers
+    return f"{plain(found.value)}±{(found.high - found.low) / 2:.3f}"
 
 
 def _title(task: str) -> str:
     return TASKS.get(task).title if task in TASKS.names() else task
 
 
-def _interval(record: Record) -> str:
-    found = record.interval()
-    return "–" if found is None else _plus_minus(*found)
-
-
-def _plus_minus(value: float, low: float | None, high: float | None) -> str:
-    """Without a space, so that a narrow terminal breaks the heads and not the numbers."""
-    return plain(value) if low is None or high is None else f"{plain(value)}±{(high - low) / 2:.3f}"
-
-
 def _units(record: Record) -> str:
     infos, texts = EVALUATORS.get("regression").metrics, []
     for name, metric in record.metrics.items():
-        if metric.value is None or name in ("r2", "r2_pooled"):
-            continue
-        if name.startswith("degrees"):
+        if name.startswith("degrees") and metric.value is not None:
             texts.append(f"{name.removeprefix('degrees_')} {metric.value:.1f}°")
-        else:
+        elif name not in ("r2", "r2_pooled") and metric.value is not None:
             texts.append(f"{infos[name].title if name in infos else name} {metric.value:.3f}")
     return ", ".join(texts) or "–"

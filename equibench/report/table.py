@@ -1,32 +1,53 @@
-"""A table for people, in markdown and on the terminal: its header, published | ours ± interval, and what it says."""
+"""Tables for people, in markdown and on the terminal: a header, published | ours ± interval, what they say; and the
+page of all tables of a profile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from equibench.errors import UserError
 from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.pretrain.method import BASELINES
-from equibench.records import Record
-from equibench.report.definition import Cell, Cells, Column, TableDefinition, cells_of, published
+from equibench.profiles import get_profile
+from equibench.records import RECORDS, Record, read_records
+from equibench.report.definition import (
+    Cell,
+    Cells,
+    Column,
+    TableDefinition,
+    cells_of,
+    columns_of,
+    load_definition,
+    load_leakage,
+    plain,
+    published,
+    table_names,
+)
 from equibench.task import CLEAN_LEAK, Task
 from equibench.transforms.transformation import BLUR_RANGE, COLOR_RANGE, CROP_SCALE, MAX_ANGLE, max_shift
 
 MARK = "†"
-UNBEATEN = (
+_UNBEATEN = (
     "its interval does not lie beyond that of the best of random init, pixels and image statistics (of those that the "
     "column has), so the score says nothing about the training"
 )
-MEASURED_LEAKS = {
+_MEASURED_LEAKS = {
     "both_views": "both views (the pixels' ceiling)",
     "view2_alone": "view 2 alone (the leak)",
     "border": "of it the outermost ring alone",
     "interpolation": "view 2 of noise (what resampling leaves)",
 }
-"""What is measured of a leak, in print."""
+_WIDE, _MEDIUM = 150, 118  # columns of a terminal
+_Text = Callable[[str, Column], str]
+"""What is printed in a row and column."""
 
 
 def markdown_table(
@@ -36,152 +57,101 @@ def markdown_table(
     records: Sequence[Record],
     context: Context,
     seeds: Sequence[int],
-    leakage: dict[str, dict[str, object]],
     notes: Sequence[str] = (),
 ) -> str:
     """The whole report of a table."""
-    full = cells_of(records, scale=definition.scale)
+    full, inv, equi = (cells_of(records, part, definition.scale) for part in ("full", "invariant", "equivariant"))
     regression = [c for c in columns if c.task.evaluator == "regression" and not c.further]
-    tasks = list(dict.fromkeys(c.task for c in columns))
-    several = any(cell.std_seeds is not None for cell in full.values())
+    probed = [c.task for c in regression]
+    std = _text(full, lambda cell: "–" if cell.std_seeds is None else f"{cell.std_seeds:.3f}")
+    pooled = _text(full, lambda cell: "–" if cell.pooled is None else plain(cell.pooled))
+    signatures = _text(full, lambda cell: " ".join(f"`{signature}`" for signature in cell.signatures))
+    left, right = (_text(half, lambda cell: plain(cell.value)) for half in (inv, equi))
     lines = [f"# {definition.title or definition.name}", ""]
-    lines += [f"- {line}" for line in header(context, tasks, seeds, records)]
-    lines += ["", "## Published | ours", ""]
-    lines += headline_grid(definition, rows, columns, full)
-    lines += further_grid(definition, rows, columns, full)
+    lines += [f"- {line}" for line in _header(context, [c.task for c in columns], seeds, records)]
+    lines += ["", "## Published | ours", "", *_score_grids(definition, rows, columns, full)]
     lines += ["", *(f"Not measured, since the data are not there: {note}" for note in notes)] if notes else []
-    lines += ["", f"{MARK} does not beat its controls: {UNBEATEN}.", ""]
+    lines += ["", f"{MARK} does not beat its controls: {_UNBEATEN}.", ""]
     if regression and not context.dataset.has_objects:
-        lines += _leakage_lines([c.task for c in regression], leakage)
-    if several:
+        lines += _leakage_lines(probed)
+    if scattered := {row for (row, _), cell in full.items() if cell.std_seeds is not None}:
         lines += ["", "## Standard deviation over pretraining seeds", ""]
-        scattered = _with(full, rows, lambda c: c.std_seeds is not None)
-        lines += _grid(scattered, columns, lambda r, c: _std(full.get((r, c.name))))
-    lines += _findings(rows, [c.task for c in regression], full)
+        lines += _grid([row for row in rows if row in scattered], columns, std)
+    if geometry := _geometry_findings(rows, probed, full):
+        lines += ["", "## Mean of rotation and translation", "", *[f"- {line}" for line in geometry]]
+    if own := _own_column_findings(rows, probed, full):
+        lines += ["", "## Is SIE(x) the best SIE row in its own column?", "", *[f"- {line}" for line in own]]
     if regression:
         lines += ["", "## Pooled R², as published", "", _floors(regression, records), ""]
-        lines += _grid(rows, regression, lambda row, column: _pooled(definition, full, row, column))
-    lines += _both_halves(definition, rows, columns, records)
+        lines += _grid(rows, regression, _beside_published(definition, pooled))
+    if split := [c for c in columns if any(name == c.name for _, name in inv)]:
+        lines += ["", "## The halves alone", "", "From the invariant | the equivariant half.", ""]
+        there = [row for row in rows if any(name == row for name, _ in inv)]
+        lines += _grid(there, split, lambda row, column: f"{left(row, column)} \\| {right(row, column)}")
     lines += ["", "## Signatures", "", "`equibench explain` turns one into the score's recipe and command.", ""]
-    lines += _grid(rows, columns, lambda r, c: _signatures(full.get((r, c.name))))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_grid(rows, columns, signatures)]) + "\n"
 
 
-def headline_grid(
+def _score_grids(
     definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells
 ) -> list[str]:
-    """Published | ours, row by row, of the columns that are published; one on rendered data says so in its head."""
-
-    def text(row: str, column: Column) -> str:
-        said = published(definition, row, column.name) or "–"
-        return f"{said} \\| {score(cells.get((row, column.name)), definition.scale)}"
-
-    there, _ = split_columns(definition, columns)
-    return _grid(rows, there, text, lambda column: column_title(column, cells))
-
-
-def further_grid(
-    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells
-) -> list[str]:
-    """Our further columns, where there are any, under a line that says so; rows without any of them are left out."""
-    _, further = split_columns(definition, columns)
-    if not further:
-        return []
-    there = [row for row in rows if any((row, c.name) in cells for c in further)]
-    grid = _grid(
-        there, further, lambda r, c: score(cells.get((r, c.name)), definition.scale), lambda c: column_title(c, cells)
-    )
-    return ["", "Not in the published table:", "", *grid]
+    """Published | ours, row by row, of the columns that are published; then our further columns, where there are any,
+    under a line that says so and without rows that have none of them. Columns on rendered data say so in their heads.
+    """
+    ours = _text(cells, lambda cell: _score(cell, definition.scale))
+    printed, further = _split_columns(definition, columns)
+    lines = _grid(rows, printed, _beside_published(definition, ours), cells)
+    if further:
+        there = [row for row in rows if any((row, column.name) in cells for column in further)]
+        lines += ["", "Not in the published table:", "", *_grid(there, further, ours, cells)]
+    return lines
 
 
-def split_columns(definition: TableDefinition, columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
+def _split_columns(definition: TableDefinition, columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
     """The columns that have published numbers, or all if none has any; and the others."""
     printed = [c for c in columns if any(published(definition, row, c.name) for row in definition.rows)]
     return (printed, [c for c in columns if c not in printed]) if printed else (list(columns), [])
 
 
-def column_title(column: Column, cells: Cells) -> str:
+def _column_title(column: Column, cells: Cells) -> str:
     """The column's name in print, which says where its data are rendered by equibench."""
-    rendered = any(name == column.name and is_rendered(cell.data) for (_, name), cell in cells.items())
+    rendered = any(name == column.name and _is_rendered(cell.data) for (_, name), cell in cells.items())
     return f"{column.title} (rendered)" if rendered else column.title
 
 
-def is_rendered(data: str) -> bool:
+def _is_rendered(data: str) -> bool:
     """Whether the name is that of data which equibench renders itself, in the layout of published ones."""
     return data.startswith("rendered-")
 
 
-def _findings(rows: Sequence[str], tasks: Sequence[Task], full: Cells) -> list[str]:
-    own, geometry = own_column_findings(rows, tasks, full), geometry_findings(rows, tasks, full)
-    lines = []
-    if geometry:
-        lines += ["", "## Mean of rotation and translation", "", *[f"- {line}" for line in geometry]]
-    if own:
-        lines += ["", "## Is SIE(x) the best SIE row in its own column?", "", *[f"- {line}" for line in own]]
-    return lines
-
-
-def _both_halves(
-    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], records: Sequence[Record]
-) -> list[str]:
-    inv, equi = (cells_of(records, half, definition.scale) for half in ("invariant", "equivariant"))
-    there = [c for c in columns if any(name == c.name for _, name in inv)]
-    if not there:
-        return []
-    lines = ["", "## The halves alone", "", "From the invariant | the equivariant half.", ""]
-    return lines + _grid(
-        _with(inv, rows, lambda c: True), there, lambda r, c: _halves(inv.get((r, c.name)), equi.get((r, c.name)))
-    )
-
-
-def _signatures(cell: Cell | None) -> str:
-    return " ".join(f"`{s}`" for s in cell.signatures) if cell else "–"
-
-
-def score(cell: Cell | None, scale: float = 1.0) -> str:
+def _score(cell: Cell, scale: float) -> str:
     """0.345 ±0.012, or 34.50 ±1.20 where numbers are percentages, with a mark where it does not beat its controls."""
-    if cell is None:
-        return "–"
     mark = MARK if cell.beats_controls is False else ""
     digits = 3 if scale == 1 else 2
     return f"{plain(cell.value, digits)} ±{(cell.high - cell.low) / 2:.{digits}f}{mark}"
 
 
-def plain(value: float, digits: int = 3) -> str:
-    """So many decimals, and no minus sign before a zero."""
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
+def _text(cells: Cells, text: Callable[[Cell], str]) -> _Text:
+    """What is printed of a cell; a dash where there is none."""
+    return lambda row, column: text(cell) if (cell := cells.get((row, column.name))) else "–"
 
 
-def _pooled(definition: TableDefinition, cells: Cells, row: str, column: Column) -> str:
-    cell = cells.get((row, column.name))
-    ours = plain(cell.pooled) if cell and cell.pooled is not None else "–"
-    return f"{published(definition, row, column.name) or '–'} \\| {ours}"
+def _beside_published(definition: TableDefinition, ours: _Text) -> _Text:
+    return lambda row, column: f"{published(definition, row, column.name) or '–'} \\| {ours(row, column)}"
 
 
-def _std(cell: Cell | None) -> str:
-    return f"{cell.std_seeds:.3f}" if cell and cell.std_seeds is not None else "–"
-
-
-def _halves(invariant: Cell | None, equivariant: Cell | None) -> str:
-    return " \\| ".join(plain(c.value) if c else "–" for c in (invariant, equivariant))
-
-
-def _with(cells: Cells, rows: Sequence[str], test: Callable[[Cell], bool]) -> list[str]:
-    return [row for row in rows if any(test(cell) for (name, _), cell in cells.items() if name == row)]
-
-
-def _grid(
-    rows: Sequence[str],
-    columns: Sequence[Column],
-    text: Callable[[str, Column], str],
-    title: Callable[[Column], str] = lambda column: column.title,
-) -> list[str]:
-    lines = ["| | " + " | ".join(map(title, columns)) + " |", "|---|" + "---|" * len(columns)]
+def _grid(rows: Sequence[str], columns: Sequence[Column], text: _Text, cells: Cells | None = None) -> list[str]:
+    """A table in markdown; with cells, its head says which columns were measured on rendered data."""
+    lines = _head(_column_title(column, cells or {}) for column in columns)
     for row in rows:
         name = f"*{row_title(row)}*" if row in CONTROLS else row_title(row)
         lines.append(f"| {name} | " + " | ".join(text(row, column) for column in columns) + " |")
     return lines
+
+
+def _head(titles: Iterable[str]) -> list[str]:
+    titles = list(titles)
+    return ["| | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
 
 
 def _floors(columns: Sequence[Column], records: Sequence[Record]) -> str:
@@ -191,8 +161,9 @@ def _floors(columns: Sequence[Column], records: Sequence[Record]) -> str:
     return "One scalar mean over all dimensions (SIE's formula); a constant predictor scores: " + ", ".join(named) + "."
 
 
-def _leakage_lines(tasks: Sequence[Task], leakage: dict[str, dict[str, object]]) -> list[str]:
+def _leakage_lines(tasks: Sequence[Task]) -> list[str]:
     """What pixels hold (a CNN on both views) and what leaks (the CNN on view 2 alone)."""
+    leakage = load_leakage()
     known = [t for t in tasks if leakage.get(t.name, {}).get("task_version") == t.version]
     if not known:
         return ["No measurement is on file for these tasks: run `equibench certify`."]
@@ -201,18 +172,14 @@ def _leakage_lines(tasks: Sequence[Task], leakage: dict[str, dict[str, object]])
         f"A small CNN trained from scratch on {some['pairs']:,} pairs of {some['data']}, headline views; a task that "
         f"claims to be clean leaks at most {CLEAN_LEAK:g}:",
         "",
+        *_head(task.title for task in known),
     ]
-    lines += ["| | " + " | ".join(t.title for t in known) + " |", "|---|" + "---|" * len(known)]
-    for name, title in MEASURED_LEAKS.items():
-        values = [leakage[t.name].get(f"{name}_r2") for t in known]
+    for name, title in _MEASURED_LEAKS.items():
+        values = [leakage[task.name].get(f"{name}_r2") for task in known]
         if any(value is not None for value in values):
-            shown = ["–" if value is None else plain(float(str(value))) for value in values]
-            lines.append(f"| {title} | " + " | ".join(shown) + " |")
+            lines.append(f"| {title} | " + " | ".join("–" if v is None else plain(v) for v in values) + " |")
     lines.append("| claims to be clean | " + " | ".join("yes" if t.claims_clean else "no" for t in known) + " |")
     return lines
-
-
-WIDE, MEDIUM = 150, 118
 
 
 def print_table(
@@ -226,44 +193,36 @@ def print_table(
 ) -> None:
     """Print a table; on a narrow terminal each cell takes two lines or three."""
     cells = cells_of(records, scale=definition.scale)
-    for line in header(context, [column.task for column in columns], seeds, records):
+    for line in _header(context, [column.task for column in columns], seeds, records):
         console.print(line, style="dim", highlight=False)
     title = f"{definition.title or definition.name}, profile {context.profile.name}"
-    printed, further = split_columns(definition, columns)
-    console.print(_table(f"{title}: published | ours", definition, rows, printed, cells, console))
+    printed, further = _split_columns(definition, columns)
+    console.print(_table(f"{title}: published | ours", definition, rows, printed, cells, console.width))
     if further:
         there = [row for row in rows if any((row, column.name) in cells for column in further)]
-        console.print(_table("not in the published table", definition, there, further, cells, console))
+        console.print(_table("not in the published table", definition, there, further, cells, console.width))
     shown = {column.name for column in columns}
     if any(cell.beats_controls is False for (_, name), cell in cells.items() if name in shown):
         console.print(f"{MARK} does not beat random init, pixels and image statistics", style="dim")
 
 
 def _table(
-    title: str,
-    definition: TableDefinition,
-    rows: Sequence[str],
-    columns: Sequence[Column],
-    cells: Cells,
-    console: Console,
+    title: str, definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells, width: int
 ) -> Table:
-    table = Table(title=title, show_lines=False)
-    table.add_column("")
+    table = Table("", title=title)
     for column in columns:
-        table.add_column(column_title(column, cells), justify="right", overflow="fold")
-    separator = " | " if console.width >= WIDE else "\n"
-    narrow = console.width < MEDIUM
-    for number, row in enumerate(rows):
+        table.add_column(_column_title(column, cells), justify="right", overflow="fold")
+    separator = " | " if width >= _WIDE else "\n"
+    for row, following in pairwise([*rows, ""]):
         texts = []
         for column in columns:
             cell = cells.get((row, column.name))
-            ours = score(cell, definition.scale)
+            said, ours = published(definition, row, column.name), _score(cell, definition.scale) if cell else "–"
             style = "dim" if cell is None or cell.beats_controls is False else "bold"
-            said = published(definition, row, column.name)
-            if narrow:
+            if width < _MEDIUM:
                 said, ours = said.split("±")[0], ours.replace(" ", "\n")
             texts.append(f"[dim]{said}{separator}[/dim][{style}]{ours}[/]" if said else f"[{style}]{ours}[/]")
-        last_method = row not in CONTROLS and number + 1 < len(rows) and rows[number + 1] in CONTROLS
+        last_method = row not in CONTROLS and following in CONTROLS
         table.add_row(row_title(row), *texts, style="italic" if row in CONTROLS else "", end_section=last_method)
     return table
 
@@ -271,7 +230,7 @@ def _table(
 # What a reader must know before the numbers, and what these say of the claims
 
 
-def header(context: Context, tasks: Sequence[Task], seeds: Sequence[int], records: Sequence[Record]) -> list[str]:
+def _header(context: Context, tasks: Sequence[Task], seeds: Sequence[int], records: Sequence[Record]) -> list[str]:
     """Lines that say on what, how and with which ranges the table was made."""
     profile = context.profile
     pretraining, encoder = profile.pretraining, profile.encoder
@@ -314,22 +273,21 @@ def header(context: Context, tasks: Sequence[Task], seeds: Sequence[int], record
 
 def _regression(context: Context, tasks: Sequence[Task], records: Sequence[Record]) -> list[str]:
     profile, probing, radius = context.profile, context.probing, context.spec.radius
-    pairs = next((r.pairs for r in records if r.evaluator == "regression"), list(probing.pairs))
-    train, val, test = pairs
+    train, val, test = next((r.pairs for r in records if r.evaluator == "regression"), probing.pairs)
+    units = "objects" if context.dataset.has_objects else "images"
     views = f"mirrored fill, disc of radius {radius:g} px" if radius else "black fill, no mask (paper_like)"
-    views += f"; ranges: {ranges(tasks, profile.image_size)}"
+    views += f"; ranges: {_ranges(tasks, profile.image_size)}"
     if context.dataset.has_objects:
         views = "as the data have them, angles in ±90°"
     return [
         f"Probe: 3-layer MLP of width {probing.width}, at most {probing.epochs} epochs, {probing.seeds} seeds; "
         f"{train:,} training, {val:,} validation and {test:,} test pairs.",
         f"Views: {profile.image_size} px, {views}.",
-        "R² per dimension on standardised targets, ± half the 95 % bootstrap interval over test "
-        + ("objects." if context.dataset.has_objects else "images."),
+        f"R² per dimension on standardised targets, ± half the 95 % bootstrap interval over test {units}.",
     ]
 
 
-def ranges(tasks: Sequence[Task], size: int) -> str:
+def _ranges(tasks: Sequence[Task], size: int) -> str:
     """The parameter ranges of the tasks' transformations."""
     brightness, hue = COLOR_RANGE[0], COLOR_RANGE[3]
     text = {
@@ -343,61 +301,128 @@ def ranges(tasks: Sequence[Task], size: int) -> str:
     return ", ".join(dict.fromkeys(text[t.transformation] for t in tasks if t.transformation in text))
 
 
-def own_column_findings(rows: Sequence[str], tasks: Sequence[Task], cells: Cells) -> list[str]:
+def _own_column_findings(rows: Sequence[str], tasks: Sequence[Task], cells: Cells) -> list[str]:
     """Whether a row trained on one known transformation is the best of its kind in that transformation's column.
 
     P1 (section 3) says so of SIE. A win counts only above the upper bound of random init, and only in a column that
     separates at least two of the rows compared.
     """
-    kind = [r for r in rows if r.startswith("sie_")]
-    lines = []
-    for row in kind:
-        known = BASELINES.get(row).transformations
-        for task in tasks:
-            if known == (task.transformation,) and (row, task.name) in cells:
-                lines.append(f"{row_title(row)} in {task.title}: {_verdict(row, task, kind, cells)}")
-    return lines
+    kind = [row for row in rows if row.startswith("sie_")]
+    return [
+        f"{row_title(row)} in {task.title}: {_verdict(row, task, kind, cells)}"
+        for row in kind
+        for task in tasks
+        if BASELINES.get(row).transformations == (task.transformation,) and (row, task.name) in cells
+    ]
 
 
 def _verdict(row: str, task: Task, kind: Sequence[str], cells: Cells) -> str:
     column = {r: cells[r, task.name] for r in kind if (r, task.name) in cells}
-    best = max(column, key=lambda r: column[r].value)
-    separated = max(c.low for c in column.values()) > min(c.high for c in column.values())
-    floor = cells.get(("random_init", task.name))
-    mine = f"{column[row].value:.3f}"
+    floor, mine = cells.get(("random_init", task.name)), f"{column[row].value:.3f}"
     if len(column) < 2 or floor is None:
         return "not tested, since the rows to compare it with are missing."
+    best = max(column, key=lambda r: column[r].value)
     if best != row:
         return f"no; {row_title(best)} is best with {column[best].value:.3f} against {mine}."
-    if not separated:
+    if max(c.low for c in column.values()) <= min(c.high for c in column.values()):
         return f"best with {mine}, but the column separates no two SIE rows, so this is no win."
     if column[row].value <= floor.high:
         return f"best of the SIE rows with {mine}, but not above random init's upper bound {floor.high:.3f}: no win."
     return f"yes, with {mine}, above random init's upper bound {floor.high:.3f}."
 
 
-def mean_of(row: str, tasks: Sequence[Task], cells: Cells) -> tuple[float, float, float] | None:
-    """Mean R² of a row over tasks with the mean of the intervals' ends; None if a cell is missing.
+def _geometry_findings(rows: Sequence[str], tasks: Sequence[Task], cells: Cells) -> list[str]:
+    """Rows by their mean over rotation and translation, with what lies above both VICReg and random init.
 
-    The tasks share their test images, so the interval of the mean is at most as wide.
+    The tasks share their test images, so the interval of the mean is at most as wide as the mean of the intervals.
     """
-    found = [cells[row, t.name] for t in tasks if (row, t.name) in cells]
-    if len(found) < len(tasks) or not found:
-        return None
-    return tuple(sum(getattr(c, end) for c in found) / len(found) for end in ("value", "low", "high"))  # type: ignore[return-value]
-
-
-def geometry_findings(rows: Sequence[str], tasks: Sequence[Task], cells: Cells) -> list[str]:
-    """Rows by their mean over rotation and translation, with what lies above both VICReg and random init."""
-    geometry = [t for t in tasks if t.transformation in ("rotation", "translation")]
-    rivals = [mean_of(r, geometry, cells) for r in ("vicreg", "random_init")]
-    if len(geometry) < 2 or None in rivals:
-        return []
-    bar = max(rival[2] for rival in rivals if rival)
-    lines = []
+    geometry = [task.name for task in tasks if task.transformation in ("rotation", "translation")]
+    means = {}
     for row in (*(r for r in rows if r not in CONTROLS), "random_init"):
-        mean = mean_of(row, geometry, cells)
-        if mean:
-            above = " above both VICReg and random init" if mean[1] > bar else ""
-            lines.append(f"{row_title(row)}: {mean[0]:.3f} [{mean[1]:.3f}, {mean[2]:.3f}]{above}")
+        found = [cells[row, name] for name in geometry if (row, name) in cells]
+        if found and len(found) == len(geometry):
+            means[row] = [sum(getattr(cell, end) for cell in found) / len(found) for end in ("value", "low", "high")]
+    if len(geometry) < 2 or not {"vicreg", "random_init"} <= set(means):
+        return []
+    bar = max(means["vicreg"][2], means["random_init"][2])
+    return [
+        f"{row_title(row)}: {value:.3f} [{low:.3f}, {high:.3f}]"
+        + (" above both VICReg and random init" if low > bar else "")
+        for row, (value, low, high) in means.items()
+    ]
+
+
+# All tables of a profile on one page
+
+
+def overview(folder: Path, profile: str) -> str:
+    """The page of results/<profile>, made of the definitions and records of the tables below it alone.
+
+    Raises:
+        UserError: no table is there, or one has a row that is not registered here.
+    """
+    found = [name for name in table_names() if (folder / name / RECORDS).is_file()]
+    if not found:
+        raise UserError(f"there is no table below {folder}", f"make one: equibench table table2 --profile {profile}")
+    lines = [f"# The tables in the profile {profile}", "", f"{_sentence(get_profile(profile).title)}", ""]
+    lines += [
+        "Published | ours ± half the 95 % bootstrap interval over test images; rows in italics are controls. "
+        f"{MARK} does not beat its controls: {_UNBEATEN}. Columns marked *rendered* were measured on small pictures "
+        "that equibench renders itself: their numbers must not be compared with the published ones. A dash: not "
+        "measured, since the data were not there.",
+        "",
+    ]
+    for name in found:
+        lines += _section(folder, name)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(folder: Path, name: str) -> list[str]:
+    definition, records = load_definition(name), read_records(folder / name / RECORDS)
+    frame = pd.read_csv(folder / name / f"{name}.csv", dtype=str, keep_default_na=False)
+    columns = columns_of(definition.columns)
+    rows = [str(row) for row in frame["baseline"]]
+    cells = cells_of(records, scale=definition.scale)
+    lines = [f"## [{definition.title or name}]({name}/{name}.md)", ""]
+    lines += _score_grids(definition, rows, columns, cells)
+    lines += ["", "It can show " + "; ".join(definition.claims) + ".", ""] if definition.claims else [""]
+    lines += ["What limits it:", "", *[f"- {limit}" for limit in _limits(definition, records, cells)], ""]
+    return [*lines, "What it says:", "", *[f"- {line}" for line in _verdicts(rows, columns, cells)], ""]
+
+
+def _limits(definition: TableDefinition, records: Sequence[Record], cells: Cells) -> list[str]:
+    profile = get_profile(records[0].profile)
+    limits = [_sentence(limit) for limit in definition.limits]
+    rendered = sorted({cell.data for cell in cells.values() if _is_rendered(cell.data)})
+    if rendered:
+        everything = all(_is_rendered(cell.data) for cell in cells.values())
+        which = "Every number is" if everything else "Some numbers are"
+        limits.append(f"{which} of {', '.join(rendered)}, data of our own; the published data were not there.")
+    count = len({record.seeds.pretraining for record in records if record.recipe_sha256})
+    seeds = "one pretraining seed" if count == 1 else f"{count} pretraining seeds"
+    encoder, pairs = profile.encoder, profile.pretraining.pairs
+    small = f"Encoders are small (width {encoder.width}, {encoder.depth} blocks)"
+    return [*limits, f"{small} and saw {pairs:,} pairs, with {seeds}."]
+
+
+def _verdicts(rows: Sequence[str], columns: Sequence[Column], cells: Cells) -> list[str]:
+    """For each column the best row, those that it cannot be told apart from, and which rows beat every control."""
+    lines = []
+    methods = [row for row in rows if row not in CONTROLS]
+    for column in columns:
+        there = {row: cells[row, column.name] for row in methods if (row, column.name) in cells}
+        if not there:
+            continue
+        best = (min if column.info.better == "lower" else max)(there, key=lambda row: there[row].value)
+        top = there[best]
+        tied = [row_title(r) for r, c in there.items() if r != best and c.high >= top.low and c.low <= top.high]
+        ahead = [row_title(r) for r, c in there.items() if c.beats_controls]
+        said = f"{column.title}: best is {row_title(best)}"
+        said += f" (overlapping: {', '.join(tied)})" if tied else ""
+        lines.append(f"{said}; {', '.join(ahead) or 'no row'} better than all controls.")
     return lines
+
+
+def _sentence(text: str) -> str:
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith(".") else text + "."

@@ -25,16 +25,14 @@ from equibench.runner.workers import run_jobs
 from equibench.task import TASKS, Task
 from equibench.utils.files import writable_folder, write_atomically, write_text
 
-ROWS = ("vicreg", "sie_all", "sie_rot", "reconstruction")
-COLUMNS = ("rotation", "color", "blur", "translation")
-UNTRAINED = "random_init"
+_ROWS = ("vicreg", "sie_all", "sie_rot", "reconstruction")
+_COLUMNS = ("rotation", "color", "blur", "translation")
+_UNTRAINED = "random_init"
 
 
 @dataclass(frozen=True)
 class CurveResult:
-    """Attributes: `frame` has a line for each row, pretraining seed, step and task."""
-
-    frame: pd.DataFrame
+    frame: pd.DataFrame  # a line for each row, pretraining seed, step and task
     records: list[Record]
     files: list[Path]
 
@@ -59,13 +57,13 @@ def curve(
     if plot and importlib.util.find_spec("matplotlib") is None:
         raise UserError("matplotlib is needed to draw", 'pip install "equibench[plot]", or go without: --no-plot')
     config = RunConfig.of(**options)
-    profile, rows = config.sizes, config.rows or ROWS
+    profile, rows = config.sizes, config.rows or _ROWS
     folder = writable_folder(Path(out) if out else RESULTS / profile.name / "curve")
     for file in config.baseline_files:
         load_file(file, "baseline")
     if not profile.snapshots:
         raise UserError(f"the profile {profile.name} keeps no encoders on the way", "choose another profile")
-    tasks = [TASKS.get(name) for name in config.columns or COLUMNS]
+    tasks = [TASKS.get(name) for name in config.columns or _COLUMNS]
     for name in rows:
         BASELINES.get(name)
     for task in tasks:
@@ -73,11 +71,11 @@ def curve(
             raise UserError(f"{task.name} is no regression, so it has no R²", "choose regression tasks")
     context = open_context(config)
     found = TableRows(config, context)
-    run_jobs(plan(places_of(rows, config.seeds), (), found, context), found, config, context, console)
-    points = places_of([UNTRAINED], config.seeds)
+    run_jobs(plan(places_of(rows, config.seeds), (), found), found, console)
+    points = places_of([_UNTRAINED], config.seeds)
     points += [Place(r, s, step) for r in rows for s in config.seeds for step in (*profile.snapshots, None)]
-    run_jobs(plan(points, tasks, found, context), found, config, context, console)
-    whole = [(place, record) for place, record in collect(points, tasks, found, context) if record.features == "full"]
+    run_jobs(plan(points, tasks, found), found, console)
+    whole = [(place, record) for place, record in collect(points, tasks, found) if record.features == "full"]
     frame, records = _frame(whole, context), [record for _, record in whole]
     files = [folder / "curve.csv", folder / RECORDS]
     write_text(files[0], frame.to_csv(index=False))
@@ -92,8 +90,9 @@ def _frame(records: Sequence[tuple[Place, Record]], context: Context) -> pd.Data
     pretraining, images = context.profile.pretraining, len(split_indices(context.dataset)["train"])
     lines = []
     for place, record in records:
-        step = place.step if place.step is not None else 0 if place.row == UNTRAINED else pretraining.steps
+        step = place.step if place.step is not None else 0 if place.row == _UNTRAINED else pretraining.steps
         r2 = record.metrics["r2"]
+        ends = [None if end is None else round(end, 4) for end in (r2.value, r2.low, r2.high)]
         lines.append(
             {
                 "baseline": place.row,
@@ -103,10 +102,7 @@ def _frame(records: Sequence[tuple[Place, Record]], context: Context) -> pd.Data
                 "pairs": step * pretraining.batch,
                 "epochs": round(step * pretraining.batch / images, 3),
                 "task": record.task,
-                **{
-                    key: None if value is None else round(value, 4)
-                    for key, value in (("r2", r2.value), ("low", r2.low), ("high", r2.high))
-                },
+                **dict(zip(("r2", "low", "high"), ends, strict=True)),
                 "signature": record.identifier,
             }
         )
@@ -119,10 +115,10 @@ def _draw(frame: pd.DataFrame, tasks: Sequence[Task], path: Path) -> None:
 
     figure = Figure(figsize=(3.1 * len(tasks), 3.2), layout="constrained")
     axes = figure.subplots(1, len(tasks), squeeze=False)[0]
-    start = frame[frame.baseline == UNTRAINED]
+    start = frame[frame.baseline == _UNTRAINED]
     for axis, task in zip(axes, tasks, strict=True):
         here = frame[frame.task == task.name]
-        for row in dict.fromkeys(frame.baseline[frame.baseline != UNTRAINED]):
+        for row in dict.fromkeys(frame.baseline[frame.baseline != _UNTRAINED]):
             line = pd.concat([start[start.task == task.name], here[here.baseline == row]])
             mean = line.groupby("epochs")[["r2", "low", "high"]].mean()
             spread = [mean.r2 - mean.low, mean.high - mean.r2]

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from equibench.config import SCORE_OPTIONS, RunConfig
@@ -30,47 +31,44 @@ from equibench.task import TASKS, Task, object_tasks, regression_tasks
 from equibench.transforms.transformation import RENDERED, view_spec
 
 if TYPE_CHECKING:
+    from equibench.encoders.adapter import ImageEncoder
     from equibench.encoders.open import Opened
+    from equibench.runner.plan import Place
 
-OBJECTS, RENDERED_OBJECTS = "3diebench", "rendered-objects"
 REPEATS = 4
-"""A training or validation image is used so often, with other θ, where the data are smaller than the profile asks."""
-CPU_BATCH, GPU_BATCH = 8, 128
+"""A training or validation image is used so often at most, with other θ, where the data are fewer than asked for; a
+test image is used once."""
+CPU_IMAGES, GPU_IMAGES = 8, 128
 """Images of 224 px per forward pass; on a CPU the activations of more are slower to allocate than to compute."""
-SETTLING_IMAGES, SETTLING_BATCH = 256, 32
-SETTLED = f", BatchNorm statistics (if any) of {SETTLING_IMAGES} training images"
+_SETTLING_IMAGES, _SETTLING_BATCH = 256, 32
+_SETTLED = f", BatchNorm statistics (if any) of {_SETTLING_IMAGES} training images"
+
+_ENCODER_OPTIONS = (
+    "arch", "pretrained", "size", "mean", "std", "interpolation", "pooling", "allow_partial", "allow_random", "seed",
+)  # fmt: skip
 
 EncoderSource = str | Path | nn.Module | Callable[[torch.Tensor], torch.Tensor]
 """A run folder or baseline of equibench; "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"; a file of weights (with
 `arch`); an `nn.Module` or a callable on a batch of normalised images (N, 3, S, S)."""
 
 
-# Tables and runs
-
-
 def open_context(config: RunConfig) -> Context:
-    """Load the data, find the device, register the baselines of the user's files.
-
-    Raises:
-        UserError: the data, the device or a baseline file is wrong.
-    """
+    """Load the data, find the device, register the baselines of the user's files; what is wrong is a UserError."""
     for file in config.baseline_files:
         load_file(file, "baseline")
     dataset = _load_data(config)
     if dataset.has_objects and config.variant != "headline":
-        raise UserError(
-            f"{dataset.name} brings its views along, so there is no variant {config.variant!r} of them",
-            "leave --variant out for this table",
-        )
+        problem = f"{dataset.name} brings its views along, so there is no variant {config.variant!r} of them"
+        raise UserError(problem, "leave --variant out for this table")
     profile, variant = config.sizes, RENDERED if dataset.has_objects else config.variant
     device = find_device(config.device)
     context = Context(
-        profile=profile,
-        dataset=dataset,
-        variant=variant,
-        work=config.runs / profile.name / f"{dataset.name}-{variant}",
-        device=device,
-        bf16=default_precision(device.type) == "bf16-mixed",
+        profile,
+        dataset,
+        variant,
+        config.runs / profile.name / f"{dataset.name}-{variant}",
+        device,
+        default_precision(device.type) == "bf16-mixed",
         devices=config.devices,
         known_fraction=config.known_fraction,
         data_root=config.data_root,
@@ -82,11 +80,7 @@ def open_context(config: RunConfig) -> Context:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one.
-
-    Raises:
-        UserError: it is not there.
-    """
+    """The device of that name, where "auto" is CUDA if there is one; a UserError if it is not there."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device was found", "use --device cpu or --device auto")
@@ -99,8 +93,6 @@ def one_thread(context: Context) -> Iterator[None]:
     if context.device.type != "cpu":
         yield
         return
-    from threadpoolctl import threadpool_limits
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -112,9 +104,8 @@ def one_thread(context: Context) -> Iterator[None]:
 
 def _load_data(config: RunConfig) -> Dataset:
     """The profile's data; the demo alone falls back to generated images, since it has to run on any machine."""
-    profile, name = config.sizes, config.pretraining_data
-    root = config.data_root
-    if name == OBJECTS:
+    profile, name, root = config.sizes, config.pretraining_data, config.data_root
+    if name == "3diebench":
         return _load_objects(config)
     if name not in (None, profile.dataset):
         return load_dataset(str(name), data_root=root, skip_bad=config.skip_bad)
@@ -133,38 +124,38 @@ def _load_objects(config: RunConfig) -> Dataset:
     from equibench.render.generate import ensure_rendered_objects
     from equibench.utils.arrays import writing_to_cache
 
-    size, sizes = config.sizes.image_size, config.sizes.rendered
+    size, sizes, name = config.sizes.image_size, config.sizes.rendered, "rendered-objects"
     if sizes is None:
         return load_object_folder(find_object_data(config.data_root), size=size, skip_bad=config.skip_bad)
     with writing_to_cache() as cache:
-        folder = cache / RENDERED_OBJECTS
-        root = ensure_rendered_objects(folder, objects=sizes.objects, views=sizes.views, size=size)
-    return load_object_folder(root, size=size, name=RENDERED_OBJECTS)
+        root = ensure_rendered_objects(cache / name, objects=sizes.objects, views=sizes.views, size=size)
+    return load_object_folder(root, size=size, name=name)
 
 
-# A score
+def drawable(dataset: Dataset, pairs: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Of so many training, validation and test pairs, those that the data's images allow (see `REPEATS`)."""
+    there = [len(indices) for indices in split_indices(dataset).values()]
+    train, val, test = (min(n, k * have) for n, k, have in zip(pairs, (REPEATS, REPEATS, 1), there, strict=True))
+    return train, val, test
 
 
 @dataclass(frozen=True)
 class OpenedScore:
-    """A score that is ready to be made.
-
-    Attributes:
-        rows: the encoder first, then its controls.
-        notes: what was found out while opening the encoder.
-    """
+    """A score that is ready to be made; rows are the encoder and its controls, notes what was found on opening it."""
 
     rows: list[Row]
     tasks: list[Task]
     context: Context
     notes: list[str]
 
+    def find(self, place: Place) -> Row:
+        return next(row for row in self.rows if row.name == place.row)
+
 
 def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> OpenedScore:
     """Open the encoder and the data and lay out the work; nothing is scored yet.
 
-    Args:
-        stack: keeps the temporary folder of an encoder whose weights have no digest, for which nothing is cached.
+    The stack keeps the temporary folder of an encoder whose weights have no digest, for which nothing is cached.
 
     Raises:
         UserError: a name, file, folder or device is wrong, or the weights do not fit.
@@ -178,7 +169,7 @@ def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> Op
     variant = RENDERED if dataset.has_objects else config.variant
     opened = _open(source, config, dataset, variant)
     if not opened.pretrained:
-        settle_batch_norm(opened.encoder, settling_images(dataset))
+        settle_batch_norm(opened.encoder, _settling_images(dataset))
     notes, work = list(opened.notes), config.runs / "score" / f"{dataset.name}-{variant}"
     name = config.name or opened.name
     if name in CONTROLS:
@@ -186,35 +177,36 @@ def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> Op
     if opened.encoder.identity is None:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="equibench-")))
         notes.append("its weights cannot be told from others', so nothing of it is kept but the score")
-    probing, repeats = _sizes(dataset, config.sizes.probing, config.pairs)
+    probing, repeats = _probing(dataset, config)
     device = find_device(config.device)
     context = Context(
-        profile=replace(config.sizes, probing=probing, image_size=int(dataset.train.images.shape[-1])),
-        dataset=dataset,
-        variant=variant,
-        work=work,
-        device=device,
-        bf16=default_precision(device.type) == "bf16-mixed",
+        replace(config.sizes, probing=probing, image_size=int(dataset.train.images.shape[-1])),
+        dataset,
+        variant,
+        work,
+        device,
+        default_precision(device.type) == "bf16-mixed",
         repeats=repeats,
         data_root=config.data_root,
         data_size=opened.encoder.preprocessing.size,
         skip_bad=config.skip_bad,
     )
-    row = _row(name, opened, config, context, command_of(source, config))
-    controls = _controls(opened, row, dataset, config.seed) if config.controls else []
+    # the command that makes the score again: what is as by default, or only says where, is left out
+    places = ("tasks", "data_root", "device", "runs", "controls")
+    encoder = shlex.quote(str(source)) if isinstance(source, str | Path) else "ENCODER"
+    flags = config.flags([option for option in SCORE_OPTIONS if option not in places])
+    command = " ".join([f"equibench score {encoder} --tasks {{task}}", *flags])
+    row = _row(name, opened, config, context, command)
+    rows = [row, *(_controls(opened, row, dataset, config.seed) if config.controls else ())]
     files = {task: f for f in config.tasks or () if f.endswith(".py") for task in load_file(f, "task")}
-    rows = [replace(one, task_files=files) for one in (row, *controls)]
-    return OpenedScore(rows, chosen, context, notes)
+    return OpenedScore([replace(one, task_files=files) for one in rows], chosen, context, notes)
 
 
 def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Task]:
     """Tasks by name, pattern, evaluator, "all", or the file that registers them; the regression tasks if None.
 
     Of data in which several views show one object, "all" and None mean the tasks on such views. Tasks that bring data
-    of their own along are named, or their evaluator is.
-
-    Raises:
-        UserError: a name that fits nothing.
+    of their own along are named, or their evaluator is. A name that fits nothing is a UserError.
     """
     names: list[str] = []
     for entry in wanted if wanted is not None else ["regression"]:
@@ -232,14 +224,6 @@ def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Ta
             TASKS.get(entry)  # raises, with the nearest name
         names += found
     return [TASKS.get(n) for n in dict.fromkeys(names)]
-
-
-def command_of(source: EncoderSource, config: RunConfig) -> str:
-    """The command line that makes the score again; what is as by default, or only says where, is left out."""
-    named = shlex.quote(str(source)) if isinstance(source, str | Path) else "ENCODER"
-    places = {"tasks", "data_root", "device", "runs", "controls"}
-    flags = config.flags([name for name in SCORE_OPTIONS if name not in places])
-    return " ".join([f"equibench score {named} --tasks {{task}}", *flags])
 
 
 def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: str) -> Opened:
@@ -261,33 +245,17 @@ def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: s
         )
         if own is not None:
             return own
-    return open_encoder(
-        source,
-        arch=config.arch,
-        views=views,
-        pretrained=config.pretrained,
-        size=config.size,
-        mean=config.mean,
-        std=config.std,
-        interpolation=config.interpolation,
-        pooling=config.pooling,
-        allow_partial=config.allow_partial,
-        allow_random=config.allow_random,
-        seed=config.seed,
-    )
+    return open_encoder(source, views=views, **{name: getattr(config, name) for name in _ENCODER_OPTIONS})
 
 
 def _row(name: str, opened: Opened, config: RunConfig, context: Context, command: str) -> Row:
     encoder, layers = opened.encoder, config.layers or ()
-    # where an encoder cannot be told from others, a number that is never drawn twice
-    identity = encoder.identity or {"weights": None, "call": uuid.uuid4().hex}
     side = encoder.preprocessing.size or context.size
-    batch = GPU_BATCH if context.device.type == "cuda" else CPU_BATCH
+    batch = GPU_IMAGES if context.device.type == "cuda" else CPU_IMAGES
     return Row(
         name,
         lambda: encoder,
-        identity,
-        str(identity["weights"]) if identity["weights"] else None,
+        **_identity(encoder),
         half=opened.half,
         layers=("default", *(encoder.layers if layers == ("all",) else layers)),
         batch=max(1, min(512, round(batch * (224 / side) ** 2))),
@@ -297,10 +265,16 @@ def _row(name: str, opened: Opened, config: RunConfig, context: Context, command
     )
 
 
+def _identity(encoder: ImageEncoder) -> dict[str, Any]:
+    """What tells an encoder from others: where nothing does, a number that is never drawn twice."""
+    identity = encoder.identity or {"weights": None, "call": uuid.uuid4().hex}
+    return {"identity": identity, "encoder_sha256": str(identity["weights"]) if identity["weights"] else None}
+
+
 def _description(opened: Opened) -> str:
     """The encoder in words: architecture, where its weights are from, preprocessing, pooling."""
     encoder, own = opened.encoder, opened.encoder.preprocessing
-    weights = "trained" if opened.pretrained else "untrained" + SETTLED
+    weights = "trained" if opened.pretrained else "untrained" + _SETTLED
     if opened.coverage is not None:
         weights = f"{opened.coverage.share:.1%} of its parameters from {opened.name}"
     sides = f"resized to {own.size} px ({own.interpolation})" if own.size else "images of the data's own size"
@@ -308,11 +282,11 @@ def _description(opened: Opened) -> str:
     return f"{opened.architecture}, {weights}; {sides}, mean {mean}, std {std}; pooling {encoder.pooling}"
 
 
-def settling_images(dataset: Dataset) -> list[torch.Tensor]:
+def _settling_images(dataset: Dataset) -> list[torch.Tensor]:
     """Batches of training images for the BatchNorm statistics of an untrained network."""
-    count = min(SETTLING_IMAGES, len(split_indices(dataset)["train"]))
+    count = min(_SETTLING_IMAGES, len(split_indices(dataset)["train"]))
     images = torch.from_numpy(np.array(dataset.train.images[np.sort(choose_images(dataset, "train", count))]))
-    return [batch.float() / 255 for batch in images.split(SETTLING_BATCH)]
+    return [batch.float() / 255 for batch in images.split(_SETTLING_BATCH)]
 
 
 def _controls(opened: Opened, row: Row, dataset: Dataset, seed: int) -> list[Row]:
@@ -322,25 +296,22 @@ def _controls(opened: Opened, row: Row, dataset: Dataset, seed: int) -> list[Row
     if opened.fresh is None or not opened.pretrained:  # an untrained encoder is its own control
         return controls
     untrained = opened.fresh(seed)
-    norms = settle_batch_norm(untrained, settling_images(dataset))
-    identity = untrained.identity or {"weights": None, "call": uuid.uuid4().hex}
+    settled = _SETTLED if settle_batch_norm(untrained, _settling_images(dataset)) else ""
     twin = replace(
         row,
         name="random_init",
         open=lambda: untrained,
-        identity=identity,
-        encoder_sha256=str(identity["weights"]) if identity["weights"] else None,
         seed=seed,
-        description=f"{opened.architecture}, untrained, seed {seed}" + (SETTLED if norms else ""),
+        description=f"{opened.architecture}, untrained, seed {seed}{settled}",
+        **_identity(untrained),
     )
     return [twin, *controls]
 
 
-def _sizes(dataset: Dataset, probing: Probing, pairs: tuple[int, ...] | None) -> tuple[Probing, int]:
-    """The pairs asked for, or as many as the data allow with repeated training and validation images."""
-    wanted = pairs or probing.pairs
-    there = [len(indices) for indices in split_indices(dataset).values()]
-    if all(want <= have for want, have in zip(wanted, there, strict=True)):
-        return replace(probing, pairs=tuple(wanted)), 1  # type: ignore[arg-type]
-    train, val, test = (min(n, have * k) for n, have, k in zip(wanted, there, (REPEATS, REPEATS, 1), strict=True))
-    return replace(probing, pairs=(train, val, test)), REPEATS if train > there[0] or val > there[1] else 1
+def _probing(dataset: Dataset, config: RunConfig) -> tuple[Probing, int]:
+    """The probe with the pairs asked for, or as many as the data allow, and how often an image is used for them."""
+    train, val, test = config.pairs or config.sizes.probing.pairs
+    pairs = drawable(dataset, (train, val, test))
+    there = split_indices(dataset)
+    again = pairs[0] > len(there["train"]) or pairs[1] > len(there["val"])
+    return replace(config.sizes.probing, pairs=pairs), REPEATS if again else 1

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -27,20 +27,16 @@ from equibench.evaluation.features import outputs_of
 from equibench.pretrain import loop, runs
 from equibench.pretrain.method import BASELINES
 from equibench.records import Record, append_records, read_records
+from equibench.runner.open import OpenedScore
 from equibench.task import Task
 from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of, read_lines
 from equibench.utils.progress import Advance, Progress
 
-PIXEL_CONTROL_SECONDS = 5 / 8000
-"""For each pair of a task, where there is no encoder to measure."""
-CLASSIFICATION = (60_000, 3e-4)
-"""Images that a classification is taken to have, and the seconds that 45 fits of ten classes take for each."""
-SEGMENTATION_TIMES = 12
-"""How many forward passes of the bare encoder a training step of the segmentation head takes."""
-PROBE_SECONDS = 1e-4
-"""Of training a pair's probes for one epoch."""
-
+PIXEL_CONTROL_SECONDS = 5 / 8000  # for each pair of a task, where there is no encoder to measure
+CLASSIFICATION = (60_000, 3e-4)  # images that one is taken to have, seconds that 45 fits of ten classes take for each
+SEGMENTATION_TIMES = 12  # forward passes of the bare encoder that a training step of the segmentation head takes
+PROBE_SECONDS = 1e-4  # of training a pair's probes for one epoch
 _timed: dict[tuple[object, ...], float] = {}
 """Seconds of pretraining by method, profile, data and device, as far as they were measured in this process."""
 
@@ -69,23 +65,6 @@ class Job:
         return not self.pretrain and not self.tasks
 
 
-class Rows(Protocol):
-    """Where the rows come from."""
-
-    def find(self, place: Place) -> Row | None:
-        """The row, or None if it has to be pretrained first."""
-
-
-class GivenRows:
-    """Rows that are there already, as those of a score."""
-
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self.rows = {row.name: row for row in rows}
-
-    def find(self, place: Place) -> Row:
-        return self.rows[place.row]
-
-
 class TableRows:
     """Rows of tables: encoders that the suite pretrains, their untrained twin, and controls; none is opened here."""
 
@@ -94,12 +73,10 @@ class TableRows:
         self._found: dict[Place, Row] = {}
 
     def find(self, place: Place) -> Row | None:
-        if place not in self._found:
-            row = self._find(place)
-            if row is None:
-                return None
+        """The row, or None if it has to be pretrained first."""
+        if place not in self._found and (row := self._find(place)) is not None:
             self._found[place] = row
-        return self._found[place]
+        return self._found.get(place)
 
     def folder(self, place: Place) -> Path:
         """Where the row's pretraining run is kept."""
@@ -111,61 +88,45 @@ class TableRows:
         """Of the training images, whose θ a row can see; all, where it makes no use of θ."""
         return 1.0 if BASELINES.get(row).use_of_theta == "unused" else self.context.known_fraction
 
-    def recipe_digest(self, place: Place) -> str:
-        context, known = self.context, self.known_fraction(place.row)
-        entry, seed = BASELINES.get(place.row), place.seed or 0
-        return digest_of(loop.recipe(entry, context.profile, context.dataset, context.variant, seed, known))
-
     def _find(self, place: Place) -> Row | None:
-        row, seed, context, command = place.row, place.seed, self.context, self._command(place)
-        profile, variant = context.profile, context.variant
+        row, seed, step, context = place.row, place.seed, place.step, self.context
+        profile, variant, size = context.profile, context.variant, context.profile.encoder
+        name, command = row, self._command(place)
+        facts: dict[str, Any] = {}  # of the pretraining run
         if row in CONTROLS and not CONTROLS[row].has_encoder:
             return Row(row, command=command)
         assert seed is not None
         if row in CONTROLS:
             versions = [torch.__version__, version("timm"), code_digest(runs.build_encoder)]
             weights = context.remembered(
-                ["untrained", str(profile.encoder), profile.image_size, variant, seed, *versions],
+                ["untrained", str(size), profile.image_size, variant, seed, *versions],
                 lambda: weights_sha256(runs.build_encoder(profile, variant, seed)),
             )
-            return self._row(row, lambda: runs.build_encoder(profile, variant, seed).eval(), weights, seed, command)
-        folder, digest = self.folder(place), self.recipe_digest(place)
-        facts = runs.read_run(folder, digest)
-        if facts is None:
-            return None
-        entry, step = BASELINES.get(row), place.step
-        if step is None:
-            weights, name = facts["encoder_sha256"], row
         else:
-            weights, name = runs.snapshot_sha256(folder, profile, step, digest), f"{row}@{step}"
+            folder, entry, known = self.folder(place), BASELINES.get(row), self.known_fraction(row)
+            digest = digest_of(loop.recipe(entry, profile, context.dataset, variant, seed, known))
+            run = runs.read_run(folder, digest)
+            if run is None:
+                return None
+            weights = run["encoder_sha256"]
+            if step is not None:
+                weights, name = runs.snapshot_sha256(folder, profile, step, digest), f"{row}@{step}"
+            half = size.half if entry.splits_features else None
+            facts = {"half": half, "recipe_sha256": digest, "known_fraction": known}
+            facts |= {key: run[key] for key in ("seconds", "collapsed")}
 
         def opened() -> torch.nn.Module:
+            if row in CONTROLS:
+                return runs.build_encoder(profile, variant, seed).eval()
             if step is not None:
                 return runs.read_snapshot(folder, profile, variant, seed, step)
             run = runs.finished_run(profile, folder, variant, seed, digest)
             assert run is not None
             return run.encoder
 
-        return replace(
-            self._row(name, opened, weights, seed, command),
-            half=profile.encoder.half if entry.splits_features else None,
-            recipe_sha256=digest,
-            seconds=facts["seconds"],
-            collapsed=facts["collapsed"],
-            known_fraction=self.known_fraction(row),
-        )
-
-    def _row(self, name: str, open: Callable[[], torch.nn.Module], weights: str, seed: int, command: str) -> Row:
-        profile, size = self.context.profile, self.context.profile.encoder
-        return Row(
-            name,
-            open,
-            vit_identity(weights, profile, self.context.spec),
-            weights,
-            seed=seed,
-            description=f"ViT of width {size.width}, {size.depth} blocks, patch {size.patch}, mean of patch tokens",
-            command=command,
-        )
+        words = f"ViT of width {size.width}, {size.depth} blocks, patch {size.patch}, mean of patch tokens"
+        identity = vit_identity(weights, profile, context.spec)
+        return Row(name, opened, identity, weights, seed=seed, description=words, command=command, **facts)
 
     def _command(self, place: Place) -> str:
         config = self.config
@@ -175,27 +136,26 @@ class TableRows:
         return " ".join([*parts, *config.flags(["variant", "baseline_files"])])
 
 
+Rows = OpenedScore | TableRows
+
+
 def places_of(rows: Sequence[str], seeds: Sequence[int]) -> list[Place]:
     """Every row at every pretraining seed; controls without an encoder once."""
-    pairs = [(row, seed) for row in rows for seed in (seeds if _has_encoder(row) else [None])]
-    return [Place(row, seed) for row, seed in pairs]
-
-
-def _has_encoder(row: str) -> bool:
-    return row not in CONTROLS or CONTROLS[row].has_encoder
+    without = [name for name, control in CONTROLS.items() if not control.has_encoder]
+    return [Place(row, seed) for row in rows for seed in ([None] if row in without else seeds)]
 
 
 # What is missing, and what is there
 
 
-def plan(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Context) -> list[Job]:
+def plan(places: Sequence[Place], tasks: Sequence[Task], rows: Rows) -> list[Job]:
     """The jobs that make up places x tasks, done ones included, in the places' order."""
+    context = rows.context
     done = {(line["baseline"], line["task"], line["evaluation_sha256"]) for line in read_lines(context.journal)}
     begun = {key[:2] for key in done}
     jobs = []
     for place in places:
-        row = rows.find(place)
-        missing = list(tasks)
+        row, missing = rows.find(place), list(tasks)
         if row is not None:
             missing = [task for task in tasks if row.suits(task)]
             there = [task for task in missing if (row.name, task.name) in begun]  # of no other is a digest needed
@@ -205,31 +165,27 @@ def plan(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Co
     return jobs
 
 
-def by_task(jobs: Sequence[Job], tasks: Sequence[Task]) -> list[Job]:
-    """The same work, one task after the other, so that a task's views can go as soon as it is done."""
-    return [replace(job, tasks=(task,)) for task in tasks for job in jobs if task in job.tasks]
-
-
-def collect(places: Sequence[Place], tasks: Sequence[Task], rows: Rows, context: Context) -> list[tuple[Place, Record]]:
+def collect(places: Sequence[Place], tasks: Sequence[Task], rows: Rows) -> list[tuple[Place, Record]]:
     """The journal's records of these places and tasks, as the code and the settings stand now, in their order."""
     stored: dict[tuple[str, str, str], dict[str, Record]] = {}
-    for record in read_records(context.journal):
+    for record in read_records(rows.context.journal):
         key = (record.baseline, record.task, record.evaluation_sha256)
         stored.setdefault(key, {}).setdefault(record.features, record)
     found = []
-    for place in places:
+    for place in places if stored else ():
         row = rows.find(place)
-        for task in tasks if row is not None else ():
+        for task in tasks:
             if row is not None and row.suits(task):
-                key = (row.name, task.name, _digest(row, task, context) if stored else "")
-                found += [(place, record) for record in stored.get(key, {}).values()]
+                records = stored.get((row.name, task.name, _digest(row, task, rows.context)), {})
+                found += [(place, record) for record in records.values()]
     return found
 
 
 def _digest(row: Row, task: Task, context: Context) -> str:
-    shared, key = context._shared, ("digest", row.name, row.seed, row.encoder_sha256, row.layers, task)
-    if row.identity is not None and "call" in row.identity:
+    """The evaluation's digest, computed once, unless nothing tells the row's encoder from others."""
+    if "call" in (row.identity or {}):
         return evaluation_digest(row, task, context)
+    shared, key = context._shared, ("digest", row.name, row.seed, row.encoder_sha256, row.layers, task)
     if key not in shared:
         shared[key] = evaluation_digest(row, task, context)
     return str(shared[key])
@@ -238,22 +194,16 @@ def _digest(row: Row, task: Task, context: Context) -> str:
 # How long it takes
 
 
-def estimate(jobs: Sequence[Job], rows: Rows, context: Context) -> list[float]:
+def estimate(jobs: Sequence[Job], rows: Rows) -> list[float]:
     """Seconds of each job: what the same took before, else from a short measurement of this machine."""
-    past: dict[str, float] = {}
+    context, past = rows.context, {}
     scored: dict[str, list[float]] = {}
     for line in read_lines(context.journal):
         if line.get("pretraining_seconds"):
             past[line["baseline"]] = line["pretraining_seconds"]
         if line.get("encoder_sha256") and line["features"] == "full":
             scored.setdefault(line["task"], []).append(line["seconds"])
-    image: list[float] = []
-
-    def image_seconds(row: Row | None) -> float:
-        if not image:
-            image.append(time_image(row, context))
-        return image[0]
-
+    image: float | None = None
     found = []
     for job in jobs:
         seconds = 0.0
@@ -266,7 +216,8 @@ def estimate(jobs: Sequence[Job], rows: Rows, context: Context) -> list[float]:
             elif task.name in scored:
                 seconds += statistics.median(scored[task.name])
             else:
-                seconds += _task_seconds(task, context, image_seconds(row))
+                image = time_image(row, context) if image is None else image
+                seconds += _task_seconds(task, context, image)
         found.append(seconds)
     return found
 
@@ -335,18 +286,12 @@ def _seconds(work: Callable[[], None]) -> float:
 # Doing it
 
 
-def do_job(
-    job: Job, rows: Rows, context: Context, progress: Progress, keep: Callable[[list[Record]], None], number: int = 0
-) -> None:
-    """Pretrain the job's row if need be, and score it.
-
-    Args:
-        keep: what becomes of the records of each task, as soon as they are there.
-        number: of the job, for the progress.
-    """
+def do_job(job: Job, rows: Rows, progress: Progress, keep: Callable[[list[Record]], None], number: int) -> None:
+    """Pretrain the job's row if need be, and score it; `keep` gets each task's records as soon as they are there."""
+    context = rows.context
     if job.pretrain:
         assert isinstance(rows, TableRows)
-        pretrain_row(job.place, rows, context, progress, number)
+        pretrain_row(job.place, rows, progress, number)
     row = rows.find(job.place)
     assert row is not None
     if job.tasks and context.is_first:
@@ -354,35 +299,30 @@ def do_job(
         title += f" after {job.place.step:,} steps" if job.place.step else ""
         title += f", {job.tasks[0].name}" if len(job.tasks) == 1 else ""
         with progress.unit(f"score {title}", number) as advance:
-            for count, task in enumerate(job.tasks):
-                watched = _watched(task, row, context, _part(advance, count, len(job.tasks)))
-                keep(evaluate(row, task, watched))
+            for done, task in enumerate(job.tasks):
+                keep(evaluate(row, task, _watched(task, row, context, advance, done, len(job.tasks))))
     context.barrier()
 
 
-def _part(advance: Advance, number: int, count: int) -> Advance:
-    """Progress of one of so many parts."""
-    return lambda fraction, note: advance((number + fraction) / count, note)
-
-
-def _watched(task: Task, row: Row, context: Context, advance: Callable[[float, str], None]) -> Context:
-    """The context that reports how far a task has come: by the images encoded, or as its evaluator says."""
-    advance(0.0, task.title)
-    if not row.has_encoder:
-        return context
+def _watched(task: Task, row: Row, context: Context, advance: Advance, done: int, tasks: int) -> Context:
+    """The context that reports how far a job of some tasks has come: by images encoded, or as the evaluator says."""
     views, encoded = max(1, 2 * sum(context.probing.pairs)), 0
+
+    def report(fraction: float, note: str) -> None:
+        advance((done + fraction) / tasks, note)
 
     def count(images: int) -> None:
         nonlocal encoded
         encoded += images
-        advance(min(0.99, encoded / views), f"{encoded:,} views encoded")
+        report(min(0.99, encoded / views), f"{encoded:,} views encoded")
 
-    return replace(context, on_progress=advance, on_images=count)
+    report(0.0, task.title)
+    return replace(context, on_progress=report, on_images=count) if row.has_encoder else context
 
 
-def pretrain_row(place: Place, rows: TableRows, context: Context, progress: Progress, number: int = 0) -> runs.Run:
+def pretrain_row(place: Place, rows: TableRows, progress: Progress, number: int = 0) -> runs.Run:
     """Pretrain one row at one seed, with progress and a warning as soon as its features collapse."""
-    entry, folder = BASELINES.get(place.row), rows.folder(place)
+    entry, folder, context = BASELINES.get(place.row), rows.folder(place), rows.context
     warned = False
     with progress.unit(f"pretrain {entry.title}, seed {place.seed}", number) as advance:
 
@@ -410,13 +350,14 @@ def pretrain_row(place: Place, rows: TableRows, context: Context, progress: Prog
         )
 
 
-def carry_out(jobs: Sequence[Job], rows: Rows, context: Context, progress: Progress) -> None:
+def carry_out(jobs: Sequence[Job], rows: Rows, progress: Progress) -> None:
     """Do the jobs one after the other, appending their records to the journal as they come.
 
     Large views, of which a task has hundreds of megabytes, go when no later job needs them; their features are kept.
     """
+    context = rows.context
     for number, job in enumerate(jobs):
-        do_job(job, rows, context, progress, lambda records: append_records(context.journal, records), number)
+        do_job(job, rows, progress, lambda records: append_records(context.journal, records), number)
         later = {task for other in jobs[number + 1 :] for task in other.tasks}
         for task in job.tasks if context.size > 64 else ():
             if task not in later:
@@ -424,7 +365,7 @@ def carry_out(jobs: Sequence[Job], rows: Rows, context: Context, progress: Progr
                     context.views.discard(pairs)
 
 
-def final_log_lines(places: Sequence[Place], rows: TableRows) -> list[dict[str, Any]]:
+def last_lines(places: Sequence[Place], rows: TableRows) -> list[dict[str, Any]]:
     """The last line of each finished run's log: its losses and held-out diagnostics when training ended."""
     lines = []
     for place in places:

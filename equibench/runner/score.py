@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,27 @@ import pandas as pd
 import torch
 from rich.console import Console
 
-from equibench.config import RunConfig
+from equibench.config import RESULTS, RunConfig
 from equibench.evaluation.context import Context, Row
 from equibench.evaluation.features import outputs_of
 from equibench.records import RECORDS, Record, read_records, write_records
 from equibench.report.score import score_frame, score_markdown
 from equibench.runner.open import EncoderSource, OpenedScore, open_score
-from equibench.runner.plan import GivenRows, Job, Place, by_task, collect, estimate, plan
+from equibench.runner.plan import Job, Place, collect, estimate, plan
 from equibench.runner.workers import run_jobs
 from equibench.utils.files import writable_folder, write_text
 
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """What an encoder was found to keep.
+    """What an encoder was found to keep."""
 
-    Attributes:
-        name: the encoder's id in the records.
-        frame: one line per row, task, feature set and metric; see `report.score.score_frame`.
-        records: of the encoder and of its controls.
-        context: data, views and probe.
-        notes: what was found out while opening the encoder.
-        files: what was written.
-    """
-
-    name: str
-    frame: pd.DataFrame
-    records: list[Record]
-    context: Context
-    notes: list[str]
-    files: list[Path]
+    name: str  # the encoder's id in the records
+    frame: pd.DataFrame  # one line per row, task, feature set and metric; see `report.score.score_frame`
+    records: list[Record]  # of the encoder and of its controls
+    context: Context  # data, views and probe
+    notes: list[str]  # what was found out while opening the encoder
+    files: list[Path]  # what was written
 
 
 def score(
@@ -52,8 +43,7 @@ def score(
         equibench.score("timm:resnet18", tasks=["rotation"], profile="tiny")
 
     Args:
-        encoder: a run folder or baseline of equibench; "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"; a file of
-            weights (with `arch`); an `nn.Module` or a callable on a batch of normalised images (N, 3, S, S).
+        encoder: see `EncoderSource`.
         out: folder for records.jsonl, score.csv and score.md; results/score/<name>-<data> by default.
         console: where progress is shown.
         options: fields of `equibench.config.RunConfig`: tasks, data, arch, size, pooling, layers, pairs, ...
@@ -61,59 +51,50 @@ def score(
     Raises:
         UserError: a name, file, folder or device is wrong; the weights do not fit, or give no usable features.
     """
-    config = RunConfig.of(**options)
     with ExitStack() as stack:
-        opened = open_score(encoder, config, stack)
+        opened = open_score(encoder, RunConfig.of(**options), stack)
         row, context = opened.rows[0], opened.context
-        folder = writable_folder(
-            Path(out) if out else Path("results/score") / f"{_slug(row.name)}-{context.dataset.name}"
-        )
-        rows, jobs = _jobs(opened)
-        if jobs:
+        slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in row.name)
+        folder = writable_folder(Path(out) if out else RESULTS / "score" / f"{slug}-{context.dataset.name}")
+        if jobs := _jobs(opened):
             _check_features(row, context)
-        run_jobs(jobs, rows, config, context, console)
-        return _write(opened, rows, folder)
+        run_jobs(jobs, opened, console)
+        records = [record for task in opened.tasks for _, record in collect(_places(opened), [task], opened)]
+    files = [folder / f for f in (RECORDS, "score.csv", "score.md")]
+    records = [*_still_true(read_records(files[0]), records, opened), *records]
+    frame = score_frame(records)
+    write_records(files[0], records)
+    write_text(files[1], frame.to_csv(index=False))
+    write_text(files[2], score_markdown(row.name, records, context, opened.notes))
+    return ScoreResult(row.name, frame, records, context, opened.notes, files)
 
 
 def plan_score(encoder: EncoderSource, **options: Any) -> tuple[list[Job], list[float]]:
     """What `score` would do with the same options, with seconds for each job; nothing is scored or written."""
     with ExitStack() as stack:
         opened = open_score(encoder, RunConfig.of(**options), stack)
-        rows, jobs = _jobs(opened)
-        return jobs, estimate(jobs, rows, opened.context)
-
-
-def _jobs(opened: OpenedScore) -> tuple[GivenRows, list[Job]]:
-    """What is not in the journal yet."""
-    rows = GivenRows(opened.rows)
-    return rows, by_task(plan(_places(opened), opened.tasks, rows, opened.context), opened.tasks)
+        jobs = _jobs(opened)
+        return jobs, estimate(jobs, opened)
 
 
 def _places(opened: OpenedScore) -> list[Place]:
     return [Place(row.name, row.seed) for row in opened.rows]
 
 
+def _jobs(opened: OpenedScore) -> list[Job]:
+    """What is not in the journal yet, one task after the other, so that a task's views can go when it is done."""
+    jobs = plan(_places(opened), opened.tasks, opened)
+    return [replace(job, tasks=(task,)) for task in opened.tasks for job in jobs if task in job.tasks]
+
+
 def _check_features(row: Row, context: Context) -> None:
     """Stop before any work if the encoder's features are not finite or say nothing."""
     from equibench.encoders.adapter import check_varies
 
-    images = np.array(context.dataset.test.images[: min(32, len(context.dataset.test.images))])
+    images = np.array(context.dataset.test.images[:32])
     batch = torch.from_numpy(images).to(context.device).float() / 255
     with torch.inference_mode(), torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=context.bf16):
         check_varies(outputs_of(row.encoder.to(context.device).eval(), batch, row.layers))
-
-
-def _write(opened: OpenedScore, rows: GivenRows, folder: Path) -> ScoreResult:
-    """The score's files: the records behind it, a CSV, and the table in markdown."""
-    context, row, notes = opened.context, opened.rows[0], opened.notes
-    records = [record for task in opened.tasks for _, record in collect(_places(opened), [task], rows, context)]
-    files = [folder / f for f in (RECORDS, "score.csv", "score.md")]
-    records = [*_still_true(read_records(files[0]), records, opened), *records]
-    frame = score_frame(row.name, records)
-    write_records(files[0], records)
-    write_text(files[1], frame.to_csv(index=False))
-    write_text(files[2], score_markdown(row.name, records, context, notes))
-    return ScoreResult(row.name, frame, records, context, notes, files)
 
 
 def _still_true(before: list[Record], now: list[Record], opened: OpenedScore) -> list[Record]:
@@ -123,13 +104,8 @@ def _still_true(before: list[Record], now: list[Record], opened: OpenedScore) ->
         probe = {key: value for key, value in record.probe.items() if key != "best_epochs"}
         return record.data_sha256, record.variant, record.profile, probe, record.precision
 
-    tasks, kinds = {t.name for t in opened.tasks}, [kind(r) for r in now]
+    row, tasks, kinds = opened.rows[0], {task.name for task in opened.tasks}, [kind(r) for r in now]
     others = [r for r in before if r.task not in tasks and kind(r) in kinds]
-    it = opened.rows[0]
-    encoder = (it.name, it.description, it.encoder_sha256)
+    encoder = (row.name, row.description, row.encoder_sha256)
     same = {r.task for r in others if (r.baseline, r.encoder, r.encoder_sha256) == encoder}
     return [r for r in others if r.task in same]
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)

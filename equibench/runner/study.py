@@ -23,23 +23,17 @@ if TYPE_CHECKING:
     from equibench.runner.score import ScoreResult
     from equibench.runner.table import TableResult
 
-KINDS = ("table", "curve", "score")
+_KINDS = ("table", "curve", "score")
 
 
 @dataclass(frozen=True)
 class Part:
-    """One table, curve or score of a study.
+    """One table, curve or score of a study."""
 
-    Attributes:
-        kind: "table", "curve" or "score"; `target` is the table's name or the encoder that is scored.
-        folder: where its results go.
-        options: fields of the configuration.
-    """
-
-    kind: str
-    target: str
-    folder: Path
-    options: dict[str, Any]
+    kind: str  # "table", "curve" or "score"
+    target: str  # the table's name or the encoder that is scored
+    folder: Path  # where its results go
+    options: dict[str, Any]  # fields of the configuration
 
     @property
     def words(self) -> str:
@@ -61,10 +55,10 @@ def read_study(file: str | Path) -> list[Part]:
         raise UserError(f"{path} cannot be read: {error}", "give a TOML file with [[part]] tables") from error
     parts = []
     for number, facts in enumerate(content.get("part", ()), start=1):
-        kind = next((kind for kind in KINDS if kind in facts), "")
+        kind = next((kind for kind in _KINDS if kind in facts), "")
         if not kind or "folder" not in facts:
-            hint = closest(next(iter(facts), ""), KINDS)
-            raise UserError(f"{path}: part {number} has no folder, or is none of {', '.join(KINDS)}{hint}", "add both")
+            hint = closest(next(iter(facts), ""), _KINDS)
+            raise UserError(f"{path}: part {number} has no folder, or is none of {', '.join(_KINDS)}{hint}", "add both")
         options = {key: value for key, value in facts.items() if key not in (kind, "folder")}
         RunConfig.of(**options)
         parts.append(Part(kind, str(facts[kind]), path.parent / facts["folder"], options))
@@ -74,11 +68,7 @@ def read_study(file: str | Path) -> list[Part]:
 
 
 def run_study(file: str | Path) -> Iterator[TableResult | CurveResult | ScoreResult]:
-    """Carry out the parts one after the other; each is brought up to date, so an interrupted study goes on.
-
-    Raises:
-        UserError: as raised by a part.
-    """
+    """Carry out the parts one after the other; each is brought up to date, so an interrupted study goes on."""
     from equibench.runner.curve import curve
     from equibench.runner.score import score
     from equibench.runner.table import table

@@ -20,20 +20,10 @@ from equibench.pretrain.method import BASELINES
 from equibench.pretrain.runs import Run
 from equibench.records import RECORDS, Record, write_records
 from equibench.registry import load_file
-from equibench.report.definition import Column, TableDefinition, columns_of, load_definition, load_leakage, table_frame
-from equibench.report.table import markdown_table
+from equibench.report.definition import Column, TableDefinition, columns_of, load_definition, table_frame
+from equibench.report.table import markdown_table, overview
 from equibench.runner.open import one_thread, open_context
-from equibench.runner.plan import (
-    Job,
-    Place,
-    TableRows,
-    collect,
-    estimate,
-    final_log_lines,
-    places_of,
-    plan,
-    pretrain_row,
-)
+from equibench.runner.plan import Job, Place, TableRows, collect, estimate, last_lines, places_of, plan, pretrain_row
 from equibench.runner.workers import default_jobs, run_jobs
 from equibench.task import Task
 from equibench.utils.files import writable_folder, write_text
@@ -51,28 +41,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class TableResult:
-    """A table as far as it has been computed.
-
-    Attributes:
-        frame: one row per baseline or control; see `report.definition.table_frame` for its columns.
-        records: what stands behind it.
-        notes: columns whose data are not there, and where they were looked for.
-        files: what was written.
-    """
-
-    definition: TableDefinition
-    rows: list[str]
-    columns: list[Column]
-    config: RunConfig
-    context: Context
-    frame: pd.DataFrame
-    records: list[Record]
-    notes: list[str]
-    files: list[Path]
-
-
-@dataclass(frozen=True)
 class _Asked:
     """A table with its names resolved."""
 
@@ -80,7 +48,7 @@ class _Asked:
     rows: list[str]
     columns: list[Column]
     tasks: list[Task]  # of the columns whose data are there
-    notes: list[str]
+    notes: list[str]  # the other columns, and where their data were looked for
     config: RunConfig
     context: Context
     found: TableRows
@@ -89,9 +57,14 @@ class _Asked:
     def places(self) -> list[Place]:
         return places_of(self.rows, self.config.seeds)
 
-    @property
-    def complete(self) -> bool:
-        return self.config.rows is None and self.config.columns is None
+
+@dataclass(frozen=True)
+class TableResult(_Asked):
+    """A table as far as it has been computed."""
+
+    frame: pd.DataFrame  # one row per baseline or control; see `report.definition.table_frame` for its columns
+    records: list[Record]  # what stands behind it
+    files: list[Path]  # what was written
 
 
 def table(
@@ -114,27 +87,36 @@ def table(
         UserError: a name, file, folder or device is wrong.
     """
     asked = _resolve(name, RunConfig.of(**options))
-    folder = writable_folder(Path(out) if out else _results_folder(asked))
-    context = asked.context
-    jobs = plan(asked.places, asked.tasks, asked.found, context)
-    run_jobs(jobs, asked.found, asked.config, context, console)
+    definition, rows, columns, config = asked.definition, asked.rows, asked.columns, asked.config
+    context, places, found, profile = asked.context, asked.places, asked.found, asked.context.profile.name
+    # all but the complete headline table have folders of their own, so that none replaces another
+    complete, headline = config.rows is None and config.columns is None, config.variant == "headline"
+    own = RESULTS / profile / (definition.name if headline else f"{definition.name}-{config.variant}")
+    folder = writable_folder(Path(out) if out else own if complete else own / "partial")
+    run_jobs(plan(places, asked.tasks, found), found, console)
     context.barrier()
-    result = _write(asked, folder)
-    if context.is_first and out is None and asked.complete and asked.config.variant == "headline":
-        from equibench.report.overview import overview
-
-        page = folder.parent / "README.md"
-        write_text(page, overview(folder.parent, context.profile.name))
-        result.files.append(page)
-    return result
+    records = [record for _, record in collect(places, asked.tasks, found)]
+    frame = table_frame(definition, rows, [column.name for column in columns], records)
+    text = markdown_table(definition, rows, columns, records, context, config.seeds, asked.notes)
+    logs = last_lines(places, found)
+    files = [folder / f for f in (f"{definition.name}.csv", f"{definition.name}.md", RECORDS, "pretraining.jsonl")]
+    if context.is_first:
+        write_text(files[0], frame.to_csv(index=False))
+        write_text(files[1], text)
+        write_records(files[2], records)
+        write_text(files[3], "".join(json.dumps(line) + "\n" for line in logs))
+        if out is None and complete and headline:
+            files.append(folder.parent / "README.md")
+            write_text(files[-1], overview(folder.parent, profile))
+    return TableResult(**vars(asked), frame=frame, records=records, files=files)
 
 
 def plan_table(name: str | Path = "table2", **options: Any) -> Plan:
     """What `table` would do with the same options, with an estimate of the seconds; nothing is run or written."""
     asked = _resolve(name, RunConfig.of(**options))
-    jobs = plan(asked.places, asked.tasks, asked.found, asked.context)
+    jobs = plan(asked.places, asked.tasks, asked.found)
     with one_thread(asked.context):
-        seconds = estimate(jobs, asked.found, asked.context)
+        seconds = estimate(jobs, asked.found)
     side_by_side = asked.config.jobs or default_jobs(asked.context)
     return Plan(jobs, seconds, sum(seconds) / side_by_side, asked.notes)
 
@@ -157,10 +139,9 @@ def pretrain(baseline: str, *, console: Console | None = None, **options: Any) -
     BASELINES.get(baseline)
     context = open_context(config)
     rows, place = TableRows(config, context), Place(baseline, config.seed)
-    jobs = plan([place], (), rows, context)
     console = console or Console(stderr=True, quiet=not context.is_first)
-    with one_thread(context), Progress(estimate(jobs, rows, context), console) as progress:
-        return pretrain_row(place, rows, context, progress)
+    with one_thread(context), Progress(estimate(plan([place], (), rows), rows), console) as progress:
+        return pretrain_row(place, rows, progress)
 
 
 def _resolve(name: str | Path, config: RunConfig) -> _Asked:
@@ -188,8 +169,7 @@ def _resolve(name: str | Path, config: RunConfig) -> _Asked:
         )
     tasks, notes = [], []
     for task in dict.fromkeys(column.task for column in columns):
-        problem = evaluator_of(task).missing_data(task, context)
-        if problem:
+        if problem := evaluator_of(task).missing_data(task, context):
             notes.append(f"{task.title}: {problem}")
         else:
             tasks.append(task)
@@ -203,29 +183,3 @@ def _choose(kind: str, wanted: Sequence[str] | None, known: Sequence[str]) -> li
         if name not in known:
             raise UserError(f"the table has no {kind} {name!r}{closest(name, known)}", f"{kind}s: {', '.join(known)}")
     return [name for name in known if name in wanted]
-
-
-def _results_folder(asked: _Asked) -> Path:
-    """Apart from the complete headline table, every kind has a folder of its own, so that none replaces another."""
-    variant = asked.config.variant
-    name = asked.definition.name + (f"-{variant}" if variant != "headline" else "")
-    folder = RESULTS / asked.context.profile.name / name
-    return folder if asked.complete else folder / "partial"
-
-
-def _write(asked: _Asked, folder: Path) -> TableResult:
-    """The table's files: CSV, markdown, the records behind them, and how each pretraining run ended."""
-    definition, rows, columns, context = asked.definition, asked.rows, asked.columns, asked.context
-    records = [record for _, record in collect(asked.places, asked.tasks, asked.found, context)]
-    frame = table_frame(definition, rows, [column.name for column in columns], records)
-    seeds, leakage = asked.config.seeds, load_leakage()
-    text = markdown_table(definition, rows, columns, records, context, seeds, leakage, asked.notes)
-    name = definition.name
-    files = [folder / f for f in (f"{name}.csv", f"{name}.md", RECORDS, "pretraining.jsonl")]
-    logs = final_log_lines(asked.places, asked.found)
-    if context.is_first:
-        write_text(files[0], frame.to_csv(index=False))
-        write_text(files[1], text)
-        write_records(files[2], records)
-        write_text(files[3], "".join(json.dumps(line) + "\n" for line in logs))
-    return TableResult(definition, rows, columns, asked.config, context, frame, records, asked.notes, files)

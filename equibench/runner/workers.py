@@ -19,19 +19,21 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any
 
+import torch
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from equibench.config import RunConfig
 from equibench.errors import UserError
 from equibench.evaluation.context import Context
 from equibench.records import Record, append_records
-from equibench.runner.open import one_thread, open_context
+from equibench.runner.open import OpenedScore, one_thread, open_context
 from equibench.runner.plan import Job, Rows, TableRows, carry_out, do_job, estimate
 from equibench.utils.digests import depend_on_transformations, transformation_files
 from equibench.utils.progress import Advance, Progress
 
 _here: dict[str, Any] = {}
-"""This worker's rows, context and message queue."""
+"""This worker's rows and queue of messages: a method of `Progress`, "records" or "finished", and what goes with it."""
 
 
 def default_jobs(context: Context) -> int:
@@ -41,47 +43,41 @@ def default_jobs(context: Context) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_jobs(
-    jobs: Sequence[Job], rows: Rows, config: RunConfig, context: Context, console: Console | None = None
-) -> None:
+def run_jobs(jobs: Sequence[Job], rows: Rows, console: Console | None = None) -> None:
     """Do the jobs that are not done, in this process or in several, with one estimate of the time for all.
 
-    Raises:
-        UserError: as raised by a job; the others' finished work is kept.
+    A job's UserError ends them all; finished work is kept.
     """
-    to_do = [job for job in jobs if not job.done]
+    to_do, context = [job for job in jobs if not job.done], rows.context
     if not to_do:
         return
-    # an encoder that was opened here cannot be sent to another process
-    count = (config.jobs or default_jobs(context)) if isinstance(rows, TableRows) else 1
     console = console or Console(stderr=True, quiet=not context.is_first)
-    with one_thread(context) if isinstance(rows, TableRows) else _as_it_is():
-        seconds = estimate(to_do, rows, context)
+    if isinstance(rows, OpenedScore):  # an encoder that was opened here cannot be sent to another process
+        with Progress(estimate(to_do, rows), console) as progress:
+            carry_out(to_do, rows, progress)
+        return
+    count = rows.config.jobs or default_jobs(context)
+    with one_thread(context):
+        seconds = estimate(to_do, rows)
         if count > 1:
             order = sorted(range(len(to_do)), key=lambda number: -seconds[number])  # longest first, for an even end
             to_do, seconds = [to_do[n] for n in order], [seconds[n] for n in order]
         with Progress(seconds, console, count) as progress:
             if count == 1:
-                carry_out(to_do, rows, context, progress)
+                carry_out(to_do, rows, progress)
             else:
-                _in_parallel(to_do, config, context, progress, count)
+                _in_parallel(to_do, rows, progress, count)
 
 
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
-
-
-def _in_parallel(jobs: Sequence[Job], config: RunConfig, context: Context, progress: Progress, count: int) -> None:
+def _in_parallel(jobs: Sequence[Job], rows: TableRows, progress: Progress, count: int) -> None:
     """Do the jobs in worker processes; this process alone writes the journal and draws the progress."""
     spawn = multiprocessing.get_context("spawn")
     messages: Any = spawn.Queue()
-    config = config.with_(dataset=context.dataset.name)
-    start = (config, messages, transformation_files())
+    start = (rows.config.with_(dataset=rows.context.dataset.name), messages, transformation_files())
     pool = ProcessPoolExecutor(min(count, len(jobs)), spawn, _start, start)
     try:
         futures = [pool.submit(_work, number, job) for number, job in enumerate(jobs)]
-        _follow(futures, messages, context, progress)
+        _follow(futures, messages, rows.context, progress)
     finally:
         for process in list((pool._processes or {}).values()):
             process.terminate()  # after an error or an interruption the rest need not finish; checkpoints stay
@@ -93,22 +89,16 @@ def _follow(futures: Sequence[Future[None]], messages: Any, context: Context, pr
     left = len(futures)
     while left:
         try:
-            kind, number, *content = messages.get(timeout=0.5)
+            kind, *content = messages.get(timeout=0.5)
         except queue.Empty:
             _raise_failures(futures)
             continue
-        if kind == "start":
-            progress.start(number, *content)
-        elif kind == "advance":
-            progress.advance(number, *content)
-        elif kind == "stop":
-            progress.stop(number)
-        elif kind == "warn":
-            progress.warn(*content)
-        elif kind == "records":
-            append_records(context.journal, [Record.model_validate_json(line) for line in content[0]])
-        elif kind == "finished":
+        if kind == "finished":
             left -= 1
+        elif kind == "records":
+            append_records(context.journal, map(Record.model_validate_json, content))
+        else:
+            getattr(progress, kind)(*content)
 
 
 def _raise_failures(futures: Sequence[Future[None]]) -> None:
@@ -137,31 +127,27 @@ class _Remote(Progress):
         self.messages.put(("stop", number))
 
     def warn(self, message: str) -> None:
-        self.messages.put(("warn", 0, message))
+        self.messages.put(("warn", message))
 
 
 def _start(config: RunConfig, messages: Any, files: list[str]) -> None:
     """Prepare a worker: one thread, its own context, and an end when the parent ends."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers an interruption, and ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     threadpool_limits(1)
     depend_on_transformations(files)  # or its digests would not be the parent's
-    context = open_context(config)
-    _here.update(rows=TableRows(config, context), context=context, messages=messages)
+    _here.update(rows=TableRows(config, open_context(config)), messages=messages)
 
 
 def _work(number: int, job: Job) -> None:
     messages = _here["messages"]
 
     def keep(records: list[Record]) -> None:
-        messages.put(("records", number, [record.model_dump_json() for record in records]))
+        messages.put(("records", *(record.model_dump_json() for record in records)))
 
-    do_job(job, _here["rows"], _here["context"], _Remote(messages), keep, number)
-    messages.put(("finished", number))
+    do_job(job, _here["rows"], _Remote(messages), keep, number)
+    messages.put(("finished",))
 
 
 def _end_with_parent() -> None:

@@ -144,13 +144,13 @@ def test_the_cnn_strides_over_large_images_and_sees_every_pixel(side: int, grid:
 
 def test_what_is_on_file_is_kept_and_what_is_missing_is_added(instant: None, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    measure = leakage.train_and_score
+    measure = leakage.measure_leak
 
     def noting(source: str, *rest: Any) -> tuple[float, float, float]:
         asked.append(source)
         return measure(source, *rest)
 
-    monkeypatch.setattr(leakage, "train_and_score", noting)
+    monkeypatch.setattr(leakage, "measure_leak", noting)
     Path("c.json").write_text(json.dumps({"other": {"kept": 1}}))
     settings: dict[str, Any] = {"data": "solids", "out": "c.json", "pairs": TINY}
     assert certify(["rotation"], inputs=["both_views"], **settings) == [Path("c.json")]
@@ -181,7 +181,7 @@ def test_an_interruption_keeps_what_was_measured(instant: None, monkeypatch: pyt
             raise KeyboardInterrupt
         return 0.5, 0.25, 0.75
 
-    monkeypatch.setattr(leakage, "train_and_score", measure)
+    monkeypatch.setattr(leakage, "measure_leak", measure)
     with pytest.raises(KeyboardInterrupt):
         certify(["flip"], data="solids", out="c.json", pairs=TINY)
     facts = read("c.json")["flip"]
@@ -223,7 +223,7 @@ def test_the_file_of_the_package_is_added_to(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr(leakage, "draw_pairs", drawn)
     monkeypatch.setattr(leakage, "load_dataset", lambda *args, **options: cifar)
-    monkeypatch.setattr(leakage, "train_and_score", lambda *args: (0.5, 0.25, 0.75))
+    monkeypatch.setattr(leakage, "measure_leak", lambda *args: (0.5, 0.25, 0.75))
     assert certify(["translation", "blur"], inputs=("border", "interpolation")) == [own]
     for name, facts in read(own).items():
         added = {k: v for k, v in facts.items() if KEPT[name].get(k) != v}
@@ -238,7 +238,7 @@ def test_the_file_of_the_package_is_added_to(monkeypatch: pytest.MonkeyPatch, tm
 def test_few_images_are_used_several_times_and_trained_on_as_long(
     solids_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leakage, "train_and_score", lambda *args: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(leakage, "measure_leak", lambda *args: (0.0, 0.0, 0.0))
     facts = leakage_of(TASKS.get("flip"), solids_dataset, leakage.PAIRS)
     assert (facts["pairs"], facts["validation_pairs"], facts["test_pairs"]) == (4 * 540, 4 * 60, 200)
     assert facts["epochs"] * (4 * 540 // leakage.BATCH) >= leakage.STEPS > 700

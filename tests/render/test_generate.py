@@ -234,7 +234,7 @@ def test_contact_sheet_shows_the_pictures(rendered: generator.Rendered, tmp_path
 
 def test_commands(rendered: generator.Rendered, tmp_path: Path) -> None:
     app = typer.Typer()
-    cli_data.add_to(app)
+    app.add_typer(cli_data.data_commands, name="data")
     options = ["--objects", "2", "--views", "2", "--size", "32", "--seed", "5", "--jobs", "1"]
     out = str(tmp_path / "data")
     dry = CliRunner().invoke(app, ["data", "render", out, *options, "--dry-run"])

@@ -10,7 +10,7 @@ from equibench.errors import UserError
 from equibench.evaluation.controls import CONTROLS
 from equibench.records import Metric, Record, read_records, write_records
 from equibench.report.definition import load_definition, table_frame
-from equibench.report.overview import overview
+from equibench.report.table import overview
 
 DEMO = Path(__file__).parents[2] / "results/demo"
 VALUES = {

@@ -10,7 +10,7 @@ import pytest
 from equibench.evaluation.controls import CONTROLS
 from equibench.records import Record, read_records
 from equibench.report.definition import cells_of, columns_of, load_definition, table_frame, table_names
-from equibench.report.overview import overview
+from equibench.report.table import overview
 
 DEMO = Path(__file__).parents[2] / "results/demo"
 ABSENT = set(load_definition("table5").columns) - {"linear_cifar10"}
