@@ -10,7 +10,7 @@ from equibench.baselines.vicreg import vicreg_loss
 from torch import Tensor, nn
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.method import Baseline, TokenPair, Views, register_baseline
+from equibench.pretrain.method import Baseline, TokenPair, ViewPair, register_baseline
 from equibench.pretrain.modules import CrossAttentionDecoder, masked_pixel_mse, projector
 from equibench.profiles import Profile
 
@@ -48,14 +48,14 @@ class Reconstruction(Baseline):
         )
         self.register_buffer("visible", encoder.visible.clone(), persistent=False)
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         x, y = (self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2))
         ssl = vicreg_loss(x, y)
         reconstruction = self.reconstruction_error(views, self.equivariant(tokens.v1), self.equivariant(tokens.v2))
         total = ssl.pop("loss") + self.profile.pretraining.lambda_recon * reconstruction
         return {"loss": total, "reconstruction": reconstruction, **ssl}
 
-    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """How much the reconstruction of view 2 needs view 1, and how much view 2 (docs/protocol.md 6.9).
 
         Each gap is the error with that view's tokens taken from another image, minus the error as it is: near 0 for
@@ -73,7 +73,7 @@ class Reconstruction(Baseline):
         """Equivariant halves of the patch tokens, through their head: (N, L, decoder width)."""
         return self.equivariant_head(tokens.patches[..., self.invariant :])  # type: ignore[attr-defined]
 
-    def reconstruction_error(self, views: Views, z1: Tensor, z2: Tensor) -> Tensor:
+    def reconstruction_error(self, views: ViewPair, z1: Tensor, z2: Tensor) -> Tensor:
         """Pixel MSE of the decoder's view 2 over the visible pixels, normalised RGB."""
         prediction = self.decoder(z2, z1)
         return masked_pixel_mse(prediction, self.to_patches(views.v2), self.to_patches(self._channels(views.mask))[0])

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.method import ALL, Baseline, TokenPair, Views, gather, register_baseline
+from equibench.pretrain.method import ALL, Baseline, TokenPair, ViewPair, gather, register_baseline
 from equibench.pretrain.modules import both, covariance, invariance, projector, variance
 from equibench.profiles import Profile
 from equibench.transforms.transformation import MAX_ANGLE, TRANSFORMATIONS, standard_moments
 
-WEIGHTS = {"invariance": 10.0, "equivariance": 4.5, "variance": 10.0, "predicted_variance": 10.0, "covariance": 1.0}
+_WEIGHTS = {"invariance": 10.0, "equivariance": 4.5, "variance": 10.0, "predicted_variance": 10.0, "covariance": 1.0}
 
 
-def transformation_code(views: Views, names: tuple[str, ...]) -> Tensor:
+def transformation_code(views: ViewPair, names: tuple[str, ...]) -> Tensor:
     """The code z of the transformations between the views: (N, K).
 
     A rotation is (cos, sin), so that W = cos H1 + sin H2 holds the identity at θ = 0, and a pose its quaternion, as
@@ -85,7 +85,7 @@ def sie_loss(inv1: Tensor, inv2: Tensor, equi1: Tensor, equi2: Tensor, predicted
         "predicted_variance": 0.5 * variance(gather(predicted)),
         "covariance": covariance(x) + covariance(y),
     }
-    total = torch.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum()
+    total = torch.stack([weight * terms[name] for name, weight in _WEIGHTS.items()]).sum()
     return {"loss": total, **terms}
 
 
@@ -104,13 +104,13 @@ class SIE(Baseline):
         self.equivariant_projector = projector(self.features - self.invariant, widths)
         self.predictor = HypernetworkPredictor(code_size(transformations), widths[-1])
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         inv1, inv2 = (self.invariant_projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2))
         equi1, equi2 = self._equivariant(tokens)
         code = transformation_code(views, self.transformations)
         return sie_loss(inv1, inv2, equi1, equi2, self.predictor(equi1, code))
 
-    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """L_equi with the codes of other samples over L_equi: near 1 means that the code is not used."""
         equi1, equi2 = self._equivariant(tokens)
         code = transformation_code(views, self.transformations)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.method import Baseline, TokenPair, Views, gather, register_baseline
+from equibench.pretrain.method import Baseline, TokenPair, ViewPair, gather, register_baseline
 from equibench.pretrain.modules import both, covariance, invariance, projector, variance
 from equibench.profiles import Profile
 
@@ -45,6 +45,6 @@ class VICReg(Baseline):
         self.weights = weights
         self.projector = projector(self.features, profile.pretraining.projector)
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         x, y = self.projector(tokens.v1.mean), self.projector(tokens.v2.mean)
         return vicreg_loss(x, y, self.weights)

@@ -18,7 +18,7 @@ from equibench.profiles import Profile, get_profile
 VARIANTS = ("headline", "paper_like")
 RESULTS = Path("results")
 """Where results go unless told otherwise."""
-MEASURED, SIZE, DATA, ENCODER, MACHINE = "What to measure", "How much", "Data", "Encoder", "Machine and folders"
+_MEASURED, _SIZE, _DATA, _ENCODER, _MACHINE = "What to measure", "How much", "Data", "Encoder", "Machine and folders"
 """Groups of options on the command line."""
 
 
@@ -41,45 +41,47 @@ class RunConfig:
     The fields' help says what each is; `equibench.runner.open.open_context` turns it into data, device and folders.
     """
 
-    rows: tuple[str, ...] | None = _option(None, "only these rows, separated by commas", MEASURED)
-    columns: tuple[str, ...] | None = _option(None, "only these columns, separated by commas", MEASURED)
+    rows: tuple[str, ...] | None = _option(None, "only these rows, separated by commas", _MEASURED)
+    columns: tuple[str, ...] | None = _option(None, "only these columns, separated by commas", _MEASURED)
     tasks: tuple[str, ...] | None = _option(
-        None, "names, patterns, evaluators, all, or a .py file; the regression tasks by default", MEASURED
+        None, "names, patterns, evaluators, all, or a .py file; the regression tasks by default", _MEASURED
     )
-    layers: tuple[str, ...] | None = _option(None, "inner layers to score as well, by name, or all", MEASURED)
-    controls: bool = _option(True, "score random init, pixels, constant and oracle as well", MEASURED)
+    layers: tuple[str, ...] | None = _option(None, "inner layers to score as well, by name, or all", _MEASURED)
+    controls: bool = _option(True, "score random init, pixels, constant and oracle as well", _MEASURED)
     baseline_files: tuple[Path, ...] = _option(
-        (), "a Python file that registers further baselines; may be repeated", MEASURED, flag="--baseline"
+        (), "a Python file that registers further baselines; may be repeated", _MEASURED, flag="--baseline"
     )
-    variant: str = _option("headline", "views: headline (mirrored fill, disc) or paper_like (black fill)", MEASURED)
-    profile: str | Profile = _option("demo", "how large: `equibench list profiles`", SIZE)
+    variant: str = _option("headline", "views: headline (mirrored fill, disc) or paper_like (black fill)", _MEASURED)
+    profile: str | Profile = _option("demo", "how large: `equibench list profiles`", _SIZE)
     pairs: tuple[int, ...] | None = _option(
-        None, "training, validation and test pairs, such as 4000,1000,3000", SIZE, numbers=int
+        None, "training, validation and test pairs, such as 4000,1000,3000", _SIZE, numbers=int
     )
-    seeds: tuple[int, ...] = _option((0,), "pretraining seeds, separated by commas", SIZE, numbers=int)
-    seed: int = _option(0, "pretraining seed, or that of the untrained control", SIZE)
-    data: str | Path = _option("cifar10", "one of cifar10, solids; or a folder of images", DATA)
+    seeds: tuple[int, ...] = _option((0,), "pretraining seeds, separated by commas", _SIZE, numbers=int)
+    seed: int = _option(0, "pretraining seed, or that of the untrained control", _SIZE)
+    data: str | Path = _option("cifar10", "one of cifar10, solids; or a folder of images", _DATA)
     data_root: Path | None = _option(
-        None, "folder that holds the data sets; else $EQUIBENCH_DATA, the cache, a download", DATA
+        None, "folder that holds the data sets; else $EQUIBENCH_DATA, the cache, a download", _DATA
     )
-    image_size: int = _option(224, "pixels to which the images of a folder are resized and cropped", DATA)
-    skip_bad: bool = _option(False, "leave out what cannot be read, and count it in the records", DATA)
-    arch: str | None = _option(None, "a file's architecture: timm:NAME or torchvision:NAME", ENCODER)
-    name: str | None = _option(None, "the encoder's name in the records", ENCODER)
-    pretrained: bool = _option(True, "take the model's trained weights, or none", ENCODER)
-    size: int | None = _option(None, "pixels that the encoder sees, instead of its own", ENCODER)
+    image_size: int = _option(224, "pixels to which the images of a folder are resized and cropped", _DATA)
+    skip_bad: bool = _option(False, "leave out what cannot be read, and count it in the records", _DATA)
+    arch: str | None = _option(None, "a file's architecture: timm:NAME or torchvision:NAME", _ENCODER)
+    name: str | None = _option(None, "the encoder's name in the records", _ENCODER)
+    pretrained: bool = _option(True, "take the model's trained weights, or none", _ENCODER)
+    size: int | None = _option(None, "pixels that the encoder sees, instead of its own", _ENCODER)
     mean: tuple[float, ...] | None = _option(
-        None, "three numbers in units of [0, 1], instead of its own", ENCODER, numbers=float
+        None, "three numbers in units of [0, 1], instead of its own", _ENCODER, numbers=float
     )
-    std: tuple[float, ...] | None = _option(None, "three numbers, instead of its own", ENCODER, numbers=float)
-    interpolation: str | None = _option(None, "one of bilinear, bicubic, nearest", ENCODER)
-    pooling: str = _option("default", "one of default (the model's own), cls, mean; or a layer's name", ENCODER)
-    allow_partial: bool = _option(False, "score although some keys do not fit", ENCODER)
-    allow_random: bool = _option(False, "score although under 99 % of the parameters were loaded", ENCODER)
-    device: str = _option("auto", "one of auto, cpu, cuda", MACHINE)
-    devices: int = _option(1, "how many devices (on each node, under torchrun or SLURM)", MACHINE)
-    jobs: int | None = _option(None, "jobs worked on side by side, one thread each; as many as cores on a CPU", MACHINE)
-    runs: Path = _option(Path("runs"), "folder for work in progress: checkpoints, features, the journal", MACHINE)
+    std: tuple[float, ...] | None = _option(None, "three numbers, instead of its own", _ENCODER, numbers=float)
+    interpolation: str | None = _option(None, "one of bilinear, bicubic, nearest", _ENCODER)
+    pooling: str = _option("default", "one of default (the model's own), cls, mean; or a layer's name", _ENCODER)
+    allow_partial: bool = _option(False, "score although some keys do not fit", _ENCODER)
+    allow_random: bool = _option(False, "score although under 99 % of the parameters were loaded", _ENCODER)
+    device: str = _option("auto", "one of auto, cpu, cuda", _MACHINE)
+    devices: int = _option(1, "how many devices (on each node, under torchrun or SLURM)", _MACHINE)
+    jobs: int | None = _option(
+        None, "jobs worked on side by side, one thread each; as many as cores on a CPU", _MACHINE
+    )
+    runs: Path = _option(Path("runs"), "folder for work in progress: checkpoints, features, the journal", _MACHINE)
     # what a table's definition adds
     table: str = "table2"
     pretraining_data: str | None = None

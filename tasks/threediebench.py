@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from equibench.task import Task, register_task
 
-SIE = "Garrido, Najman, LeCun, ICML 2023"
+_SIE = "Garrido, Najman, LeCun, ICML 2023"
 
 register_task(
     Task(
@@ -19,7 +19,7 @@ register_task(
         transformation="pose",
         note="which object is it? logistic regression on one view",
         evaluator="classification",
-        reference=SIE,
+        reference=_SIE,
     )
 )
 register_task(
@@ -29,7 +29,7 @@ register_task(
         version=1,
         transformation="pose",
         note="relative rotation of two views of an object as a quaternion, angles in ±90°",
-        reference=SIE,
+        reference=_SIE,
     )
 )
 register_task(
@@ -39,7 +39,7 @@ register_task(
         version=1,
         transformation="hues",
         note="differences of the hues of floor and light between two views; view 2 alone tells half of them",
-        reference=SIE,
+        reference=_SIE,
     )
 )
 register_task(
@@ -50,6 +50,6 @@ register_task(
         transformation="pose",
         note="is the view that W(q) f(x) predicts the nearest among those of the object? and PRE among all",
         evaluator="object_retrieval",
-        reference=SIE,
+        reference=_SIE,
     )
 )

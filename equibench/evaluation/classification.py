@@ -34,7 +34,7 @@ from equibench.evaluation.evaluator import (
     metric_of,
     register_evaluator,
 )
-from equibench.metrics.bootstrap import RESAMPLES, Array, Ratio, draw_counts, mean_of, resampled
+from equibench.metrics.bootstrap import RESAMPLES, Floats, Ratio, draw_counts, mean_of, resampled
 from equibench.pairs.manifest import Pairs
 from equibench.pairs.views import Views
 from equibench.probes.logistic import GRID, fit_logistic
@@ -43,7 +43,7 @@ from equibench.task import Task
 from equibench.utils.files import digest_of
 
 
-def hits(targets: ArrayLike, predictions: ArrayLike) -> Array:
+def hits(targets: ArrayLike, predictions: ArrayLike) -> Floats:
     """For each image (N,) the share of seeds that say its label: 0 or 1 for a single one."""
     return np.asarray(np.atleast_2d(predictions) == np.asarray(targets)).mean(axis=0)
 
@@ -70,7 +70,7 @@ def mean_per_class(targets: ArrayLike, predictions: ArrayLike) -> float:
 
 def resampled_top1(
     targets: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1
-) -> Array:
+) -> Floats:
     """Bootstrap distribution (resamples,) of `top1`; equal seeds and N draw equal images, for pairing.
 
     `cluster` images that follow each other, as the views of one object, are drawn together.
@@ -80,7 +80,7 @@ def resampled_top1(
 
 def resampled_mean_per_class(
     targets: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1
-) -> Array:
+) -> Floats:
     """Bootstrap distribution (resamples,) of `mean_per_class`; equal seeds and N draw equal images, for pairing.
 
     A class of which a resample holds no image is left out of that resample's mean.

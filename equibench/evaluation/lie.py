@@ -20,7 +20,7 @@ from equibench.errors import UserError
 from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluator import Kept, Measurement, MetricInfo, RatioEvaluator, kept, register_evaluator
 from equibench.evaluation.features import outputs_of
-from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, squared_norms
+from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, squared_norms
 from equibench.pairs.manifest import Pairs, image_pairs
 from equibench.task import Task
 from equibench.transforms.geometry import Fill, warp
@@ -33,13 +33,13 @@ Maps = Tensor | NDArray[np.floating]
 Undo = Callable[[Tensor], Tensor]
 
 
-def pooled_derivative(plus: Features, minus: Features, step: float) -> Array:
+def pooled_derivative(plus: AnyFloats, minus: AnyFloats, step: float) -> Floats:
     """||L f(x)||² / D (N,) from f(ρ(step) x) and f(ρ(-step) x), both (N, D): the central difference, error O(step²)."""
     derivative = (as_float(plus) - as_float(minus)) / (2 * step)
     return squared_norms(derivative) / derivative.shape[1]
 
 
-def pooled_spread(features: Features) -> Array:
+def pooled_spread(features: AnyFloats) -> Floats:
     """||f(x) - mean||² / D (N,) of features (N, D): what `lie_ratios` compares a pooled derivative with."""
     values = as_float(features)
     return squared_norms(values - values.mean(axis=0)) / values.shape[1]
@@ -47,7 +47,7 @@ def pooled_spread(features: Features) -> Array:
 
 def token_derivative(
     plus_map: Maps, minus_map: Maps, undo_plus: Undo, undo_minus: Undo, step: float, *, radius: float = RADIUS
-) -> Array:
+) -> Floats:
     """||L f(x)||² / D (N,), the mean over the tokens of a central disc, which what enters at the border leaves alone.
 
     Args:
@@ -60,7 +60,7 @@ def token_derivative(
     return _disc_mean(((plus - minus) / (2 * step)).square(), radius)
 
 
-def token_spread(maps: Maps, *, radius: float = RADIUS) -> Array:
+def token_spread(maps: Maps, *, radius: float = RADIUS) -> Floats:
     """||f - mean||² / D (N,), the mean over the tokens (N, D, h, h) of the disc, with one mean for all places.
 
     One mean, since tokens that only say where they are vary from place to place: that counts as something that a
@@ -116,7 +116,7 @@ def _disc(maps: Tensor, radius: float) -> Tensor:
     return visible_disc(side, max(radius * side / 2, sqrt(0.5)), maps.device).to(maps)
 
 
-def _disc_mean(values: Tensor, radius: float) -> Array:
+def _disc_mean(values: Tensor, radius: float) -> Floats:
     """Mean over dimensions and over the disc's tokens: (N, D, h, h) -> (N,)."""
     inside = _disc(values, radius)
     mean = (values.mean(dim=1) * inside).sum(dim=(1, 2)) / inside.sum()
@@ -163,8 +163,8 @@ class LieEvaluator(RatioEvaluator):
         pairs = image_pairs(context.dataset, task, context.metric_sizes.lie_images)
         images = torch.from_numpy(image_source(context.dataset, "test").images[pairs.image]).float() / 255
         still = _encoded(images, row, context)
-        pooled: dict[str, list[Array]] = {name: [] for name in row.feature_sets()}
-        tokens: list[Array] = []
+        pooled: dict[str, list[Floats]] = {name: [] for name in row.feature_sets()}
+        tokens: list[Floats] = []
         for plus, minus, matrices in _steps(TRANSFORMATIONS[task.transformation], images, context):
             one, other = _encoded(plus, row, context), _encoded(minus, row, context)
             for name, values in pooled.items():

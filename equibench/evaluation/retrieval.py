@@ -26,12 +26,12 @@ from equibench.evaluation.evaluator import (
     pairs_of,
     register_evaluator,
 )
-from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, mean_of
+from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, mean_of
 from equibench.metrics.regression import RANDOM_RETRIEVAL_ERROR, absolute_quaternion, pose_retrieval_error
 from equibench.pairs.manifest import Pairs, bank_pairs, between_views, split_objects
 from equibench.task import Task
 
-Counts = NDArray[np.int64]
+_Counts = NDArray[np.int64]
 
 HITS = (1, 5)
 
@@ -51,11 +51,11 @@ class Ranks:
         tied: (n, M) how many are as near, the true one included.
     """
 
-    better: Counts
-    tied: Counts
+    better: _Counts
+    tied: _Counts
 
 
-def ranks(predicted: Features, bank: Features, *, cosine: bool = False) -> Ranks:
+def ranks(predicted: AnyFloats, bank: AnyFloats, *, cosine: bool = False) -> Ranks:
     """Rank of the true transform j of each image by distance of its prediction to the bank of the same image.
 
     By Euclidean distance, since P is fitted by least squares and lengths may carry θ (a blurred image's features often
@@ -89,7 +89,7 @@ def random_baseline(candidates: int, hits: Sequence[int] = HITS) -> dict[str, fl
     return {"mrr": float(_harmonic(np.array(candidates))) / candidates, **found}
 
 
-def _harmonic(count: NDArray[Any]) -> Array:
+def _harmonic(count: NDArray[Any]) -> Floats:
     """1 + 1/2 + ... + 1/count, 0 for 0."""
 
     from scipy.special import digamma
@@ -97,7 +97,7 @@ def _harmonic(count: NDArray[Any]) -> Array:
     return as_float(digamma(as_float(count) + 1) + np.euler_gamma)
 
 
-def _euclidean_order(predicted: Array, bank: Array) -> tuple[Counts, Counts]:
+def _euclidean_order(predicted: Floats, bank: Floats) -> tuple[_Counts, _Counts]:
     centre = bank.mean(axis=0)  # distances stay, and squares lose no digits to a common offset
     predicted, bank = predicted - centre, bank - centre
     squares = np.square(bank).sum(axis=1)
@@ -107,18 +107,18 @@ def _euclidean_order(predicted: Array, bank: Array) -> tuple[Counts, Counts]:
     return _count(distance, TIE * scale)
 
 
-def _cosine_order(predicted: Array, bank: Array) -> tuple[Counts, Counts]:
+def _cosine_order(predicted: Floats, bank: Floats) -> tuple[_Counts, _Counts]:
     return _count(-_unit(predicted) @ _unit(bank).T, np.full(len(predicted), TIE))
 
 
-def _count(distance: Array, tolerance: Array) -> tuple[Counts, Counts]:
+def _count(distance: Floats, tolerance: Floats) -> tuple[_Counts, _Counts]:
     """Candidates nearer than, and as near as, the true one, from distances (M, M) and tolerances (M,)."""
     gap = distance - np.diag(distance)[:, None]
     better = gap < -tolerance[:, None]
     return better.sum(axis=1), (np.abs(gap) <= tolerance[:, None]).sum(axis=1)
 
 
-def _unit(vectors: Array) -> Array:
+def _unit(vectors: Floats) -> Floats:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
 

@@ -20,16 +20,16 @@ from equibench.evaluation.evaluator import (
     kept,
     register_evaluator,
 )
-from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, gain, mean_of, squared_norms
+from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, gain, mean_of, squared_norms
 from equibench.pairs.manifest import Pairs, fixed_pairs
 from equibench.task import Task
 
-COMPONENTS = 64
+_COMPONENTS = 64
 
 IMAGES_PER_COMPONENT = 4
 
 
-def wahba_ratios(first: Features, moved: Features, *, components: int = COMPONENTS) -> dict[str, Ratio]:
+def wahba_ratios(first: AnyFloats, moved: AnyFloats, *, components: int = _COMPONENTS) -> dict[str, Ratio]:
     """One rotation R_a per transformation, fitted on every other image (rows 0, 2, ...), scored on the rest.
 
     `wahba`           Σ ||R_a F - F_a||² / Σ ||F_a||²; 0 is best, 2 is what unrelated features get.
@@ -68,7 +68,7 @@ def wahba_ratios(first: Features, moved: Features, *, components: int = COMPONEN
     }
 
 
-def rotation(start: Array, end: Array) -> Array:
+def rotation(start: Floats, end: Floats) -> Floats:
     """Wahba's problem: the R (d, d) in SO(d) of least Σ ||R start_i - end_i||², for start and end (N, d).
 
     R = U diag(1, ..., 1, det U det V) Vᵀ with U S Vᵀ the singular value decomposition of Σ end_i start_iᵀ.
@@ -81,7 +81,7 @@ def rotation(start: Array, end: Array) -> Array:
     return as_float(u @ vt)
 
 
-def gamma_ratios(first: Features, moved: Features) -> dict[str, Ratio]:
+def gamma_ratios(first: AnyFloats, moved: AnyFloats) -> dict[str, Ratio]:
     """Does a keep distances, and so inner products, between images, relative to how far it moves them? 0 is best.
 
     With D the squared distances, (D(ax', ax) - D(x', x))² over (D(ax', x') + D(ax, x))²:
@@ -109,19 +109,19 @@ def gamma_ratios(first: Features, moved: Features) -> dict[str, Ratio]:
     return {"gamma_f": mean_of(quotients), "gamma_f_pooled": Ratio(tops, bottoms)}
 
 
-def _prepared(features: Features) -> Array:
+def _prepared(features: AnyFloats) -> Floats:
     """Features (N, D), centred by the mean of the fit half (to leave the scored half out) and of length 1."""
     centred = as_float(features) - as_float(features[::2]).mean(axis=0)
     lengths = np.sqrt(squared_norms(centred))[:, None]
     return centred / np.where(lengths > 0, lengths, 1)
 
 
-def _axes(first: Features, moved: Features, fit: slice, components: int) -> Array:
+def _axes(first: AnyFloats, moved: AnyFloats, fit: slice, components: int) -> Floats:
     """Leading principal axes (d, D) of F and all F_a on the fit half, from their covariance, one view at a time."""
 
     from scipy.linalg import eigh
 
-    def views() -> Iterator[Array]:
+    def views() -> Iterator[Floats]:
         yield _prepared(first)[fit]
         yield from (_prepared(f)[fit] for f in moved)
 
@@ -132,7 +132,7 @@ def _axes(first: Features, moved: Features, fit: slice, components: int) -> Arra
     return as_float(vectors[:, ::-1].T)
 
 
-def _next(rows: Array) -> Array:
+def _next(rows: Floats) -> Floats:
     return np.roll(rows, -1, axis=0)
 
 

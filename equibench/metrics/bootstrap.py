@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
 
-Array = NDArray[np.float64]
-Features = NDArray[np.floating[Any]]
+Floats = NDArray[np.float64]
+AnyFloats = NDArray[np.floating[Any]]
 """Features as they are stored, float16 to float64; every metric computes in float64."""
 
 _CHUNK_BYTES = 2**26
@@ -34,8 +34,8 @@ class Ratio:
         complement: whether one minus the quotient is meant, as in R².
     """
 
-    top: Array
-    bottom: Array
+    top: Floats
+    bottom: Floats
     complement: bool = False
 
     @property
@@ -43,19 +43,19 @@ class Ratio:
         """The ratio; nan where the bottom sums to zero, since nothing was there to compare with (even for 0/0)."""
         return float(self.of_sums(self.top.sum(), self.bottom.sum()))
 
-    def of_sums(self, top: Array, bottom: Array) -> Array:
+    def of_sums(self, top: Floats, bottom: Floats) -> Floats:
         """The ratio for sums of tops and of bottoms, of any one shape."""
         bottom = as_float(bottom)
         quotient = np.asarray(top) / np.where(bottom == 0, np.nan, bottom)
         return 1 - quotient if self.complement else quotient
 
 
-def as_float(values: ArrayLike) -> Array:
+def as_float(values: ArrayLike) -> Floats:
     """Anything like an array, in float64 as all metrics compute."""
     return np.asarray(values, dtype=np.float64)
 
 
-def squared_norms(vectors: Array) -> Array:
+def squared_norms(vectors: Floats) -> Floats:
     """||v||² of each vector (..., D) -> (...)."""
     return np.asarray(np.einsum("...d,...d->...", vectors, vectors))
 
@@ -66,7 +66,7 @@ def mean_of(values: ArrayLike) -> Ratio:
     return Ratio(top, np.ones(len(top)))
 
 
-def gain(residual: Array, baseline: Array, scale: Array) -> Ratio:
+def gain(residual: Floats, baseline: Floats, scale: Floats) -> Ratio:
     """1 - Σ residual / Σ baseline, where residuals far below the scale count as nothing: 0 = no gain, 1 = all of it.
 
     Both sums get 1e-4 of the scale's on top. Where the baseline is already exact up to rounding and
@@ -80,7 +80,7 @@ def gain(residual: Array, baseline: Array, scale: Array) -> Ratio:
     return Ratio(residual + _FLOOR * scale, baseline + _FLOOR * scale, complement=True)
 
 
-def resampled(ratio: Ratio, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1) -> Array:
+def resampled(ratio: Ratio, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1) -> Floats:
     """The bootstrap distribution (resamples,) over test images; equal seeds and N draw equal images, for pairing.
 
     `cluster` images that follow each other, as the views of one object, are drawn together.
@@ -90,20 +90,20 @@ def resampled(ratio: Ratio, *, resamples: int = RESAMPLES, seed: int = 0, cluste
 
 def resampled_each(
     ratios: Mapping[str, Ratio], *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1
-) -> dict[str, Array]:
+) -> dict[str, Floats]:
     """`resampled` of several ratios over the same N images in one pass of drawing, which is what takes the time."""
     columns = np.stack([column for ratio in ratios.values() for column in (ratio.top, ratio.bottom)], axis=1)
     sums = resampled_sums(columns, resamples=resamples, seed=seed, cluster=cluster)
     return {name: ratio.of_sums(sums[:, 2 * i], sums[:, 2 * i + 1]) for i, (name, ratio) in enumerate(ratios.items())}
 
 
-def resampled_sums(columns: Array, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1) -> Array:
+def resampled_sums(columns: Floats, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1) -> Floats:
     """Sums of columns (N, C) over each resample of the N images -> (resamples, C)."""
     each = columns.reshape(-1, cluster, columns.shape[1]).sum(axis=1) if cluster > 1 else columns
     return np.concatenate([counts @ each for counts in draw_counts(len(each), resamples, seed)])
 
 
-def draw_counts(count: int, resamples: int, seed: int) -> Iterator[Array]:
+def draw_counts(count: int, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each image is drawn, in chunks (rows, count) of the (resamples, count) that multinomial draws give.
 
     Chunks, of 64 MiB at most (or one row), bound the memory for a million images. For fewer images the draws are kept

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from equibench.metrics.bootstrap import RESAMPLES, Array, as_float, draw_counts
+from equibench.metrics.bootstrap import RESAMPLES, Floats, as_float, draw_counts
 
-Counts = NDArray[np.int64]
+_Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Areas:
         label: annotated as the class.
     """
 
-    intersect: Counts
-    union: Counts
-    predicted: Counts
-    label: Counts
+    intersect: _Counts
+    union: _Counts
+    predicted: _Counts
+    label: _Counts
 
-    def arrays(self) -> dict[str, Counts]:
+    def arrays(self) -> dict[str, _Counts]:
         """The four arrays by name, in the order in which they stand above."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -47,7 +47,7 @@ class SegmentationScores:
     miou: float
     macc: float
     aacc: float
-    iou: Array
+    iou: Floats
 
 
 def scores_from_areas(areas: Areas) -> SegmentationScores:
@@ -62,14 +62,14 @@ def scores_from_areas(areas: Areas) -> SegmentationScores:
     return SegmentationScores(float(_mean_of_defined(iou)), float(_mean_of_defined(accuracy)), aacc, iou)
 
 
-def resampled_scores(areas: Areas, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Array]:
+def resampled_scores(areas: Areas, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Floats]:
     """Bootstrap distributions (resamples,) of mIoU, mAcc and aAcc over images.
 
     Equal seeds and N draw equal images, for pairing. A class that occurs in none of the images drawn does not count in
     that resample.
     """
     columns = [as_float(part) for part in (areas.intersect, areas.union, areas.label)]
-    draws: dict[str, list[Array]] = {"mIoU": [], "mAcc": [], "aAcc": []}
+    draws: dict[str, list[Floats]] = {"mIoU": [], "mAcc": [], "aAcc": []}
     for counts in draw_counts(len(areas.label), resamples, seed):
         intersect, union, label = (counts @ part for part in columns)
         draws["mIoU"].append(_mean_of_defined(_ratio(intersect, union)))
@@ -78,7 +78,7 @@ def resampled_scores(areas: Areas, *, resamples: int = RESAMPLES, seed: int = 0)
     return {name: np.concatenate(values) for name, values in draws.items()}
 
 
-def constant_areas(label: Counts, predicted_class: int) -> Areas:
+def constant_areas(label: _Counts, predicted_class: int) -> Areas:
     """What a prediction of one class everywhere gives on annotations with these areas (N, C): the floor of mIoU."""
     predicted = np.zeros_like(label)
     predicted[:, predicted_class] = label.sum(axis=1)
@@ -87,11 +87,11 @@ def constant_areas(label: Counts, predicted_class: int) -> Areas:
     return Areas(intersect, predicted + label - intersect, predicted, label)
 
 
-def _ratio(top: Array, bottom: Array) -> Array:
+def _ratio(top: Floats, bottom: Floats) -> Floats:
     return np.asarray(top / np.where(bottom == 0, np.nan, bottom))
 
 
-def _mean_of_defined(values: Array) -> Array:
+def _mean_of_defined(values: Floats) -> Floats:
     """Mean over the last axis of what is not nan, as numpy's nanmean but without its warning."""
     defined = ~np.isnan(values)
     return _ratio(np.where(defined, values, 0.0).sum(axis=-1), defined.sum(axis=-1))

@@ -12,7 +12,7 @@ from equibench.data.dataset import Dataset, known_indices, split_indices
 from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
 from equibench.pairs.manifest import pretraining_epoch, pretraining_views, split_objects
-from equibench.pretrain.method import Baseline, Theta, Views
+from equibench.pretrain.method import Baseline, Theta, ViewPair
 from equibench.transforms.transformation import BETWEEN, TRANSFORMATIONS, ViewSpec, transform
 from equibench.utils.random import uniforms
 
@@ -62,7 +62,7 @@ class PairStream:
         self.views, self.seed, self.size = views, seed, self.images.shape[-1]
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
-    def batch(self, start: int, count: int, encoder: ViTEncoder) -> Views:
+    def batch(self, start: int, count: int, encoder: ViTEncoder) -> ViewPair:
         """Pairs start to start + count - 1 of the stream, made on the encoder's device."""
         device = encoder.mean.device
         index, theta, drawn = self._rows(start, count)
@@ -76,7 +76,7 @@ class PairStream:
             coded[name] = torch.from_numpy(TRANSFORMATIONS[name].encode(used, self.size)).float().to(device)
         second = transform(images, applied, self.views.fill)
         labels = torch.from_numpy(self.labels[index]).to(device)
-        return Views(encoder.normalise(images), encoder.normalise(second), Theta(coded), known, encoder.mask, labels)
+        return ViewPair(encoder.normalise(images), encoder.normalise(second), Theta(coded), known, encoder.mask, labels)
 
     def _rows(
         self, start: int, count: int
@@ -120,7 +120,7 @@ class ObjectStream:
         self._epoch = lru_cache(maxsize=2)(lambda epoch: pretraining_views(objects, seed, epoch))
         self.count = len(objects)
 
-    def batch(self, start: int, count: int, encoder: ViTEncoder) -> Views:
+    def batch(self, start: int, count: int, encoder: ViTEncoder) -> ViewPair:
         """Pairs start to start + count - 1 of the stream, made on the encoder's device."""
         device = encoder.mean.device
         first, second = self._rows(start, count)
@@ -134,7 +134,7 @@ class ObjectStream:
             coded[name] = torch.from_numpy(TRANSFORMATIONS[name].encode(theta, self.size)).float().to(device)
             known[name] = torch.from_numpy(self.known[first]).to(device)
         labels = torch.from_numpy(self.labels[first]).to(device)
-        return Views(one, other, coded, known, encoder.mask, labels)
+        return ViewPair(one, other, coded, known, encoder.mask, labels)
 
     def _rows(self, start: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of both views; the range may cross epochs."""

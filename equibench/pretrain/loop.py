@@ -24,7 +24,7 @@ from equibench.data.dataset import Dataset
 from equibench.encoders.vit import Tokens, ViTEncoder, weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.batches import ObjectStream, PairStream, open_stream
-from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, Views
+from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, ViewPair
 from equibench.pretrain.runs import Run, build_encoder, finished_run
 from equibench.profiles import Profile
 from equibench.transforms.transformation import view_spec
@@ -47,19 +47,19 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.encoder, self.method = encoder, method
 
-    def forward(self, views: Views) -> tuple[dict[str, Tensor], TokenPair]:
+    def forward(self, views: ViewPair) -> tuple[dict[str, Tensor], TokenPair]:
         tokens = encode_pair(self.encoder, views)
         return self.method.loss(views, tokens), tokens
 
 
-def encode_pair(encoder: ViTEncoder, views: Views) -> TokenPair:
+def encode_pair(encoder: ViTEncoder, views: ViewPair) -> TokenPair:
     """Features of both views from one forward pass."""
     both = encoder.tokens(torch.cat([views.v1, views.v2]))
     n = len(views.v1)
     return TokenPair(Tokens(both.cls[:n], both.patches[:n]), Tokens(both.cls[n:], both.patches[n:]))
 
 
-def build(entry: BaselineEntry, profile: Profile, variant: str, seed: int, classes: int) -> TrainingStep:
+def build_step(entry: BaselineEntry, profile: Profile, variant: str, seed: int, classes: int) -> TrainingStep:
     """Encoder and method, initialised from the seed; every method starts from the same encoder.
 
     Args:
@@ -85,7 +85,7 @@ def recipe(
         "variant": variant,
         "seed": seed,
         "known_fraction": 1.0 if entry.use_of_theta == "unused" else known_fraction,
-        "code": code_digest(_Trainer, build, open_stream, learning_rate),
+        "code": code_digest(_Trainer, build_step, open_stream, learning_rate),
     }
 
 
@@ -146,7 +146,7 @@ def pretrain(
     if finished:
         return finished
     writable_folder(folder)
-    step_module = build(entry, profile, variant, seed, len(dataset.class_names))
+    step_module = build_step(entry, profile, variant, seed, len(dataset.class_names))
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
     streams = {

@@ -33,7 +33,7 @@ class Theta(dict[str, Tensor]):
 
 
 @dataclass  # not frozen: Fabric moves the tensors of a batch in place
-class Views:
+class ViewPair:
     """A batch of pairs.
 
     Attributes:
@@ -72,7 +72,7 @@ class Baseline(nn.Module):
         transformations: what stands between the two views.
         one_at_a_time: draw one of the transformations per sample instead of composing all.
         use_of_theta: where θ is known for some images only (P1 Table 3), "required" trains on these alone, "optional"
-            on all, with `Views.known` to tell them apart, and "unused" says that it does not matter what is known.
+            on all, with `ViewPair.known` to tell them apart, and "unused" says that it does not matter what is known.
         uses_labels: whether it is supervised; `__init__` then gets the number of `classes` too.
     """
 
@@ -88,11 +88,11 @@ class Baseline(nn.Module):
         self.invariant = encoder.invariant
         self.features = encoder.features
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """Named scalars of one batch; the one called "loss" is minimised, all are logged."""
         raise TypeError(f"{type(self).__name__} must define loss(views, tokens)")
 
-    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """Named scalars of a held-out batch, logged only; by default none."""
         return {}
 

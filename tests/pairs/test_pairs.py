@@ -16,7 +16,7 @@ from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
 from equibench.pairs.manifest import draw_pairs, draw_theta, pretraining_epoch
 from equibench.pretrain.batches import PairStream
-from equibench.pretrain.method import Baseline, Views
+from equibench.pretrain.method import Baseline, ViewPair
 from equibench.profiles import get_profile
 from equibench.transforms.transformation import BUILT_IN, MEAN, STD, TRANSFORMATIONS, view_spec
 from equibench.utils.random import uniforms
@@ -127,7 +127,7 @@ def test_too_few_images(sizes: tuple[int, int, int], split: str) -> None:
         draw_pairs(small(), "flip", sizes, task="flip", version=1)
 
 
-def assert_same(one: Views, parts: list[Views]) -> None:
+def assert_same(one: ViewPair, parts: list[ViewPair]) -> None:
     for field in ("v1", "v2", "labels"):
         torch.testing.assert_close(torch.cat([getattr(p, field) for p in parts]), getattr(one, field))
     for name in one.theta:
