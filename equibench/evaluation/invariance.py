@@ -1,7 +1,5 @@
 """How much a transformation moves features, and whether it changes predictions (docs/protocol.md 8.9)."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -21,6 +19,9 @@ from equibench.evaluation.evaluator import (
 from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, mean_of, squared_norms
 from equibench.pairs.manifest import Pairs
 from equibench.task import Task
+
+FIT_IMAGES = 5000
+"""Training images that the classifier is fitted on at most."""
 
 
 def invariance_ratios(first: AnyFloats, second: AnyFloats) -> dict[str, Ratio]:
@@ -60,10 +61,6 @@ def _cosines(one: Floats, other: Floats) -> Floats:
     """Cosines (N,); 0 for a vector of no length, which has no direction in common with any."""
     lengths = np.sqrt(squared_norms(one) * squared_norms(other))
     return np.einsum("nd,nd->n", one, other) / np.where(lengths > 0, lengths, 1)
-
-
-FIT_IMAGES = 5000
-"""Training images that the classifier is fitted on at most."""
 
 
 @register_evaluator

@@ -4,33 +4,22 @@ Both are taken over fixed transformations a, each applied to all images. f(x) an
 mean (if f(a x) = R f(x), so do the means) and scaled to length 1.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 
 from equibench.evaluation.context import Context, Row
-from equibench.evaluation.evaluator import (
-    Kept,
-    Measurement,
-    MetricInfo,
-    RatioEvaluator,
-    channels,
-    kept,
-    register_evaluator,
-)
+from equibench.evaluation.evaluator import Measurement, MetricInfo, RatioEvaluator, channels, kept, register_evaluator
 from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, gain, mean_of, squared_norms
 from equibench.pairs.manifest import Pairs, fixed_pairs
 from equibench.task import Task
 
 _COMPONENTS = 64
-
-IMAGES_PER_COMPONENT = 4
+_IMAGES_PER_COMPONENT = 4
 
 
 def wahba_ratios(first: AnyFloats, moved: AnyFloats, *, components: int = _COMPONENTS) -> dict[str, Ratio]:
-    """One rotation R_a per transformation, fitted on every other image (rows 0, 2, ...), scored on the rest.
+    """One rotation R_a per transformation, fitted on every other image (rows 0, 2, ...), scored on the other N // 2.
 
     `wahba`           Σ ||R_a F - F_a||² / Σ ||F_a||²; 0 is best, 2 is what unrelated features get.
     `wahba_identity`  the same for R = I: 0 if invariant.
@@ -48,9 +37,6 @@ def wahba_ratios(first: AnyFloats, moved: AnyFloats, *, components: int = _COMPO
         first: (N, D) f(x).
         moved: (A, N, D) f(a x).
         components: most principal components to keep.
-
-    Returns:
-        Ratios over the N // 2 scored images.
     """
     fit, scored = slice(0, None, 2), slice(1, None, 2)
     axes = _axes(first, moved, fit, components)
@@ -73,7 +59,6 @@ def rotation(start: Floats, end: Floats) -> Floats:
 
     R = U diag(1, ..., 1, det U det V) Vᵀ with U S Vᵀ the singular value decomposition of Σ end_i start_iᵀ.
     """
-
     from scipy.linalg import svd
 
     u, _, vt = svd(end.T @ start)
@@ -91,11 +76,7 @@ def gamma_ratios(first: AnyFloats, moved: AnyFloats) -> dict[str, Ratio]:
 
     Unrelated features get about 1 / (2 D + 1), since in many dimensions all distances are alike: so the measure says
     little for large D, and compares encoders of equal D only. Each image is paired with the next one in order, the
-    last with the first.
-
-    Args:
-        first: (N, D) f(x).
-        moved: (A, N, D) f(a x).
+    last with the first. Features are (N, D) f(x) and (A, N, D) f(a x).
     """
     start = _prepared(first)
     apart = squared_norms(_next(start) - start)
@@ -118,16 +99,12 @@ def _prepared(features: AnyFloats) -> Floats:
 
 def _axes(first: AnyFloats, moved: AnyFloats, fit: slice, components: int) -> Floats:
     """Leading principal axes (d, D) of F and all F_a on the fit half, from their covariance, one view at a time."""
-
     from scipy.linalg import eigh
 
-    def views() -> Iterator[Floats]:
-        yield _prepared(first)[fit]
-        yield from (_prepared(f)[fit] for f in moved)
-
-    covariance = sum(view.T @ view for view in views())
+    views = (_prepared(features)[fit] for features in chain([first], moved))
+    covariance = sum(view.T @ view for view in views)
     dimensions, images = first.shape[1], len(first[fit])
-    kept = max(1, min(components, dimensions, images // IMAGES_PER_COMPONENT))
+    kept = max(1, min(components, dimensions, images // _IMAGES_PER_COMPONENT))
     _, vectors = eigh(covariance, subset_by_index=(dimensions - kept, dimensions - 1))
     return as_float(vectors[:, ::-1].T)
 
@@ -163,7 +140,7 @@ class WahbaEvaluator(RatioEvaluator):
         pairs, count = fixed_pairs(context.dataset, task, sizes.fixed_images, sizes.fixed)
         first = context.encode(row, context.views.first(pairs))
         second = context.encode(row, context.views.second(pairs))
-        arrays: Kept = {}
+        arrays: dict[str, Floats] = {}
         for name in row.feature_sets():
             moved = channels(row, second, name).reshape(count, len(pairs.image) // count, -1)
             still = channels(row, first, name)[: moved.shape[1]]
