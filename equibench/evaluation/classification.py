@@ -5,8 +5,6 @@ that the other tasks on these data use (P1 Table 1). Labels are (N,), prediction
 N).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -31,6 +29,7 @@ from equibench.evaluation.evaluator import (
     Kept,
     Measurement,
     MetricInfo,
+    channels,
     metric_of,
     register_evaluator,
 )
@@ -108,13 +107,9 @@ SCORES = {"top1": (top1, resampled_top1), "mean_per_class": (mean_per_class, res
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images of each split with their classes.
+    """Images with their labels (N,), by split, and the number of classes.
 
-    Attributes:
-        views: the images, by split.
-        labels: (N,) int64 by split.
-        classes: how many there are.
-        cluster: so many test images that follow each other show one object.
+    `cluster` test images that follow each other show one object.
     """
 
     views: dict[str, Views]
@@ -152,60 +147,50 @@ class ClassificationEvaluator(Evaluator):
     def measure(self, row: Row, task: Task, context: Context) -> Measurement:
         """Fit the classifier on every feature set, of transfer data on all features; keep its test predictions."""
         images, select = labelled_images(task, context), task.main_metric or self.main_metric
-        arrays: Kept = {
-            "labels": images.labels["test"],
-            "classes": np.array(images.classes),
-            "cluster": np.array(images.cluster),
-            "headline": np.array(select),
-        }
+        arrays: Kept = {"labels": images.labels["test"]}
+        facts = {"classes": images.classes, "cluster": images.cluster, "headline": select}
+        arrays |= {name: np.array(value) for name, value in facts.items()}
         names = ("full",) if task.data or not row.has_encoder else tuple(row.feature_sets())
         if row.name == "constant":
             majority = int(np.bincount(images.labels["train"], minlength=images.classes).argmax())
             arrays["full/predictions"] = np.full(len(images.labels["test"]), majority)
             return Measurement(arrays, features=names)
         layers = _features(row, images, context)
+        options: dict[str, Any] = {"classes": images.classes, "select": SCORES[select][0], "device": context.device}
         for name in names:
-            layer, columns = row.feature_sets()[name]
-            parts = {split: np.asarray(found[layer])[:, columns] for split, found in layers.items()}
+            parts = {split: channels(row, found, name) for split, found in layers.items()}
             train, val = ((parts[split], images.labels[split]) for split in ("train", "val"))
-            fitted = fit_logistic(
-                train, val, parts["test"], classes=images.classes, select=SCORES[select][0], device=context.device
-            )  # fmt: skip
+            fitted = fit_logistic(train, val, parts["test"], **options)
             arrays[f"{name}/predictions"] = fitted.predictions
             arrays |= {f"{name}/penalty": np.array(fitted.penalty), f"{name}/converged": np.array(fitted.converged)}
         return Measurement(arrays, features=names)
 
     def scores(self, arrays: Arrays, features: str) -> dict[str, Metric]:
         """Top-1 and mean per class, each with its interval and what guessing scores."""
-        predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
-        guessing, cluster = uniform_chance(int(arrays["classes"])), int(arrays["cluster"])
+        found, guessing = (arrays["labels"], arrays[f"{features}/predictions"]), uniform_chance(int(arrays["classes"]))
+        cluster = int(arrays["cluster"])
         return {
-            name: metric_of(value(labels, predictions), draw(labels, predictions, cluster=cluster), guessing)
+            name: metric_of(value(*found), draw(*found, cluster=cluster), guessing)
             for name, (value, draw) in SCORES.items()
         }
 
     def resampled(self, arrays: Arrays, features: str) -> NDArray[np.float64]:
         """Bootstrap distribution of the task's main metric."""
-        predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
         _, draw = SCORES[str(arrays["headline"])]
-        return draw(labels, predictions, cluster=int(arrays["cluster"]))
+        return draw(arrays["labels"], arrays[f"{features}/predictions"], cluster=int(arrays["cluster"]))
 
 
 def labelled_images(task: Task, context: Context) -> LabelledImages:
     """The images that a task asks the class of."""
-    if task.data is None:
-        return _of_pairs(context.pairs(task), context)
-    data = _transfer_data(task, context)
-    sets = {"train": data.train, "val": data.val, "test": data.test}
-    return LabelledImages(
-        {s: Views(digest_of(["classes", data.sha256, s]), one.images) for s, one in sets.items()},
-        {s: np.asarray(one.labels) for s, one in sets.items()},
-        len(data.class_names),
-    )
-
-
-def _of_pairs(pairs: Pairs, context: Context) -> LabelledImages:
-    first, views, labels = context.views.first(pairs), {}, {}
+    views, labels = {}, {}
+    if task.data is not None:
+        data = _transfer_data(task, context)
+        for split, part in {"train": data.train, "val": data.val, "test": data.test}.items():
+            views[split] = Views(digest_of(["classes", data.sha256, split]), part.images)
+            labels[split] = np.asarray(part.labels)
+        return LabelledImages(views, labels, len(data.class_names))
+    pairs = context.pairs(task)
+    first = context.views.first(pairs)
     row = np.arange(len(pairs.image)) if first.row is None else first.row
     for split in SPLITS:
         rows = pairs.rows(split)
@@ -214,7 +199,7 @@ def _of_pairs(pairs: Pairs, context: Context) -> LabelledImages:
     return LabelledImages(views, labels, len(context.dataset.class_names), pairs.cluster)
 
 
-def _features(row: Row, images: LabelledImages, context: Context) -> Mapping[str, Mapping[str, Features]]:
+def _features(row: Row, images: LabelledImages, context: Context) -> Mapping[str, dict[str, Features]]:
     """By split and layer."""
     if row.has_encoder:
         whole = whole_pictures(row)

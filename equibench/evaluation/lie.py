@@ -5,14 +5,12 @@ invariance; for a token map ρ_out moves the map as ρ_in moves the image, and t
 Hence the two go by different names. All are per squared unit of t, so t should be coded alike for all encoders.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from math import sqrt
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from equibench.data.dataset import image_source
@@ -23,14 +21,15 @@ from equibench.evaluation.features import outputs_of
 from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, squared_norms
 from equibench.pairs.manifest import Pairs, image_pairs
 from equibench.task import Task
-from equibench.transforms.geometry import Fill, warp
+from equibench.transforms.geometry import warp
 from equibench.transforms.transformation import TRANSFORMATIONS, Transformation, transform, visible_disc
 
-RADIUS = 0.7
+_RADIUS = 0.7
+_STEP = 0.01
+"""Of the coded parameter: 0.45 degrees, 0.04 px at 32 px, 0.8 % of brightness."""
 
-Maps = Tensor | NDArray[np.floating]
-
-Undo = Callable[[Tensor], Tensor]
+_Maps = Tensor | AnyFloats
+_Undo = Callable[[Tensor], Tensor]
 
 
 def pooled_derivative(plus: AnyFloats, minus: AnyFloats, step: float) -> Floats:
@@ -46,7 +45,7 @@ def pooled_spread(features: AnyFloats) -> Floats:
 
 
 def token_derivative(
-    plus_map: Maps, minus_map: Maps, undo_plus: Undo, undo_minus: Undo, step: float, *, radius: float = RADIUS
+    plus_map: _Maps, minus_map: _Maps, undo_plus: _Undo, undo_minus: _Undo, step: float, *, radius: float = _RADIUS
 ) -> Floats:
     """||L f(x)||² / D (N,), the mean over the tokens of a central disc, which what enters at the border leaves alone.
 
@@ -56,37 +55,35 @@ def token_derivative(
         step: t.
         radius: of the disc, as a share of half the map's side; no disc is without its innermost tokens.
     """
-    plus, minus = undo_plus(_tensor(plus_map)), undo_minus(_tensor(minus_map))
+    plus, minus = undo_plus(torch.as_tensor(plus_map).double()), undo_minus(torch.as_tensor(minus_map).double())
     return _disc_mean(((plus - minus) / (2 * step)).square(), radius)
 
 
-def token_spread(maps: Maps, *, radius: float = RADIUS) -> Floats:
+def token_spread(maps: _Maps, *, radius: float = _RADIUS) -> Floats:
     """||f - mean||² / D (N,), the mean over the tokens (N, D, h, h) of the disc, with one mean for all places.
 
     One mean, since tokens that only say where they are vary from place to place: that counts as something that a
     translation could have moved.
     """
-    tokens = _tensor(maps)
+    tokens = torch.as_tensor(maps).double()
     inside = _disc(tokens, radius)
     mean = (tokens * inside).sum(dim=(0, 2, 3), keepdim=True) / (inside.sum() * len(tokens))
     return _disc_mean((tokens - mean).square(), radius)
 
 
-def undo(matrix: Tensor, size: int, fill: Fill = "reflect") -> Undo:
-    """A callable that resamples token maps (N, D, h, h) by the inverse of a geometric transformation of the image.
+def undo(matrix: Tensor, size: int) -> _Undo:
+    """A callable that resamples token maps (N, D, h, h) by the inverse of a geometric transformation of the image,
+    with the map's mirror image outside it.
 
-    Args:
-        matrix: (1 or N, 3, 3) from `geometry.rotation_matrix`, `translation_matrix` and the like, as the image was
-            moved: from output to input, in image pixels.
-        size: the image's side S; a shift by S pixels is one by h tokens.
-        fill: what stands outside the map.
+    `matrix` (1 or N, 3, 3) is from `geometry.rotation_matrix`, `translation_matrix` and the like, as the image was
+    moved: from output to input, in image pixels. `size` is the image's side S; a shift by S pixels is one by h tokens.
     """
 
     def resample(maps: Tensor) -> Tensor:
         unit = torch.tensor([1, 1, maps.shape[-1] / size], dtype=maps.dtype, device=maps.device)
         inverse = torch.linalg.inv(matrix.to(maps))
         tokens = torch.cat([inverse[:, :2] * unit, inverse[:, 2:]], dim=1)
-        return warp(maps, tokens.expand(len(maps), 3, 3), fill)
+        return warp(maps, tokens.expand(len(maps), 3, 3), "reflect")
 
     return resample
 
@@ -107,10 +104,6 @@ def lie_ratios(squares: ArrayLike, spread: ArrayLike, kind: str = "pooled") -> d
     return {f"lee_{kind}": Ratio(top, generators), f"lee_{kind}_relative": Ratio(top, generators * as_float(spread))}
 
 
-def _tensor(maps: Maps) -> Tensor:
-    return torch.as_tensor(maps).double()
-
-
 def _disc(maps: Tensor, radius: float) -> Tensor:
     side = maps.shape[-1]
     return visible_disc(side, max(radius * side / 2, sqrt(0.5)), maps.device).to(maps)
@@ -121,14 +114,6 @@ def _disc_mean(values: Tensor, radius: float) -> Floats:
     inside = _disc(values, radius)
     mean = (values.mean(dim=1) * inside).sum(dim=(1, 2)) / inside.sum()
     return as_float(mean.cpu().numpy())
-
-
-STEP = 0.01
-"""Of the coded parameter: 0.45 degrees, 0.04 px at 32 px, 0.8 % of brightness."""
-
-
-def _as_it_is(maps: Tensor) -> Tensor:
-    return maps
 
 
 @register_evaluator
@@ -165,13 +150,12 @@ class LieEvaluator(RatioEvaluator):
         still = _encoded(images, row, context)
         pooled: dict[str, list[Floats]] = {name: [] for name in row.feature_sets()}
         tokens: list[Floats] = []
-        for plus, minus, matrices in _steps(TRANSFORMATIONS[task.transformation], images, context):
+        for (plus, undo_plus), (minus, undo_minus) in _steps(TRANSFORMATIONS[task.transformation], images, context):
             one, other = _encoded(plus, row, context), _encoded(minus, row, context)
             for name, values in pooled.items():
-                values.append(pooled_derivative(one[name], other[name], STEP))
+                values.append(pooled_derivative(one[name], other[name], _STEP))
             if "tokens" in still:
-                back = [undo(matrix, context.size) if matrix is not None else _as_it_is for matrix in matrices]
-                tokens.append(token_derivative(one["tokens"], other["tokens"], back[0], back[1], STEP))
+                tokens.append(token_derivative(one["tokens"], other["tokens"], undo_plus, undo_minus, _STEP))
         arrays: Kept = {}
         for name, squares in pooled.items():
             arrays |= kept(lie_ratios(np.stack(squares), pooled_spread(still[name])), name)
@@ -180,21 +164,20 @@ class LieEvaluator(RatioEvaluator):
         return Measurement(arrays)
 
 
-def _steps(
-    transformation: Transformation, images: Tensor, context: Context
-) -> Iterator[tuple[Tensor, Tensor, list[Tensor | None]]]:
-    """For each parameter, the images moved by a step and by its opposite, and the maps by which they were moved."""
+def _steps(transformation: Transformation, images: Tensor, context: Context) -> Iterator[list[tuple[Tensor, _Undo]]]:
+    """For each parameter, the images moved by a step and by its opposite, and what moves their token maps back."""
     identity = transformation.encode(np.array([transformation.identity]), context.size)
     for number in range(len(transformation.parameters)):
-        moved, matrices = [], []
+        moved: list[tuple[Tensor, _Undo]] = []
         for sign in (1, -1):
             coded = identity.copy()
-            coded[0, number] += sign * STEP
+            coded[0, number] += sign * _STEP
             theta = torch.from_numpy(transformation.decode(coded, context.size)).float()
             steps = {transformation.name: theta.expand(len(images), -1)}
-            moved.append(transform(images, steps, context.spec.fill))
-            matrices.append(transformation.matrix(theta, context.size) if transformation.matrix else None)
-        yield moved[0], moved[1], matrices
+            matrix = transformation.matrix(theta, context.size) if transformation.matrix else None
+            back = undo(matrix, context.size) if matrix is not None else (lambda maps: maps)
+            moved.append((transform(images, steps, context.spec.fill), back))
+        yield moved
 
 
 @torch.inference_mode()

@@ -4,8 +4,6 @@
 that intervals, and differences between encoders on the same images, are taken alike for every metric.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,12 +24,9 @@ _FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class Ratio:
-    """Σ top / Σ bottom over images, or 1 - Σ top / Σ bottom.
+    """Σ top / Σ bottom over images, of each of which top and bottom (N,) have one number (ones for a plain mean).
 
-    Attributes:
-        top: (N,) one number per test image.
-        bottom: (N,) likewise; ones for a plain mean.
-        complement: whether one minus the quotient is meant, as in R².
+    `complement` says that one minus the quotient is meant, as in R².
     """
 
     top: Floats
@@ -72,10 +67,8 @@ def gain(residual: Floats, baseline: Floats, scale: Floats) -> Ratio:
     Both sums get 1e-4 of the scale's on top. Where the baseline is already exact up to rounding and
     regularisation, 0/0, the gain is then 0, and not whatever the quotient of two rounding errors happens to be.
 
-    Args:
-        residual: (N,) squared residuals of the better informed predictor.
-        baseline: (N,) those of the predictor that it is compared with.
-        scale: (N,) squares of what is predicted.
+    `residual` (N,) are the squared residuals of the better informed predictor, `baseline` those of the predictor that
+    it is compared with, `scale` the squares of what is predicted.
     """
     return Ratio(residual + _FLOOR * scale, baseline + _FLOOR * scale, complement=True)
 
@@ -115,9 +108,7 @@ def draw_counts(count: int, resamples: int, seed: int) -> Iterator[Floats]:
 
 
 def _draws(count: int, resamples: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    rng = np.random.default_rng(seed)
-    chances = np.full(count, 1 / count)
-    rows = max(1, _CHUNK_BYTES // (8 * count))
+    rng, chances, rows = np.random.default_rng(seed), np.full(count, 1 / count), max(1, _CHUNK_BYTES // (8 * count))
     for start in range(0, resamples, rows):
         yield rng.multinomial(count, chances, size=min(rows, resamples - start)).astype(np.uint8)
 

@@ -1,8 +1,6 @@
 """Scores of a semantic segmentation from four areas per image and class, so that they can be verified and resampled."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +28,7 @@ class Areas:
 
     def arrays(self) -> dict[str, _Counts]:
         """The four arrays by name, in the order in which they stand above."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,9 @@ def scores_from_areas(areas: Areas) -> SegmentationScores:
 
     Pixels are added as integers: mmsegmentation adds them in float32, which from 2**24 on drops some.
     """
-    intersect, union, label = (as_float(part.sum(axis=0)) for part in (areas.intersect, areas.union, areas.label))
-    iou = _ratio(intersect, union)
-    accuracy = _ratio(intersect, label)
-    aacc = float(_ratio(intersect.sum(), label.sum()))
-    return SegmentationScores(float(_mean_of_defined(iou)), float(_mean_of_defined(accuracy)), aacc, iou)
+    sums = [as_float(part.sum(axis=0)) for part in (areas.intersect, areas.union, areas.label)]
+    miou, macc, aacc = map(float, _means(*sums))
+    return SegmentationScores(miou, macc, aacc, _ratio(sums[0], sums[1]))
 
 
 def resampled_scores(areas: Areas, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Floats]:
@@ -69,13 +65,8 @@ def resampled_scores(areas: Areas, *, resamples: int = RESAMPLES, seed: int = 0)
     that resample.
     """
     columns = [as_float(part) for part in (areas.intersect, areas.union, areas.label)]
-    draws: dict[str, list[Floats]] = {"mIoU": [], "mAcc": [], "aAcc": []}
-    for counts in draw_counts(len(areas.label), resamples, seed):
-        intersect, union, label = (counts @ part for part in columns)
-        draws["mIoU"].append(_mean_of_defined(_ratio(intersect, union)))
-        draws["mAcc"].append(_mean_of_defined(_ratio(intersect, label)))
-        draws["aAcc"].append(_ratio(intersect.sum(axis=1), label.sum(axis=1)))
-    return {name: np.concatenate(values) for name, values in draws.items()}
+    draws = [_means(*(counts @ part for part in columns)) for counts in draw_counts(len(areas.label), resamples, seed)]
+    return dict(zip(("mIoU", "mAcc", "aAcc"), map(np.concatenate, zip(*draws, strict=True)), strict=True))
 
 
 def constant_areas(label: _Counts, predicted_class: int) -> Areas:
@@ -85,6 +76,12 @@ def constant_areas(label: _Counts, predicted_class: int) -> Areas:
     intersect = np.zeros_like(label)
     intersect[:, predicted_class] = label[:, predicted_class]
     return Areas(intersect, predicted + label - intersect, predicted, label)
+
+
+def _means(intersect: Floats, union: Floats, label: Floats) -> tuple[Floats, Floats, Floats]:
+    """mIoU, mAcc and aAcc (...) from areas (..., C) of all images together."""
+    accuracy = _ratio(intersect.sum(axis=-1), label.sum(axis=-1))
+    return _mean_of_defined(_ratio(intersect, union)), _mean_of_defined(_ratio(intersect, label)), accuracy
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,9 @@ from torch import Tensor, nn
 from equibench.data.dataset import Dataset
 from equibench.encoders.vit import Tokens, ViTEncoder, weights_sha256
 from equibench.errors import UserError
-from equibench.pretrain.batches import ObjectStream, PairStream, open_stream
+from equibench.pretrain.batches import PairStream, open_stream
 from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, ViewPair
-from equibench.pretrain.runs import Run, build_encoder, finished_run
+from equibench.pretrain.runs import FACTS, Run, build_encoder, finished_run
 from equibench.profiles import Profile
 from equibench.transforms.transformation import view_spec
 from equibench.utils.digests import code_digest
@@ -60,11 +61,7 @@ def encode_pair(encoder: ViTEncoder, views: ViewPair) -> TokenPair:
 
 
 def build_step(entry: BaselineEntry, profile: Profile, variant: str, seed: int, classes: int) -> TrainingStep:
-    """Encoder and method, initialised from the seed; every method starts from the same encoder.
-
-    Args:
-        classes: of the data, for a supervised method.
-    """
+    """Encoder and method (a supervised one for so many classes) from the seed; all methods start from one encoder."""
     encoder = build_encoder(profile, variant, seed)
     return TrainingStep(encoder, entry.build(profile, encoder, classes))
 
@@ -94,8 +91,7 @@ def default_precision(device: str) -> str:
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     # there is no public question to ask of a CPU yet
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bf16-mixed" if supported else "32-true"
+    return "bf16-mixed" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "32-true"
 
 
 def start_fabric(device: str = "auto", devices: int | str = 1) -> Fabric:
@@ -142,24 +138,17 @@ def pretrain(
     """
     fabric = fabric or start_fabric()
     digest = digest_of(recipe(entry, profile, dataset, variant, seed, known_fraction))
-    finished = finished_run(profile, folder, variant, seed, digest)
-    if finished:
+    if finished := finished_run(profile, folder, variant, seed, digest):
         return finished
     writable_folder(folder)
-    step_module = build_step(entry, profile, variant, seed, len(dataset.class_names))
+    module, views = (
+        build_step(entry, profile, variant, seed, len(dataset.class_names)),
+        view_spec(variant, profile.image_size),
+    )
     if fabric.world_size > 1 and fabric.device.type == "cuda":
-        step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
-    streams = {
-        split: open_stream(
-            dataset, split, step_module.method, view_spec(variant, profile.image_size), seed, known_fraction
-        )
-        for split in ("train", "val")
-    }
-    trainer = _Trainer(fabric, step_module, profile, streams, folder, digest, report)
-    trainer.run()
-    if fabric.is_global_zero:
-        _finish(step_module, folder, digest, trainer)
-    fabric.barrier()
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    train, val = (open_stream(dataset, s, module.method, views, seed, known_fraction) for s in ("train", "val"))
+    _Trainer(fabric, module, profile, train, val, folder, digest, report).run()
     run = finished_run(profile, folder, variant, seed, digest)
     assert run is not None
     return run
@@ -173,13 +162,14 @@ class _Trainer:
         fabric: Fabric,
         module: TrainingStep,
         profile: Profile,
-        streams: dict[str, PairStream | ObjectStream],
+        train: PairStream,
+        val: PairStream,
         folder: Path,
         digest: str,
         report: Report | None,
     ) -> None:
         self.fabric, self.bare, self.settings = fabric, module, profile.pretraining
-        self.streams, self.folder, self.digest, self.report = streams, folder, digest, report
+        self.train, self.val, self.folder, self.digest, self.report = train, val, folder, digest, report
         optimizer = torch.optim.AdamW(
             module.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
         )
@@ -194,7 +184,7 @@ class _Trainer:
         while self.step < settings.steps:
             self.lr = learning_rate(settings.lr, self.step, settings.steps, settings.warmup)
             first = self.step * settings.batch + self.fabric.global_rank * share
-            views = self.streams["train"].batch(first, share, self.bare.encoder)
+            views = self.train.batch(first, share, self.bare.encoder)
             losses, tokens = self.module(views)
             self.fabric.backward(losses["loss"])
             for group in self.optimizer.param_groups:
@@ -209,6 +199,9 @@ class _Trainer:
                 since, since_step = time.perf_counter(), self.step
             if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
                 self._save()
+        if self.fabric.is_global_zero:
+            self._finish()
+        self.fabric.barrier()
 
     @torch.no_grad()
     def _log(self, losses: dict[str, Tensor], tokens: TokenPair, pairs_per_second: float) -> None:
@@ -223,7 +216,7 @@ class _Trainer:
         scalars |= {"feature_std": float(spread.mean()), "feature_std_min": float(spread.min())}
         self.collapsed = scalars["feature_std"] < COLLAPSE_STD
         self.module.eval()
-        views = self.streams["val"].batch(0, self.settings.batch, self.bare.encoder)
+        views = self.val.batch(0, self.settings.batch, self.bare.encoder)
         with self.fabric.autocast():
             held_out = self.bare.method.diagnostics(views, encode_pair(self.bare.encoder, views))
         self.module.train()
@@ -247,15 +240,35 @@ class _Trainer:
 
     def _resume(self) -> None:
         path, log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
-        state = _read_checkpoint(path) if path.exists() else None
-        if state and state["digest"] == self.digest:
-            self.bare.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds = state["step"], state["seconds"]
+        if path.exists():
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise UserError(f"the checkpoint {path} is damaged: {error}", f"remove {path} and run again") from error
+            if state["digest"] == self.digest:
+                self.bare.load_state_dict(state["module"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.step, self.seconds = state["step"], state["seconds"]
         if self.fabric.is_global_zero:  # what was logged after the checkpoint will be logged again
             kept = [line for line in read_lines(log) if line["step"] <= self.step]
             write_text(log, "".join(json.dumps(line) + "\n" for line in kept))
         self.fabric.barrier()
+
+    def _finish(self) -> None:
+        for part, name in ((self.bare.encoder, "encoder"), (self.bare.method, "method")):
+            state = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+            write_atomically(self.folder / f"{name}.safetensors", partial(save_file, state))
+        facts = {
+            "recipe_sha256": self.digest,
+            "encoder_sha256": weights_sha256(self.bare.encoder),
+            "seconds": round(self.seconds, 3),
+            "steps": self.step,
+            "collapsed": self.collapsed,
+            "precision": default_precision(self.fabric.device.type),
+        }
+        # last, since its presence says that the run is complete
+        write_text(self.folder / FACTS, json.dumps(facts, indent=1) + "\n")
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
@@ -264,27 +277,3 @@ def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
     if step < ramp:
         return peak * (step + 1) / ramp
     return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
-
-
-def _finish(module: TrainingStep, folder: Path, digest: str, trainer: _Trainer) -> None:
-    for part, name in ((module.encoder, "encoder"), (module.method, "method")):
-        state = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
-        write_atomically(folder / f"{name}.safetensors", lambda path, state=state: save_file(state, path))  # type: ignore[misc]
-    facts = {
-        "recipe_sha256": digest,
-        "encoder_sha256": weights_sha256(module.encoder),
-        "seconds": round(trainer.seconds, 3),
-        "steps": trainer.step,
-        "collapsed": trainer.collapsed,
-        "precision": default_precision(trainer.fabric.device.type),
-    }
-    # last, since its presence says that the run is complete
-    write_text(folder / "run.json", json.dumps(facts, indent=1) + "\n")
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
-    except Exception as error:
-        raise UserError(f"the checkpoint {path} is damaged: {error}", f"remove {path} and run again") from error

@@ -1,7 +1,5 @@
 """What a pretraining method is: a module with a loss over two views, and the views that it is trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -84,9 +82,7 @@ class Baseline(nn.Module):
 
     def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
         super().__init__()
-        self.profile = profile
-        self.invariant = encoder.invariant
-        self.features = encoder.features
+        self.profile, self.invariant, self.features = profile, encoder.invariant, encoder.features
 
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """Named scalars of one batch; the one called "loss" is minimised, all are logged."""
@@ -102,22 +98,24 @@ class BaselineEntry:
     """A registered method: a row of a table.
 
     Attributes:
-        build: (profile, encoder, number of classes) -> the method.
-        splits_features, transformations, use_of_theta, uses_labels: see `Baseline`.
         method: the class.
         settings: what the class is given for this row.
+        splits_features, transformations, use_of_theta: see `Baseline`.
     """
 
     name: str
     title: str
-    build: Callable[[Profile, ViTEncoder, int], Baseline]
+    description: str
+    method: type[Baseline]
+    settings: Mapping[str, Any]
     splits_features: bool
     transformations: tuple[str, ...]
     use_of_theta: UseOfTheta
-    uses_labels: bool
-    description: str
-    method: type[Baseline]
-    settings: Mapping[str, object]
+
+    def build(self, profile: Profile, encoder: ViTEncoder, classes: int) -> Baseline:
+        """The method for an encoder and data of so many classes."""
+        own = {"classes": classes} if self.method.uses_labels else {}
+        return self.method(profile, encoder, **self.settings, **own)
 
     @property
     def source_sha256(self) -> str:
@@ -126,12 +124,10 @@ class BaselineEntry:
 
 
 BASELINES: Registry[BaselineEntry] = Registry("baseline", "equibench.baselines")
+_B = TypeVar("_B", bound=type[Baseline])
 
 
-B = TypeVar("B", bound=type[Baseline])
-
-
-def register_baseline(name: str, title: str | None = None, **settings: object) -> Callable[[B], B]:
+def register_baseline(name: str, title: str | None = None, **settings: Any) -> Callable[[_B], _B]:
     """Class decorator that registers a `Baseline` as a row.
 
     Args:
@@ -143,32 +139,15 @@ def register_baseline(name: str, title: str | None = None, **settings: object) -
         UserError: the class is no `Baseline`, has no loss of its own, or the name is taken.
     """
 
-    def keep(method: B) -> B:
+    def keep(method: _B) -> _B:
         if not (isinstance(method, type) and issubclass(method, Baseline)):
             raise UserError(f"{name!r}: {method!r} is not a subclass of Baseline", "derive the class from Baseline")
         if method.loss is Baseline.loss:
             raise UserError(f"{name!r}: {method.__name__} has no loss", "define loss(self, views, tokens)")
         description = (method.__doc__ or "").strip().split("\n")[0]
-
-        def build(profile: Profile, encoder: ViTEncoder, classes: int) -> Baseline:
-            own: dict[str, Any] = {"classes": classes} if method.uses_labels else {}
-            return method(profile, encoder, **settings, **own)
-
-        BASELINES.add(
-            name,
-            BaselineEntry(
-                name=name,
-                title=title or name,
-                build=build,
-                splits_features=method.splits_features,
-                transformations=settings.get("transformations", method.transformations),  # type: ignore[arg-type]
-                use_of_theta=method.use_of_theta,
-                uses_labels=method.uses_labels,
-                description=description,
-                method=method,
-                settings=settings,
-            ),
-        )
+        names = settings.get("transformations", method.transformations)
+        facts = (method.splits_features, names, method.use_of_theta)
+        BASELINES.add(name, BaselineEntry(name, title or name, description, method, settings, *facts))
         return method
 
     return keep

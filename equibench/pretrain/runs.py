@@ -50,10 +50,9 @@ def build_encoder(profile: Profile, variant: str, seed: int) -> ViTEncoder:
 
 def read_run(folder: Path, digest: str) -> dict[str, Any] | None:
     """What a finished run of this recipe wrote beside its encoder; None if it is absent, unfinished or of another."""
-    record = folder / "run.json"
-    if not record.exists() or not (folder / "encoder.safetensors").exists():
+    if not (folder / FACTS).exists() or not (folder / WEIGHTS).exists():
         return None
-    facts: dict[str, Any] = json.loads(record.read_text())
+    facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
     return facts if facts["recipe_sha256"] == digest else None
 
 
@@ -67,12 +66,8 @@ def finished_run(profile: Profile, folder: Path, variant: str, seed: int, digest
     if facts is None:
         return None
     encoder = build_encoder(profile, variant, seed)
-    encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
-    if weights_sha256(encoder) != facts["encoder_sha256"]:
-        raise UserError(
-            f"{folder / 'encoder.safetensors'} is not what the run wrote (expected digest {facts['encoder_sha256']})",
-            f"remove {folder} and run again",
-        )
+    encoder.load_state_dict(load_file(folder / WEIGHTS))
+    _check_weights(folder, encoder, facts["encoder_sha256"], f"remove {folder} and run again")
     return Run(folder, encoder.eval(), facts["encoder_sha256"], facts["seconds"], facts["collapsed"])
 
 
@@ -153,9 +148,13 @@ def _read_run(folder: Path, views: ViewSpec) -> tuple[ViTEncoder, Profile]:
         fix = f"pretrain it in one of: {', '.join(PROFILES)}"
         raise UserError(f"the encoder in {folder} has the sizes of no profile", fix)
     network.load_state_dict(state)
-    if weights_sha256(network) != expected:
-        raise UserError(f"{folder / WEIGHTS} is not what the run wrote (expected digest {expected})", "pretrain again")
+    _check_weights(folder, network, expected, "pretrain again")
     return network, profile
+
+
+def _check_weights(folder: Path, network: ViTEncoder, expected: str, fix: str) -> None:
+    if weights_sha256(network) != expected:
+        raise UserError(f"{folder / WEIGHTS} is not what the run wrote (expected digest {expected})", fix)
 
 
 def _network(profile: Profile, views: ViewSpec, seed: int) -> ViTEncoder:

@@ -11,8 +11,6 @@ principal components (a rotation keeps ||W||), and the search, not the penalty, 
 curvature along each component.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,8 +66,7 @@ class LinearClassifier:
             UserError: a feature is not finite, or there are not D.
         """
         _check_width(features, self.weights.shape[1])
-        blocks = _read(features, "the features to predict from")
-        scores = [block @ self.weights.T + self.bias for block in blocks]
+        scores = [block @ self.weights.T + self.bias for block in _read(features, "the features to predict from")]
         return self.labels[np.concatenate(scores).argmax(axis=1)]
 
 
@@ -124,10 +121,9 @@ def fit_logistic(
         scores[number] = select(val[1], model.predict(val[0]))
         fits.append(model)
     penalty = float(grid[order[scores[order].argmax()]])
-    final = next(fit_path([train, val], [penalty], classes=classes, device=device, tolerance=_FINAL_TOLERANCE))
-    fits.append(final)
+    fits += fit_path([train, val], [penalty], classes=classes, device=device, tolerance=_FINAL_TOLERANCE)
     iterations, converged = sum(fit.iterations for fit in fits), all(fit.converged for fit in fits)
-    return LogisticResult(final.predict(test), penalty, scores, iterations, converged)
+    return LogisticResult(fits[-1].predict(test), penalty, scores, iterations, converged)
 
 
 def fit_path(
@@ -179,11 +175,9 @@ class _Data:
         for features, labels in parts:
             _check_labels(features, labels, classes)
             _check_width(features, parts[0][0].shape[-1])
-        self.labels, index, counts = np.unique(
-            np.concatenate([labels for _, labels in parts]), return_inverse=True, return_counts=True
-        )
+        labels, width = np.concatenate([labels for _, labels in parts]), parts[0][0].shape[1]
+        self.labels, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
         self.dtype, self.count, self.shares = dtype, len(index), torch.from_numpy(counts / len(index))
-        width = parts[0][0].shape[1]
         self.mean, covariance = np.zeros(width), torch.zeros(width, width, dtype=torch.float64, device=device)
         for block in _read_parts(parts):
             self.mean += block.sum(axis=0) / self.count
@@ -193,11 +187,9 @@ class _Data:
         variances, basis = torch.linalg.eigh(covariance / self.count)
         kept = variances > _RESOLUTION**2 * (variances[-1] + float(self.mean @ self.mean))
         self.variances, self.basis = variances[kept].cpu(), basis[:, kept]
-        inputs = torch.ones(self.count, len(self.variances) + 1, dtype=dtype, device=device)
-        row = 0
+        inputs, row = torch.ones(self.count, len(self.variances) + 1, dtype=dtype, device=device), 0
         for block in _read_parts(parts):
-            turned = torch.from_numpy(block - self.mean).to(device) @ self.basis
-            inputs[row : row + len(block), :-1] = turned
+            inputs[row : row + len(block), :-1] = torch.from_numpy(block - self.mean).to(device) @ self.basis
             row += len(block)
         rows = _CPU_ROWS if device.type == "cpu" else _GPU_ROWS
         self.blocks = list(zip(inputs.split(rows), torch.from_numpy(index).to(device).split(rows), strict=True))
