@@ -3,8 +3,6 @@
 Wang, Krajsek, Scharr, arXiv 2412.03314, section 2: L = L_SSL(invariant halves) + λ_recon * MSE(decoder, view 2).
 """
 
-from __future__ import annotations
-
 import torch
 from equibench.baselines.vicreg import vicreg_loss
 from torch import Tensor, nn

@@ -5,8 +5,6 @@ the weights of its published command and heads sized for a ViT (docs/protocol.md
 transformed images, two for views of 3-D objects.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Supervised training: the labels of both views, and nothing about what lies between them (docs/protocol.md 6.7)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 

@@ -3,8 +3,6 @@
 Bardes, Ponce, LeCun, "VICReg", ICLR 2022. All 512 channels are trained to be invariant, so there is no split.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from equibench.encoders.vit import ViTEncoder

@@ -6,8 +6,6 @@
 What is not known, or makes no sense for a score, is absent.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,5 @@
 """What a task is: one column of a table, one row of an encoder's score."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from equibench.registry import Registry

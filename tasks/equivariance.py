@@ -4,8 +4,6 @@ One task for each evaluator and transformation, named like "rotation.retrieval".
 metrics that they report: see `equibench.evaluation` for one file each.
 """
 
-from __future__ import annotations
-
 from equibench.tasks import regression  # noqa: F401  # its tasks stand first, and lend these their titles
 
 from equibench.evaluation.evaluator import EVALUATORS

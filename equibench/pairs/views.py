@@ -1,7 +1,5 @@
 """Views on disk: each view of the evaluation pairs is rendered once, when it is first read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property

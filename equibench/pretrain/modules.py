@@ -1,7 +1,5 @@
 """What several methods share: projector, cross-attention decoder, and the terms of their losses."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from functools import wraps

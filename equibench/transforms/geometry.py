@@ -5,8 +5,6 @@ Coordinates are pixels relative to the image's centre, x to the right and y down
 order in which they are applied.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

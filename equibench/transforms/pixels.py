@@ -4,8 +4,6 @@ The colour changes are torchvision's (`adjust_brightness` and its siblings), whi
 these take one for each image and are differentiable in image and factor.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import torch

@@ -4,8 +4,6 @@ Ranges and codings (docs/protocol.md 4.3 to 4.8) are those of P2's Table 2 for r
 EquiMod's random resized crop, and a fair coin for the flip.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
