@@ -19,13 +19,13 @@ def vicreg_loss(x: Tensor, y: Tensor, weights: tuple[float, float, float] = SIE_
 
     The variance term is the mean over the views and the covariance term their sum (VICReg eq. 6).
     """
-    on_invariance, on_variance, on_covariance = weights
     all_x, all_y = gather(x), gather(y)
     terms = {
         "invariance": invariance(x, y),
         "variance": both(variance(all_x), variance(all_y)),
         "covariance": covariance(all_x) + covariance(all_y),
     }
+    on_invariance, on_variance, on_covariance = weights
     total = on_invariance * terms["invariance"] + on_variance * terms["variance"] + on_covariance * terms["covariance"]
     return {"loss": total, **terms}
 
@@ -36,13 +36,9 @@ class VICReg(Baseline):
 
     use_of_theta = "unused"
 
-    def __init__(
-        self, profile: Profile, encoder: ViTEncoder, weights: tuple[float, float, float] = SIE_WEIGHTS
-    ) -> None:
+    def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
         super().__init__(profile, encoder)
-        self.weights = weights
         self.projector = projector(self.features, profile.pretraining.projector)
 
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
-        x, y = self.projector(tokens.v1.mean), self.projector(tokens.v2.mean)
-        return vicreg_loss(x, y, self.weights)
+        return vicreg_loss(self.projector(tokens.v1.mean), self.projector(tokens.v2.mean))

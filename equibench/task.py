@@ -49,11 +49,7 @@ TASKS: Registry[Task] = Registry("task", "equibench.tasks")
 
 
 def register_task(task: Task) -> Task:
-    """Register a task as a column.
-
-    Raises:
-        UserError: the name is taken.
-    """
+    """Register a task as a column; a UserError if its name is taken."""
     TASKS.add(task.name, task)
     return task
 
