@@ -38,12 +38,9 @@ def translation_matrix(theta: Tensor, size: int) -> Tensor:
 
 
 def warp(images: Tensor, matrix: Tensor, fill: Fill) -> Tensor:
-    """Resample images under output-to-input matrices in centred pixels.
+    """Resample images (N, C, S, S) of any float range under output-to-input matrices (N, 3, 3) in centred pixels.
 
-    Args:
-        images: (N, C, S, S), any float range.
-        matrix: (N, 3, 3).
-        fill: what stands outside the image: its mirror image, or zeros.
+    `fill` is what stands outside the image: its mirror image, or zeros.
     """
     size = images.shape[-1]
     # grid_sample wants coordinates in [-1, 1]: only the shift changes with the unit

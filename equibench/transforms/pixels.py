@@ -17,11 +17,9 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def adjust_color(images: Tensor, theta: Tensor) -> Tensor:
-    """Apply brightness, contrast, saturation and hue, in this order.
+    """Apply brightness, contrast, saturation and hue, in this order, to images (N, 3, H, W) in [0, 1].
 
-    Args:
-        images: (N, 3, H, W) in [0, 1].
-        theta: (N, 4) changes of brightness, contrast and saturation (factor - 1) and of hue in turns; 0 is identity.
+    θ (N, 4) are the changes of brightness, contrast and saturation (factor - 1) and of hue in turns; 0 is identity.
     """
     brightness, contrast, saturation, hue = (theta[:, i, None, None, None] for i in range(4))
     images = (images * (1 + brightness)).clamp(0, 1)
@@ -64,7 +62,6 @@ def _gray(images: Tensor) -> Tensor:
 @lru_cache(maxsize=8)
 def _tap_positions(size: int, device: torch.device) -> Tensor:
     """(TAPS, S, S) with a 1 at [t, i, j] where tap t of output pixel i reads input pixel j."""
-    position = torch.arange(size)[None, :] + (torch.arange(TAPS) - TAPS // 2)[:, None]
     period = 2 * (size - 1)
-    position = position.remainder(period)
+    position = (torch.arange(size)[None, :] + (torch.arange(TAPS) - TAPS // 2)[:, None]).remainder(period)
     return F.one_hot(torch.minimum(position, period - position), size).float().to(device)

@@ -79,10 +79,6 @@ def _scaled_by(scale: float | _Array) -> Callable[[int], tuple[_Array, _Array]]:
     return lambda size: (np.zeros(1), np.atleast_1d(np.float64(scale)))
 
 
-def _unchanged(theta: _Array, size: int) -> _Array:
-    return theta
-
-
 @dataclass(frozen=True)
 class Transformation:
     """One parametric transformation g(x, θ).
@@ -114,7 +110,7 @@ class Transformation:
     draw: Callable[[_Array, int], _Array]
     identity: tuple[float, ...]
     code: Callable[[int], tuple[_Array, _Array]] = _scaled_by(1)
-    publish: Callable[[_Array, int], _Array] = _unchanged
+    publish: Callable[[_Array, int], _Array] = lambda theta, size: theta
     matrix: Callable[[Tensor, int], Tensor] | None = None
     pixels: Callable[[Tensor, Tensor], Tensor] | None = None
     inverse: Callable[[_Array], _Array] | None = None
@@ -163,8 +159,7 @@ def _draw_crop(u: _Array, size: int) -> _Array:
     fits = (width <= 1) & (height <= 1)
     rows, first = np.arange(len(u)), fits.argmax(axis=1)
     width, height = (np.where(fits.any(axis=1), side[rows, first], 1.0) for side in (width, height))
-    x = width / 2 + (1 - width) * u[:, -2]
-    y = height / 2 + (1 - height) * u[:, -1]
+    x, y = width / 2 + (1 - width) * u[:, -2], height / 2 + (1 - height) * u[:, -1]
     return np.stack([x, y, width, height], axis=1)
 
 
@@ -251,10 +246,8 @@ def register_transformation(transformation: Transformation) -> Transformation:
     if name in TRANSFORMATIONS:
         raise UserError(f"the transformation {name!r} is registered twice", "choose another name")
     if (transformation.matrix is None) == (transformation.pixels is None):
-        raise UserError(
-            f"the transformation {name!r} must have either a matrix or a pixel operation",
-            "give Transformation(matrix=...) for an affine map, else Transformation(pixels=...)",
-        )
+        problem = f"the transformation {name!r} must have either a matrix or a pixel operation"
+        raise UserError(problem, "give Transformation(matrix=...) for an affine map, else Transformation(pixels=...)")
     TRANSFORMATIONS[name] = transformation
     return transformation
 
@@ -281,13 +274,7 @@ def transform(images: Tensor, theta: Mapping[str, Tensor], fill: Fill = "reflect
 def transform_sequence(images: Tensor, steps: Sequence[Mapping[str, Tensor]], fill: Fill = "reflect") -> Tensor:
     """Several transformations after one another; geometric ones that follow each other share one resampling.
 
-    Args:
-        images: (N, 3, S, S) float in [0, 1].
-        steps: each as for `transform`.
-        fill: what stands outside the image.
-
-    Raises:
-        KeyError: as `transform`.
+    The arguments, and the error raised, are those of `transform`.
     """
     waiting: list[Tensor] = []
 
@@ -298,12 +285,12 @@ def transform_sequence(images: Tensor, steps: Sequence[Mapping[str, Tensor]], fi
         waiting.clear()
         return geometry.warp(images, matrix.to(images.dtype), fill)
 
+    known = {name: one for name, one in TRANSFORMATIONS.items() if not one.observed}
     for theta in steps:
-        known = [name for name, one in TRANSFORMATIONS.items() if not one.observed]
         if unknown := set(theta) - set(known):
-            raise KeyError(f"transformations {sorted(unknown)} cannot be applied; known: {known}")
+            raise KeyError(f"transformations {sorted(unknown)} cannot be applied; known: {list(known)}")
         for name in (name for name in known if name in theta):
-            one = TRANSFORMATIONS[name]
+            one = known[name]
             if one.matrix:
                 waiting.append(one.matrix(theta[name], images.shape[-1]))
             elif one.pixels:
