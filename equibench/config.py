@@ -7,8 +7,9 @@ The command line makes its options from the fields below; `equibench.table(**opt
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ RESULTS = Path("results")
 """Where results go unless told otherwise."""
 _MEASURED, _SIZE, _DATA, _ENCODER, _MACHINE = "What to measure", "How much", "Data", "Encoder", "Machine and folders"
 """Groups of options on the command line."""
-
 
 SCORE_OPTIONS = (
     "tasks", "layers", "controls", "variant", "profile", "pairs", "seed", "data", "data_root", "image_size", "skip_bad",
@@ -129,30 +129,25 @@ class RunConfig:
 
     def flags(self, names: Sequence[str]) -> list[str]:
         """The options, of those named, that are not as by default, as on the command line."""
-        import shlex
-
         found = []
         for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name not in names or value == (None if one.default is MISSING else one.default):
+            value, name = getattr(self, one.name), one.name.replace("_", "-")
+            if one.name not in names or value == one.default:
                 continue
-            flag = one.metadata["flag"] or f"--{one.name.replace('_', '-')}"
+            flag = one.metadata["flag"] or f"--{name}"
             if isinstance(value, bool):
-                found.append(flag if value else f"--no-{one.name.replace('_', '-')}")
-            elif one.name == "baseline_files":
-                found += [f"{flag} {shlex.quote(str(file))}" for file in value]
-            else:
-                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(getattr(value, "name", value))
-                found.append(f"{flag} {shlex.quote(text if not isinstance(value, Path) else str(value))}")
+                found.append(flag if value else f"--no-{name}")
+                continue
+            for each in value if one.name == "baseline_files" else [value]:
+                text = ",".join(map(str, each)) if isinstance(each, tuple) else str(each)
+                found.append(f"{flag} {shlex.quote(each.name if isinstance(each, Profile) else text)}")
         return found
 
 
 def _plain(name: str, kind: object, value: Any) -> Any:
     text = str(kind)
-    if value is None:
-        return None
-    if text.startswith("tuple"):
+    if value is not None and text.startswith("tuple"):
         if isinstance(value, str):
             raise UserError(f"{name} is a list, not the text {value!r}", f"{name}=[{value!r}]")
         return tuple(Path(one) if "Path" in text else one for one in value)
-    return Path(value) if text.startswith("Path") else value
+    return Path(value) if value is not None and text.startswith("Path") else value

@@ -5,7 +5,6 @@ that the other tasks on these data use (P1 Table 1). Labels are (N,), prediction
 N).
 """
 
-from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,7 +19,7 @@ from equibench.data.dataset import SPLITS, image_source
 from equibench.data.load import root_of_cifar10
 from equibench.data.transfer import TransferData, load_transfer, missing_transfer
 from equibench.encoders.adapter import NO_MASK
-from equibench.evaluation.context import Context, Features, Row
+from equibench.evaluation.context import Context, Row
 from equibench.evaluation.controls import single_features
 from equibench.evaluation.evaluator import (
     Arrays,
@@ -33,7 +32,7 @@ from equibench.evaluation.evaluator import (
     metric_of,
     register_evaluator,
 )
-from equibench.metrics.bootstrap import RESAMPLES, Floats, Ratio, draw_counts, mean_of, resampled
+from equibench.metrics.bootstrap import RESAMPLES, Floats, draw_counts, mean_of, resampled
 from equibench.pairs.manifest import Pairs
 from equibench.pairs.views import Views
 from equibench.probes.logistic import GRID, fit_logistic
@@ -47,14 +46,9 @@ def hits(targets: ArrayLike, predictions: ArrayLike) -> Floats:
     return np.asarray(np.atleast_2d(predictions) == np.asarray(targets)).mean(axis=0)
 
 
-def top1_ratio(targets: ArrayLike, predictions: ArrayLike) -> Ratio:
-    """Top-1 as a mean over images, from which its interval and paired differences are taken."""
-    return mean_of(hits(targets, predictions))
-
-
 def top1(targets: ArrayLike, predictions: ArrayLike) -> float:
     """Share of images whose label is predicted, in [0, 1]; nan without images."""
-    return top1_ratio(targets, predictions).value
+    return mean_of(hits(targets, predictions)).value
 
 
 def mean_per_class(targets: ArrayLike, predictions: ArrayLike) -> float:
@@ -74,7 +68,7 @@ def resampled_top1(
 
     `cluster` images that follow each other, as the views of one object, are drawn together.
     """
-    return resampled(top1_ratio(targets, predictions), resamples=resamples, seed=seed, cluster=cluster)
+    return resampled(mean_of(hits(targets, predictions)), resamples=resamples, seed=seed, cluster=cluster)
 
 
 def resampled_mean_per_class(
@@ -96,12 +90,7 @@ def resampled_mean_per_class(
     return np.concatenate(parts)
 
 
-def uniform_chance(classes: int) -> float:
-    """What guessing every class equally often reaches in the mean: 1 / classes, of top-1 and of mean per class."""
-    return 1 / classes
-
-
-SCORES = {"top1": (top1, resampled_top1), "mean_per_class": (mean_per_class, resampled_mean_per_class)}
+_SCORES = {"top1": (top1, resampled_top1), "mean_per_class": (mean_per_class, resampled_mean_per_class)}
 """Each score with its bootstrap distribution."""
 
 
@@ -155,8 +144,13 @@ class ClassificationEvaluator(Evaluator):
             majority = int(np.bincount(images.labels["train"], minlength=images.classes).argmax())
             arrays["full/predictions"] = np.full(len(images.labels["test"]), majority)
             return Measurement(arrays, features=names)
-        layers = _features(row, images, context)
-        options: dict[str, Any] = {"classes": images.classes, "select": SCORES[select][0], "device": context.device}
+        if row.has_encoder:
+            whole = whole_pictures(row)
+            layers = {split: context.encode(whole, views) for split, views in images.views.items()}
+        else:
+            spec = context.spec if context.data_size is None else NO_MASK
+            layers = {s: {"default": f} for s, f in single_features(row.name, images.views, spec).items()}
+        options: dict[str, Any] = {"classes": images.classes, "select": _SCORES[select][0], "device": context.device}
         for name in names:
             parts = {split: channels(row, found, name) for split, found in layers.items()}
             train, val = ((parts[split], images.labels[split]) for split in ("train", "val"))
@@ -167,16 +161,16 @@ class ClassificationEvaluator(Evaluator):
 
     def scores(self, arrays: Arrays, features: str) -> dict[str, Metric]:
         """Top-1 and mean per class, each with its interval and what guessing scores."""
-        found, guessing = (arrays["labels"], arrays[f"{features}/predictions"]), uniform_chance(int(arrays["classes"]))
-        cluster = int(arrays["cluster"])
+        found, cluster = (arrays["labels"], arrays[f"{features}/predictions"]), int(arrays["cluster"])
+        guessing = 1 / int(arrays["classes"])  # in the mean, of top-1 and of mean per class
         return {
             name: metric_of(value(*found), draw(*found, cluster=cluster), guessing)
-            for name, (value, draw) in SCORES.items()
+            for name, (value, draw) in _SCORES.items()
         }
 
     def resampled(self, arrays: Arrays, features: str) -> NDArray[np.float64]:
         """Bootstrap distribution of the task's main metric."""
-        _, draw = SCORES[str(arrays["headline"])]
+        _, draw = _SCORES[str(arrays["headline"])]
         return draw(arrays["labels"], arrays[f"{features}/predictions"], cluster=int(arrays["cluster"]))
 
 
@@ -197,15 +191,6 @@ def labelled_images(task: Task, context: Context) -> LabelledImages:
         views[split] = Views(first.digest, first.images, row[rows])
         labels[split] = np.asarray(image_source(context.dataset, split).labels)[pairs.image[rows]]
     return LabelledImages(views, labels, len(context.dataset.class_names), pairs.cluster)
-
-
-def _features(row: Row, images: LabelledImages, context: Context) -> Mapping[str, dict[str, Features]]:
-    """By split and layer."""
-    if row.has_encoder:
-        whole = whole_pictures(row)
-        return {split: context.encode(whole, views) for split, views in images.views.items()}
-    spec = context.spec if context.data_size is None else NO_MASK
-    return {s: {"default": f} for s, f in single_features(row.name, images.views, spec).items()}
 
 
 def whole_pictures(row: Row) -> Row:

@@ -55,8 +55,7 @@ class TrainingStep(nn.Module):
 
 def encode_pair(encoder: ViTEncoder, views: ViewPair) -> TokenPair:
     """Features of both views from one forward pass."""
-    both = encoder.tokens(torch.cat([views.v1, views.v2]))
-    n = len(views.v1)
+    both, n = encoder.tokens(torch.cat([views.v1, views.v2])), len(views.v1)
     return TokenPair(Tokens(both.cls[:n], both.patches[:n]), Tokens(both.cls[n:], both.patches[n:]))
 
 
@@ -73,9 +72,7 @@ def recipe(
     return {
         "baseline": entry.name,
         "source": entry.source_sha256,
-        "encoder": asdict(profile.encoder),
-        "decoder": asdict(profile.decoder),
-        "pretraining": asdict(profile.pretraining),
+        **{part: asdict(getattr(profile, part)) for part in ("encoder", "decoder", "pretraining")},
         "image_size": profile.image_size,
         "data": dataset.name,
         "data_sha256": dataset.sha256,
@@ -126,7 +123,6 @@ def pretrain(
     """Pretrain one row, or go on where it stopped, or return it if it is done.
 
     Args:
-        entry: the method.
         dataset: images; the validation tenth of its training set is only looked at for diagnostics.
         folder: where the run is kept. What lies there from another recipe is replaced.
         variant: "headline" or "paper_like" views; "rendered" for data that bring their views along.
@@ -141,10 +137,8 @@ def pretrain(
     if finished := finished_run(profile, folder, variant, seed, digest):
         return finished
     writable_folder(folder)
-    module, views = (
-        build_step(entry, profile, variant, seed, len(dataset.class_names)),
-        view_spec(variant, profile.image_size),
-    )
+    module = build_step(entry, profile, variant, seed, len(dataset.class_names))
+    views = view_spec(variant, profile.image_size)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
     train, val = (open_stream(dataset, s, module.method, views, seed, known_fraction) for s in ("train", "val"))
@@ -170,9 +164,8 @@ class _Trainer:
     ) -> None:
         self.fabric, self.bare, self.settings = fabric, module, profile.pretraining
         self.train, self.val, self.folder, self.digest, self.report = train, val, folder, digest, report
-        optimizer = torch.optim.AdamW(
-            module.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
-        )
+        lr, decay = self.settings.lr, self.settings.weight_decay
+        optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=decay, fused=True)
         self.module, self.optimizer = fabric.setup(module, optimizer)
         self.step, self.seconds, self.collapsed = 0, 0.0, False
         self._resume()
@@ -207,10 +200,8 @@ class _Trainer:
     def _log(self, losses: dict[str, Tensor], tokens: TokenPair, pairs_per_second: float) -> None:
         scalars = {name: float(value.detach()) for name, value in losses.items()}
         if not math.isfinite(scalars["loss"]):
-            raise UserError(
-                f"the loss is {scalars['loss']} at step {self.step} of {self.folder.name}",
-                "lower the learning rate; the last checkpoint is kept",
-            )
+            problem = f"the loss is {scalars['loss']} at step {self.step} of {self.folder.name}"
+            raise UserError(problem, "lower the learning rate; the last checkpoint is kept")
         features = tokens.v1.mean.detach().float()
         spread = features.std(dim=0) / features.square().mean().sqrt().clamp_min(1e-12)
         scalars |= {"feature_std": float(spread.mean()), "feature_std_min": float(spread.min())}
@@ -229,14 +220,9 @@ class _Trainer:
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:
-            state = {
-                "digest": self.digest,
-                "step": self.step,
-                "seconds": self.seconds,
-                "module": self.bare.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            }
-            write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
+            state = {"digest": self.digest, "step": self.step, "seconds": self.seconds}
+            state |= {"module": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
+            write_atomically(self.folder / "checkpoint.pt", partial(torch.save, state))
 
     def _resume(self) -> None:
         path, log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"

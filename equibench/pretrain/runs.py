@@ -98,10 +98,8 @@ def open_run(
     folder = Path(source)
     if folder.is_dir():
         if not (folder / FACTS).exists() or not (folder / WEIGHTS).exists():
-            raise UserError(
-                f"{folder} is not the folder of a finished run: it lacks {FACTS} or {WEIGHTS}",
-                "a run's folder is runs/PROFILE/DATA-VARIANT/pretraining/BASELINE/seedN",
-            )
+            problem = f"{folder} is not the folder of a finished run: it lacks {FACTS} or {WEIGHTS}"
+            raise UserError(problem, "a run's folder is runs/PROFILE/DATA-VARIANT/pretraining/BASELINE/seedN")
     elif str(source) in BASELINES.names():
         folder = runs / profile / f"{data}-{variant}" / "pretraining" / str(source) / f"seed{seed}"
         if not (folder / FACTS).exists():
@@ -120,16 +118,12 @@ def open_run(
     adapt = partial(adapted, arch=architecture, views=views, pooling=pooling, given={"size": found.image_size})
     splits = row in BASELINES.names() and BASELINES.get(row).splits_features
     return Opened(
-        encoder=adapt(network),
-        name=row,
-        architecture=architecture,
-        pretrained=True,
-        coverage=None,
+        adapt(network), row, architecture, pretrained=True, coverage=None,
         notes=(f"{row}, seed {own_seed}, of the profile {found.name}",),
         fresh=lambda seed: adapt(_network(found, views, seed)),
         half=network.invariant if splits else None,
         seed=int(own_seed) if own_seed.isdigit() else None,
-    )
+    )  # fmt: skip
 
 
 def _read_run(folder: Path, views: ViewSpec) -> tuple[ViTEncoder, Profile]:
@@ -143,13 +137,11 @@ def _read_run(folder: Path, views: ViewSpec) -> tuple[ViTEncoder, Profile]:
     for profile in sorted(PROFILES.values(), key=lambda p: p.name not in folder.resolve().parts):
         network = _network(profile, views, 0)
         if {name: value.shape for name, value in network.state_dict().items()} == shapes:
-            break
-    else:
-        fix = f"pretrain it in one of: {', '.join(PROFILES)}"
-        raise UserError(f"the encoder in {folder} has the sizes of no profile", fix)
-    network.load_state_dict(state)
-    _check_weights(folder, network, expected, "pretrain again")
-    return network, profile
+            network.load_state_dict(state)
+            _check_weights(folder, network, expected, "pretrain again")
+            return network, profile
+    fix = f"pretrain it in one of: {', '.join(PROFILES)}"
+    raise UserError(f"the encoder in {folder} has the sizes of no profile", fix)
 
 
 def _check_weights(folder: Path, network: ViTEncoder, expected: str, fix: str) -> None:
@@ -171,19 +163,11 @@ def snapshot_path(folder: Path, step: int) -> Path:
 
 
 def keep_snapshot(folder: Path, profile: Profile, step: int) -> None:
-    """Copy the encoder out of a run's checkpoint, if the profile asks for it.
+    """Copy the encoder out of a run's checkpoint, if the profile asks for it; a UserError if it cannot be written.
 
-    To be called at each line of the log: the first one after a checkpoint finds it still there.
-
-    Args:
-        folder: of the run.
-        step: of the log line.
-
-    Raises:
-        UserError: the folder cannot be written.
+    To be called at each line of the log, of this step: the first one after a checkpoint finds it still there.
     """
-    last_line = step - profile.pretraining.log_every
-    due = [kept for kept in profile.snapshots if last_line <= kept < step]
+    due = [kept for kept in profile.snapshots if step - profile.pretraining.log_every <= kept < step]
     checkpoint = folder / "checkpoint.pt"
     if not due or not checkpoint.exists():
         return
@@ -192,8 +176,7 @@ def keep_snapshot(folder: Path, profile: Profile, step: int) -> None:
         prefix = "encoder."
         weights = {k.removeprefix(prefix): v.contiguous() for k, v in state["module"].items() if k.startswith(prefix)}
         facts = {"recipe_sha256": state["digest"], "encoder_sha256": state_sha256(weights)}
-        path = snapshot_path(folder, state["step"])
-        write_atomically(path, lambda file: save_file(weights, file, metadata=facts))
+        write_atomically(snapshot_path(folder, state["step"]), partial(save_file, weights, metadata=facts))
 
 
 def snapshot_sha256(folder: Path, profile: Profile, step: int, recipe_sha256: str) -> str:
