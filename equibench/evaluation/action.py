@@ -40,17 +40,12 @@ _ROWS = 4096  # at a time, so that no intermediate array grows with the number o
 
 @dataclass(frozen=True)
 class Projection:
-    """Leading principal components, divided by one number so that the geometry stays.
+    """Leading principal components, divided by one number so that the geometry stays."""
 
-    Attributes:
-        centre, axes, scale: (D,), (d, D) and a scalar; the components' mean variance over training views becomes 1.
-        explained: share of the training views' variance that the d components hold.
-    """
-
-    centre: Floats
-    axes: Floats
-    scale: float
-    explained: float
+    centre: Floats  # (D,)
+    axes: Floats  # (d, D)
+    scale: float  # so that the components' mean variance over training views becomes 1
+    explained: float  # share of the training views' variance that the d components hold
 
     def __call__(self, features: AnyFloats) -> Floats:
         """Features (N, D) -> (N, d)."""
@@ -60,28 +55,16 @@ class Projection:
 
 @dataclass(frozen=True)
 class Action:
-    """P(θ, f) on projected features.
-
-    Attributes:
-        project: features (N, D) -> (N, d).
-        periods: as a Transformation has them, in the unit of θ.
-        basis_mean, basis_std: (K,) standardise the basis functions; 0 and 1 for the constant.
-        weights: (K, d + 1, d) the H_k, biases last.
-        weights_without_theta: (1, d + 1, d) the best predictor that is not told θ.
-        first_mean, second_mean: (d,) training means of the projected f(x) and f(g x).
-        alpha, alpha_without_theta: the penalties chosen, per training pair.
-    """
+    """P(θ, f) on projected features."""
 
     project: Projection
-    periods: tuple[float, ...]
-    basis_mean: Floats
+    periods: tuple[float, ...]  # as a Transformation has them, in the unit of θ
+    basis_mean: Floats  # (K,) with basis_std they standardise the basis functions; 0 and 1 for the constant
     basis_std: Floats
-    weights: Floats
-    weights_without_theta: Floats
-    first_mean: Floats
+    weights: Floats  # (K, d + 1, d) the H_k, biases last
+    weights_without_theta: Floats  # (1, d + 1, d) the best predictor that is not told θ
+    first_mean: Floats  # (d,) training means of the projected f(x) and f(g x)
     second_mean: Floats
-    alpha: float
-    alpha_without_theta: float
 
     def predict(self, theta: ArrayLike, projected: Floats) -> Floats:
         """P(θ, f) for θ (N, P), or one θ (P,) for all, and projected features (N, d) -> (N, d)."""
@@ -106,14 +89,7 @@ def basis(theta: Floats, periods: Sequence[float] = ()) -> Floats:
     return np.stack([np.ones(len(theta)), *linear, *second_order, *products], axis=1)
 
 
-def fit_action(
-    train: Triple,
-    val: Triple,
-    periods: Sequence[float] = (),
-    *,
-    components: int = _COMPONENTS,
-    alphas: Sequence[float] = _ALPHAS,
-) -> Action:
+def fit_action(train: Triple, val: Triple, periods: Sequence[float] = (), *, components: int = _COMPONENTS) -> Action:
     """Fit P on training pairs, its penalties chosen on validation pairs.
 
     First the predictor without θ is fitted, then basis(θ) ⊗ [f; 1] to what it leaves. The sum has the form of P, and
@@ -131,13 +107,12 @@ def fit_action(
     first, second = project(train.first), project(train.second)
     val_first, val_second = project(val.first), project(val.second)
     one, val_one, target = phi[:, :1], val_phi[:, :1], second.mean(axis=0)
-    without, alpha_without = _ridge((one, first, second - target), (val_one, val_first, val_second - target), alphas)
+    without, _ = _ridge((one, first, second - target), (val_one, val_first, val_second - target), _ALPHAS)
     without[0, -1] += target
     left, val_left = second - _apply(without, one, first), val_second - _apply(without, val_one, val_first)
-    weights, alpha = _ridge((phi, first, left), (val_phi, val_first, val_left), alphas)
+    weights, _ = _ridge((phi, first, left), (val_phi, val_first, val_left), _ALPHAS)
     weights[0] += without[0]
-    means = first.mean(axis=0), target
-    return Action(project, tuple(periods), mean, std, weights, without, *means, alpha, alpha_without)
+    return Action(project, tuple(periods), mean, std, weights, without, first.mean(axis=0), target)
 
 
 def action_ratios(

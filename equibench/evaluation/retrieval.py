@@ -41,14 +41,10 @@ class Ranks:
     No single number for a tie gives an encoder that does not see the transformation, and for which all M tie, the
     scores of random guessing: the best rank gives it H@1 = 1, the worst MRR = 1/M, the mean MRR = 2/(M + 1). So the
     scores below are expectations over a fair tie-break, which give it exactly `random_baseline`.
-
-    Attributes:
-        better: (n, M) how many candidates are strictly nearer to the prediction than the true one.
-        tied: (n, M) how many are as near, the true one included.
     """
 
-    better: _Counts
-    tied: _Counts
+    better: _Counts  # (n, M) how many candidates are strictly nearer to the prediction than the true one
+    tied: _Counts  # (n, M) how many are as near, the true one included
 
 
 def ranks(predicted: AnyFloats, bank: AnyFloats, *, cosine: bool = False) -> Ranks:
@@ -56,12 +52,8 @@ def ranks(predicted: AnyFloats, bank: AnyFloats, *, cosine: bool = False) -> Ran
 
     By Euclidean distance, since P is fitted by least squares and lengths may carry θ (a blurred image's features often
     shrink). SIE compares embeddings that a loss has normalised, by normalised dot product: that is `cosine`.
-    Differences below 1e-9 of the vectors' squares are ties, as rounding must not decide.
-
-    Args:
-        predicted: (n, M, d) P(θ_j, f(x)).
-        bank: (n, M, d) f(g_j x).
-        cosine: rank by normalised dot product instead.
+    Differences below 1e-9 of the vectors' squares are ties, as rounding must not decide. Given are P(θ_j, f(x)) and
+    f(g_j x), both (n, M, d).
     """
     measure = _cosine_distances if cosine else _euclidean_distances
     better, tied = [], []

@@ -109,10 +109,7 @@ def settings_of(task: Task, context: Context) -> SegmentationSettings:
     """The recipe of docs/protocol.md 7.5 in the profile's size."""
     size = context.profile.segmentation
     return SegmentationSettings(
-        iterations=size.iterations,
-        batch=size.batch,
-        crop=size.crop,
-        lr=size.lr,
+        **asdict(size),
         warmup=min(_MOST_WARMUP, size.iterations // 10),
         classes=_RENDERED_CLASSES if context.rendered else SegmentationSettings.classes,
         head=_HEADS[task.name],
@@ -126,10 +123,9 @@ def _areas(arrays: Arrays, features: str) -> Areas:
 
 
 def _tree(task: Task, context: Context) -> CheckedTree:
-    profile = context.profile
     if context.rendered:
-        assert profile.rendered is not None
-        root = rendered_scenes_folder(profile.rendered.scenes, size=profile.segmentation.crop * 3 // 2)
+        assert context.profile.rendered is not None
+        root = rendered_scenes_folder(context.profile.rendered.scenes, size=context.profile.segmentation.crop * 3 // 2)
     else:
         root = find_ade20k(context.data_root)
     return _checked(root, settings_of(task, context).classes, context.skip_bad)

@@ -12,19 +12,12 @@ _Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Areas:
-    """Pixels by image and class, (N, C) int64 each; pixels that are annotated as "other" are in none of them.
+    """Pixels by image and class, (N, C) int64 each; pixels that are annotated as "other" are in none of them."""
 
-    Attributes:
-        intersect: predicted as the class and annotated as it.
-        union: predicted as the class or annotated as it.
-        predicted: predicted as the class.
-        label: annotated as the class.
-    """
-
-    intersect: _Counts
-    union: _Counts
+    intersect: _Counts  # predicted as the class and annotated as it
+    union: _Counts  # predicted as the class or annotated as it
     predicted: _Counts
-    label: _Counts
+    label: _Counts  # annotated as the class
 
     def arrays(self) -> dict[str, _Counts]:
         """The four arrays by name, in the order in which they stand above."""
@@ -33,19 +26,12 @@ class Areas:
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """Scores in [0, 1], as mmsegmentation's IoUMetric defines them (it prints percent, rounded to two digits).
+    """Scores in [0, 1], as mmsegmentation's IoUMetric defines them (it prints percent, rounded to two digits)."""
 
-    Attributes:
-        miou: mean intersection over union of the classes that occur, annotated or predicted.
-        macc: mean share of each annotated class's pixels that are predicted as it.
-        aacc: share of all annotated pixels that are predicted rightly.
-        iou: (C,) the classes' own; nan for one that does not occur.
-    """
-
-    miou: float
-    macc: float
-    aacc: float
-    iou: Floats
+    miou: float  # mean intersection over union of the classes that occur, annotated or predicted
+    macc: float  # mean share of each annotated class's pixels that are predicted as it
+    aacc: float  # share of all annotated pixels that are predicted rightly
+    iou: Floats  # (C,) the classes' own; nan for one that does not occur
 
 
 def scores_from_areas(areas: Areas) -> SegmentationScores:

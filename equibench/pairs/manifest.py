@@ -39,29 +39,17 @@ def _shuffled(count: int, *key: object) -> _Indices:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs (I, g(I)) of one task, all splits in one array: train first, then val, then test.
+    """The pairs (I, g(I)) of one task, all splits in one array: train first, then val, then test."""
 
-    Attributes:
-        transformation: the name of g.
-        image: (N,) int64 index into the split's own image set.
-        theta: (N, P) float64.
-        sizes: number of pairs in train, val and test.
-        sha256: digest of everything above and below, of the data and of the task's name and version.
-        images_sha256: digest of which images of which data: equal for tasks that share their first views.
-        then: (N, P) θ of a second step, after the first one; None where there is one step.
-        other: (N,) index of the second view, where it is a picture of the data's own and not computed from the first.
-        cluster: so many test pairs that follow each other show one object, and are resampled together.
-    """
-
-    transformation: str
-    image: _Indices
-    theta: _Theta
-    sizes: tuple[int, int, int]
-    sha256: str
-    images_sha256: str
-    then: _Theta | None = None
-    other: _Indices | None = None
-    cluster: int = 1
+    transformation: str  # the name of g
+    image: _Indices  # (N,) index into the split's own image set
+    theta: _Theta  # (N, P)
+    sizes: tuple[int, int, int]  # number of pairs in train, val and test
+    sha256: str  # digest of everything above and below, of the data and of the task's name and version
+    images_sha256: str  # digest of which images of which data: equal for tasks that share their first views
+    then: _Theta | None = None  # (N, P) θ of a second step, after the first one; None where there is one step
+    other: _Indices | None = None  # (N,) of the second view, where it is a picture of the data's own and not computed
+    cluster: int = 1  # so many test pairs that follow each other show one object, and are resampled together
 
     def rows(self, split: str) -> slice:
         start = sum(self.sizes[: SPLITS.index(split)])

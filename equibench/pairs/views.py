@@ -37,17 +37,11 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Views:
-    """One view of each pair.
+    """One view of each pair."""
 
-    Attributes:
-        digest: of everything that the images depend on.
-        images: the different images, each once.
-        row: (N,) which of them each pair sees; None if pair n sees image n.
-    """
-
-    digest: str
-    images: Images
-    row: NDArray[np.int64] | None = None
+    digest: str  # of everything that the images depend on
+    images: Images  # the different ones, each once
+    row: NDArray[np.int64] | None = None  # (N,) which of them each pair sees; None if pair n sees image n
 
 
 @dataclass(frozen=True)

@@ -32,23 +32,17 @@ class Theta(dict[str, Tensor]):
 
 @dataclass  # not frozen: Fabric moves the tensors of a batch in place
 class ViewPair:
-    """A batch of pairs.
+    """A batch of pairs; views (N, 3, S, S) are normalised, and 0 outside the mask.
 
-    Attributes:
-        v1, v2: (N, 3, S, S) normalised views, 0 outside the mask; v1 = I and v2 = g(I).
-        theta: coded parameters (N, P) of each transformation between them, in the regression targets' coding. Where
-            the data bring views of objects along, these are "pose" and "hues" whatever the method.
-        known: (N,) bool by transformation: whether a method may look at this sample's θ.
-        mask: (S, S) 1 where a pixel is visible.
-        labels: (N,) class labels, where the data have any.
+    Where the data bring views of objects along, `theta` and `known` have "pose" and "hues" whatever the method.
     """
 
-    v1: Tensor
-    v2: Tensor
-    theta: Mapping[str, Tensor]
-    known: Mapping[str, Tensor]
-    mask: Tensor
-    labels: Tensor | None = None
+    v1: Tensor  # I
+    v2: Tensor  # g(I)
+    theta: Mapping[str, Tensor]  # (N, P) of each transformation between them, in the regression targets' coding
+    known: Mapping[str, Tensor]  # (N,) bool by transformation: whether a method may look at this sample's θ
+    mask: Tensor  # (S, S) 1 where a pixel is visible
+    labels: Tensor | None = None  # (N,) of classes, where the data have any
 
 
 @dataclass
@@ -95,20 +89,14 @@ class Baseline(nn.Module):
 
 @dataclass(frozen=True)
 class BaselineEntry:
-    """A registered method: a row of a table.
-
-    Attributes:
-        method: the class.
-        settings: what the class is given for this row.
-        splits_features, transformations, use_of_theta: see `Baseline`.
-    """
+    """A registered method: a row of a table."""
 
     name: str
     title: str
     description: str
     method: type[Baseline]
-    settings: Mapping[str, Any]
-    splits_features: bool
+    settings: Mapping[str, Any]  # what the class is given for this row
+    splits_features: bool  # this and what follows: see `Baseline`
     transformations: tuple[str, ...]
     use_of_theta: UseOfTheta
 

@@ -43,21 +43,13 @@ _Labelled = tuple[_Features, _Labels]
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """A fitted classifier.
+    """A fitted classifier."""
 
-    Attributes:
-        labels: (K,) the classes that occurred in training; no other is ever predicted.
-        weights: (K, D) for features as they are.
-        bias: (K,).
-        iterations: steps of L-BFGS.
-        converged: whether the tolerance was reached.
-    """
-
-    labels: _Labels
-    weights: _Array
-    bias: _Array
-    iterations: int
-    converged: bool
+    labels: _Labels  # (K,) the classes that occurred in training; no other is ever predicted
+    weights: _Array  # (K, D) for features as they are
+    bias: _Array  # (K,)
+    iterations: int  # steps of L-BFGS
+    converged: bool  # whether the tolerance was reached
 
     def predict(self, features: _Features) -> _Labels:
         """Labels (N,) of features (N, D).
@@ -72,21 +64,13 @@ class LinearClassifier:
 
 @dataclass(frozen=True)
 class LogisticResult:
-    """What the linear probe predicts for the test split, and how it came about.
+    """What the linear probe predicts for the test split, and how it came about."""
 
-    Attributes:
-        predictions: (N_test,) labels.
-        penalty: the one chosen.
-        validation_scores: one for each value of the grid, in its order.
-        iterations: steps of L-BFGS in all fits together.
-        converged: whether every fit reached the tolerance.
-    """
-
-    predictions: _Labels
-    penalty: float
-    validation_scores: _Array
-    iterations: int
-    converged: bool
+    predictions: _Labels  # (N_test,)
+    penalty: float  # the one chosen
+    validation_scores: _Array  # one for each value of the grid, in its order
+    iterations: int  # steps of L-BFGS in all fits together
+    converged: bool  # whether every fit reached the tolerance
 
 
 def fit_logistic(
@@ -149,13 +133,14 @@ def fit_path(
         UserError: as `fit_logistic`.
     """
     if not len(penalties) or not (np.isfinite(penalties) & (np.asarray(penalties) > 0)).all():
-        raise UserError(
-            "the grid of penalties has a value that is not a positive number, or none at all",
-            "give positive numbers, such as 1e-3",
-        )
+        fault = "the grid of penalties has a value that is not a positive number, or none at all"
+        raise UserError(fault, "give positive numbers, such as 1e-3")
     data = _Data(parts, classes, torch.device(device), dtype)
     last: Tensor | None = None
-    weights, curvature = data.start()
+    # no weights and the classes' shares as biases, which is the best constant answer, and the curvature there
+    weights = torch.zeros(len(data.labels), len(data.variances) + 1, dtype=torch.float64)
+    weights[:, -1] = data.shares.log()
+    curvature = float((data.shares * (1 - data.shares)).mean())
     descent = data.evaluate(weights, torch.float64)[1]
     for penalty in penalties:
         guess = weights if last is None else 2 * weights - last
@@ -193,12 +178,6 @@ class _Data:
             row += len(block)
         rows = _CPU_ROWS if device.type == "cpu" else _GPU_ROWS
         self.blocks = list(zip(inputs.split(rows), torch.from_numpy(index).to(device).split(rows), strict=True))
-
-    def start(self) -> tuple[Tensor, float]:
-        """No weights and the classes' shares as biases, which is the best constant answer; the curvature there."""
-        weights = torch.zeros(len(self.labels), len(self.variances) + 1, dtype=torch.float64)
-        weights[:, -1] = self.shares.log()
-        return weights, float((self.shares * (1 - self.shares)).mean())
 
     def classifier(self, weights: Tensor) -> tuple[_Array, _Array]:
         """Weights (K, R + 1) as weights (K, D) and biases (K,) for features as they are."""
@@ -294,10 +273,8 @@ def _read(features: _Features, name: str) -> Iterator[_Array]:
             block = np.asarray(features[start : start + _READ_ROWS], dtype=np.float32)
         if not np.isfinite(block).all():
             row, column = np.argwhere(~np.isfinite(block))[0]
-            raise UserError(
-                f"{name} are not finite: image {start + row}, feature {column}",
-                "look at the encoder's weights: training may have diverged",
-            )
+            problem = f"{name} are not finite: image {start + row}, feature {column}"
+            raise UserError(problem, "look at the encoder's weights: training may have diverged")
         yield block.astype(np.float64)
 
 
@@ -311,6 +288,5 @@ def _check_labels(features: _Features, labels: _Labels, classes: int) -> None:
 
 def _check_width(features: _Features, width: int) -> None:
     if len(features.shape) != 2 or features.shape[1] != width:
-        raise UserError(
-            f"features of shape {features.shape} beside features of {width} columns", "give (images, features)"
-        )
+        problem = f"features of shape {features.shape} beside features of {width} columns"
+        raise UserError(problem, "give (images, features)")

@@ -44,17 +44,14 @@ _Array = NDArray[np.float64]
 class ViewSpec:
     """What every view has in common: what fills it beyond the image, and the disc outside which it is blank.
 
-    Attributes:
-        name: "headline" (mirrored fill, and a disc in which no transformation alone shows a filled pixel; the composed
-            views of pretraining show some, 0.06 % of the disc), "paper_like" (black fill, no disc), or "rendered" for
-            pictures that the data bring along, of which nothing is filled or hidden.
-        fill: "reflect" or "black".
-        radius: of the disc in pixels; None: no disc.
+    By name: "headline" (mirrored fill, and a disc in which no transformation alone shows a filled pixel; the composed
+    views of pretraining show some, 0.06 % of the disc), "paper_like" (black fill, no disc), or "rendered" for pictures
+    that the data bring along, of which nothing is filled or hidden.
     """
 
     name: str
     fill: Fill
-    radius: float | None
+    radius: float | None  # of the disc in pixels; None: no disc
 
 
 def view_spec(variant: str, size: int) -> ViewSpec:
@@ -81,41 +78,27 @@ def _scaled_by(scale: float | _Array) -> Callable[[int], tuple[_Array, _Array]]:
 
 @dataclass(frozen=True)
 class Transformation:
-    """One parametric transformation g(x, θ).
-
-    Attributes:
-        name: its id; also the id of its regression task.
-        parameters: a name for each column of θ, with the unit.
-        group: the group (or set) that θ lives in.
-        uniforms: how many uniform numbers one draw of θ uses.
-        draw: (N, uniforms) numbers in [0, 1) and the image size -> θ (N, P).
-        identity: the θ that leaves the image as it is.
-        code: image size -> (offset, scale), the regression target being (θ - offset) / scale; θ itself unless given.
-        publish: θ (N, P) and the image size -> the coding in which the field takes its pooled R² (docs/protocol.md
-            4.10); θ itself unless given.
-        matrix: for a geometric transformation, θ (N, P) and the image size -> the affine map (N, 3, 3) from output to
-            input in centred pixels; see `geometry`.
-        pixels: for any other, images (N, 3, S, S) in [0, 1] and θ (N, P) -> images.
-        inverse: θ (N, P) -> the θ of the inverse transformation; None where there is none.
-        periods: by parameter, after what change of it g is the same again; 0 where never. () means never for all.
-        discrete: whether θ has no values between the identity and a drawn one.
+    """One parametric transformation g(x, θ), for θ (N, P) and images (N, 3, S, S) in [0, 1].
 
     One with neither matrix nor pixels is observed: data bring both views along, and `draw` tells how θ is distributed.
     """
 
-    name: str
-    parameters: tuple[str, ...]
-    group: str
-    uniforms: int
-    draw: Callable[[_Array, int], _Array]
-    identity: tuple[float, ...]
+    name: str  # its id; also the id of its regression task
+    parameters: tuple[str, ...]  # a name for each column of θ, with the unit
+    group: str  # the group (or set) that θ lives in
+    uniforms: int  # how many uniform numbers one draw of θ uses
+    draw: Callable[[_Array, int], _Array]  # (N, uniforms) numbers in [0, 1) and the image size -> θ
+    identity: tuple[float, ...]  # the θ that leaves the image as it is
+    # image size -> (offset, scale), the regression target being (θ - offset) / scale; θ itself unless given
     code: Callable[[int], tuple[_Array, _Array]] = _scaled_by(1)
+    # θ and the image size -> the coding in which the field takes its pooled R² (docs/protocol.md 4.10); else θ itself
     publish: Callable[[_Array, int], _Array] = lambda theta, size: theta
+    # if geometric: θ and the image size -> the affine map (N, 3, 3) from output to input in centred pixels
     matrix: Callable[[Tensor, int], Tensor] | None = None
-    pixels: Callable[[Tensor, Tensor], Tensor] | None = None
-    inverse: Callable[[_Array], _Array] | None = None
-    periods: tuple[float, ...] = ()
-    discrete: bool = False
+    pixels: Callable[[Tensor, Tensor], Tensor] | None = None  # if not: images and θ -> images
+    inverse: Callable[[_Array], _Array] | None = None  # θ -> that of the inverse; None where there is none
+    periods: tuple[float, ...] = ()  # by parameter, after what change g is the same again; 0: never; (): never for all
+    discrete: bool = False  # whether θ has no values between the identity and a drawn one
 
     @property
     def observed(self) -> bool:

@@ -148,7 +148,8 @@ def test_pairs_do_not_depend_on_the_batch_size(
 
 def test_epochs_show_every_image_once_and_with_new_theta(solids_dataset: Dataset, encoder: ViTEncoder) -> None:
     pairs = stream(solids_dataset)
-    index, theta, _ = pairs._rows(0, 1080)
+    index, _, *drawn = pairs._rows(0, 1080)
+    theta = dict(zip(pairs.names, drawn, strict=True))
     for epoch in (index[:540], index[540:]):
         np.testing.assert_array_equal(np.sort(epoch), split_indices(solids_dataset)["train"])
     assert not np.array_equal(index[:540], index[540:])
