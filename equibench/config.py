@@ -93,8 +93,7 @@ class RunConfig:
     def of(cls, **options: Any) -> RunConfig:
         """A configuration from plain values: lists become tuples, and texts paths.
 
-        Raises:
-            UserError: an option is unknown, or its value makes no sense.
+        A UserError if an option is unknown, or its value makes no sense.
         """
         known = {one.name: one for one in fields(cls)}
         for name in options:

@@ -8,8 +8,6 @@
 Nothing here names a row or a column.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -26,7 +24,7 @@ from equibench.utils.digests import depend_on_transformations
 T = TypeVar("T")
 _kinds: dict[str, dict[str, Any]] = {}
 """Whatever a file can register: the entries of each kind."""
-_registries: list[Registry[Any]] = []
+_registries: list["Registry[Any]"] = []
 
 
 class Registry(Generic[T]):
@@ -91,11 +89,8 @@ def watch(kind: str, entries: dict[str, Any]) -> dict[str, Any]:
 def load_file(path: str | Path, kind: str) -> list[str]:
     """Import a Python file once, and return the names that it registered of one kind.
 
-    Args:
-        kind: "baseline", "task", "evaluator" or "transformation".
-
-    Raises:
-        UserError: the file is missing, raises on import, or registers nothing of that kind; it then leaves nothing.
+    Kinds are "baseline", "task", "evaluator" and "transformation". A UserError if the file is missing, raises on
+    import, or registers nothing of that kind; it then leaves nothing.
     """
     path = Path(path)
     if not path.is_file():

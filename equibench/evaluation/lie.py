@@ -49,11 +49,9 @@ def token_derivative(
 ) -> Floats:
     """||L f(x)||² / D (N,), the mean over the tokens of a central disc, which what enters at the border leaves alone.
 
-    Args:
-        plus_map, minus_map: (N, D, h, h) tokens of ρ_in(step) x and of ρ_in(-step) x.
-        undo_plus, undo_minus: resample them by ρ_out(-step) and ρ_out(step); see `undo`.
-        step: t.
-        radius: of the disc, as a share of half the map's side; no disc is without its innermost tokens.
+    Maps are the tokens (N, D, h, h) of ρ_in(step) x and of ρ_in(-step) x, which `undo_plus` and `undo_minus` resample
+    by ρ_out(-step) and ρ_out(step); see `undo`. The disc's radius is a share of half the map's side; no disc is without
+    its innermost tokens.
     """
     plus, minus = undo_plus(torch.as_tensor(plus_map).double()), undo_minus(torch.as_tensor(minus_map).double())
     return _disc_mean(((plus - minus) / (2 * step)).square(), radius)

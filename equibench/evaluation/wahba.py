@@ -31,12 +31,7 @@ def wahba_ratios(first: AnyFloats, moved: AnyFloats, *, components: int = _COMPO
     the fit half says nothing, and the scored half too little. Hence the features are first reduced to the leading
     principal components of F and all F_a together (a rotation may lead out of F's own span), four images for each
     component at least. The components, too, come from the fit half only: otherwise those directions would be
-    preferred in which the scored half happens to move.
-
-    Args:
-        first: (N, D) f(x).
-        moved: (A, N, D) f(a x).
-        components: most principal components to keep.
+    preferred in which the scored half happens to move. Features are (N, D) f(x) and (A, N, D) f(a x).
     """
     fit, scored = slice(0, None, 2), slice(1, None, 2)
     axes = _axes(first, moved, fit, components)

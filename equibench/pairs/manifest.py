@@ -59,13 +59,10 @@ class Pairs:
 def draw_pairs(
     dataset: Dataset, transformation: str, sizes: tuple[int, int, int], *, task: str, version: int, repeats: int = 1
 ) -> Pairs:
-    """Draw the manifest of a task.
+    """Draw the manifest of a task; a UserError if a split has fewer images than pairs are asked for.
 
     An image of the training and validation splits may be used `repeats` times, each time with a new θ. A test image is
     used once, so that test pairs are independent.
-
-    Raises:
-        UserError: a split has fewer images than pairs are asked for.
     """
     side, image, theta = dataset.train.images.shape[-1], [], []
     for split, count, times in zip(SPLITS, sizes, (repeats, repeats, 1), strict=True):
@@ -98,15 +95,14 @@ def _make_pairs(
 def choose_images(dataset: Dataset, split: str, count: int, repeats: int = 1) -> _Indices:
     """The first images of a split's fixed permutation, which all tasks share; repeated in the same order if need be.
 
-    Raises:
-        UserError: the split has fewer images.
+    A UserError if the split has fewer images.
     """
     indices = split_indices(dataset)[split]
     if count > len(indices) * repeats:
-        raise UserError(
-            f"{dataset.name} has {len(indices):,} images in its {split} split, the profile asks for {count:,} pairs",
-            "choose a smaller profile or complete data",
+        problem = (
+            f"{dataset.name} has {len(indices):,} images in its {split} split, the profile asks for {count:,} pairs"
         )
+        raise UserError(problem, "choose a smaller profile or complete data")
     order = _shuffled(len(indices), "images", split)
     return np.resize(indices[order], count) if count else np.empty(0, dtype=np.int64)
 
@@ -182,10 +178,8 @@ def draw_object_pairs(
     """Pairs of different views of one object: the same pairs for each task on the data (docs/protocol.md 3.3).
 
     Every object of a split has as many pairs as any other: the largest number with which no split has more pairs than
-    asked for, and one where there are more objects than that; surplus objects are then left out.
-
-    Raises:
-        UserError: the data have no views of objects.
+    asked for, and one where there are more objects than that; surplus objects are then left out. A UserError if the
+    data have no views of objects.
     """
     if not dataset.has_objects:
         raise UserError(

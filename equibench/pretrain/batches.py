@@ -20,13 +20,9 @@ from equibench.utils.random import uniforms
 class PairStream:
     """The pairs of one pretraining run, or of held-out images, by position.
 
-    Args:
-        dataset: where the images come from.
-        split: "train" for the run itself, "val" for diagnostics on held-out images.
-        method: says which transformations stand between the views and whether one at a time.
-        views: fill and mask.
-        seed: the pretraining seed.
-        known_fraction: of the training images, whose θ is known.
+    The split is "train" for the run itself, "val" for diagnostics on held-out images. The method says which
+    transformations stand between the views, and whether one at a time. Of `known_fraction` of the training images θ
+    is known.
     """
 
     def __init__(
@@ -119,16 +115,13 @@ def open_stream(
 ) -> PairStream:
     """The pairs of a run: transformed images, or the data's own views where several show one object.
 
-    Raises:
-        UserError: the method needs labels and there are none, or θ of what does not stand between these data's views.
+    A UserError if the method needs labels and there are none, or θ of what does not stand between these data's views.
     """
     if method.uses_labels and len(dataset.class_names) < 2:
         raise UserError(f"{dataset.name} has no classes to train a supervised method on", "choose labelled data")
     observed = [name for name in method.transformations if TRANSFORMATIONS[name].observed]
     if observed and not dataset.has_objects:
-        raise UserError(
-            f"the method needs views with {' and '.join(observed)} between them, and {dataset.name} has none",
-            "run it on data in 3DIEBench's layout, as table1 does",
-        )
+        problem = f"the method needs views with {' and '.join(observed)} between them, and {dataset.name} has none"
+        raise UserError(problem, "run it on data in 3DIEBench's layout, as table1 does")
     kind = ObjectStream if dataset.has_objects else PairStream
     return kind(dataset, split, method, views, seed, known_fraction)

@@ -5,8 +5,6 @@ it is done, `log.jsonl` throughout. Schedules count steps, and a step's pairs de
 that is interrupted and resumed gives the same losses as one that is not.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -91,11 +89,10 @@ def default_precision(device: str) -> str:
     return "bf16-mixed" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "32-true"
 
 
-def start_fabric(device: str = "auto", devices: int | str = 1) -> Fabric:
+def start_fabric(device: str = "auto", devices: int | str = 1) -> "Fabric":
     """Fabric for this machine; under torchrun or SLURM it joins the process group that they describe.
 
-    Raises:
-        UserError: the device is not there.
+    A UserError if the device is not there.
     """
     from lightning_fabric import Fabric
 
@@ -117,10 +114,12 @@ def pretrain(
     variant: str = "headline",
     seed: int = 0,
     known_fraction: float = 1.0,
-    fabric: Fabric | None = None,
+    fabric: "Fabric | None" = None,
     report: Report | None = None,
 ) -> Run:
     """Pretrain one row, or go on where it stopped, or return it if it is done.
+
+    A UserError if the folder cannot be written, or the loss is not finite.
 
     Args:
         dataset: images; the validation tenth of its training set is only looked at for diagnostics.
@@ -128,9 +127,6 @@ def pretrain(
         variant: "headline" or "paper_like" views; "rendered" for data that bring their views along.
         known_fraction: of the training images, whose θ is known (P1 Table 3).
         report: called at every log line with (steps done, steps in all, scalars).
-
-    Raises:
-        UserError: the folder cannot be written, or the loss is not finite.
     """
     fabric = fabric or start_fabric()
     digest = digest_of(recipe(entry, profile, dataset, variant, seed, known_fraction))
@@ -153,7 +149,7 @@ class _Trainer:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         module: TrainingStep,
         profile: Profile,
         train: PairStream,

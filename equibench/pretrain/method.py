@@ -118,13 +118,9 @@ _B = TypeVar("_B", bound=type[Baseline])
 def register_baseline(name: str, title: str | None = None, **settings: Any) -> Callable[[_B], _B]:
     """Class decorator that registers a `Baseline` as a row.
 
-    Args:
-        name: the row's id, as in a table's CSV.
-        title: the row's name in print; the id if there is none.
-        settings: passed on to the class, so that one class can register several rows.
-
-    Raises:
-        UserError: the class is no `Baseline`, has no loss of its own, or the name is taken.
+    `name` is the row's id, as in a table's CSV, `title` its name in print (the id if there is none). Settings are
+    passed on to the class, so that one class can register several rows. A UserError if the class is no `Baseline`, has
+    no loss of its own, or the name is taken.
     """
 
     def keep(method: _B) -> _B:

@@ -33,12 +33,9 @@ class CrossAttentionDecoder(nn.Module):
 
     The logits are divided by sqrt(head width), which eq. (1) leaves out, but every transformer does.
 
-    Args:
-        size: width, depth and heads.
-        grid: patches along a side of the whole image.
-        visible: (L,) indices of the patches that tokens stand for.
-        pixels: numbers to predict for a patch (3 * patch²).
-        query_residual: add the query to the cross-attention's output. Eq. (1) has no such term, so it is off.
+    The whole image has `grid` patches along a side, of which tokens stand for those with indices `visible` (L,); of
+    each `pixels` numbers are predicted (3 * patch²). `query_residual` adds the query to the cross-attention's output;
+    eq. (1) has no such term, so it is off.
     """
 
     position: Tensor

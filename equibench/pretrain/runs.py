@@ -4,8 +4,6 @@
 done, `log.jsonl` throughout, `snapshots/` where the profile asks for them.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from dataclasses import dataclass
@@ -59,11 +57,9 @@ def read_run(folder: Path, digest: str) -> dict[str, Any] | None:
 def finished_run(profile: Profile, folder: Path, variant: str, seed: int, digest: str) -> Run | None:
     """The finished run of this recipe in a folder, with its encoder; None if there is none.
 
-    Raises:
-        UserError: the weights are not those that the run wrote.
+    A UserError if the weights are not those that the run wrote.
     """
-    facts = read_run(folder, digest)
-    if facts is None:
+    if (facts := read_run(folder, digest)) is None:
         return None
     encoder = build_encoder(profile, variant, seed)
     encoder.load_state_dict(load_file(folder / WEIGHTS))
@@ -81,7 +77,7 @@ def open_run(
     seed: int,
     views: ViewSpec,
     pooling: str = "default",
-) -> Opened | None:
+) -> "Opened | None":
     """The encoder of a run of our own, or None if the source is neither a run's folder nor a baseline's name.
 
     Args:
@@ -182,8 +178,7 @@ def keep_snapshot(folder: Path, profile: Profile, step: int) -> None:
 def snapshot_sha256(folder: Path, profile: Profile, step: int, recipe_sha256: str) -> str:
     """Digest of the encoder that a run kept after so many steps.
 
-    Raises:
-        UserError: the profile keeps none of that step, the run kept none, or it is one of another recipe.
+    A UserError if the profile keeps none of that step, the run kept none, or it is one of another recipe.
     """
     path = snapshot_path(folder, step)
     again = f"move {folder} away and run the same command again"

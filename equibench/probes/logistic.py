@@ -52,11 +52,7 @@ class LinearClassifier:
     converged: bool  # whether the tolerance was reached
 
     def predict(self, features: _Features) -> _Labels:
-        """Labels (N,) of features (N, D).
-
-        Raises:
-            UserError: a feature is not finite, or there are not D.
-        """
+        """Labels (N,) of features (N, D); a UserError if one is not finite, or there are not D."""
         _check_width(features, self.weights.shape[1])
         scores = [block @ self.weights.T + self.bias for block in _read(features, "the features to predict from")]
         return self.labels[np.concatenate(scores).argmax(axis=1)]
@@ -85,14 +81,9 @@ def fit_logistic(
 ) -> LogisticResult:
     """Choose the penalty on val, fit again on train and val, predict test.
 
-    Args:
-        train: features (N, D), in memory or mapped from a file, computed with in float32; labels (N,) in [0, classes).
-        val: likewise; read to choose the penalty only, and to be fitted in the end.
-        test: features (N, D).
-        classes: number of classes. One that does not occur in what is fitted is not predicted.
-        select: the score of labels (N,) and predictions (N,) to choose by; higher is better. Of penalties that score
-            alike the strongest is chosen.
-        grid: positive penalties.
+    Features (N, D) are in memory or mapped from a file, and computed with in float32; labels (N,) are in [0, classes).
+    A class that does not occur in what is fitted is not predicted. `select` is the score of labels (N,) and predictions
+    (N,) to choose by; higher is better, and of penalties (positive) that score alike the strongest is chosen.
 
     Raises:
         UserError: features that are not finite, labels out of range, sizes that do not match.
@@ -122,15 +113,9 @@ def fit_path(
 ) -> Iterator[LinearClassifier]:
     """Classifiers of penalties one after the other, each of which starts from where the last two point to.
 
-    Args:
-        parts: features (N, D) and labels (N,), which are fitted together.
-        penalties: positive; from strong to weak to be quick.
-        classes: labels are in [0, classes).
-        dtype: of the matrix products, where it suffices to reach the tolerance, else float64; sums over blocks of
-            images are in float64 always.
-
-    Raises:
-        UserError: as `fit_logistic`.
+    The parts, features (N, D) and labels (N,) in [0, classes), are fitted together, with positive penalties, from
+    strong to weak to be quick. `dtype` is that of the matrix products, where it suffices to reach the tolerance, else
+    float64; sums over blocks of images are in float64 always. Errors are those of `fit_logistic`.
     """
     if not len(penalties) or not (np.isfinite(penalties) & (np.asarray(penalties) > 0)).all():
         fault = "the grid of penalties has a value that is not a positive number, or none at all"

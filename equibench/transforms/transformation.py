@@ -222,8 +222,7 @@ watch("transformation", TRANSFORMATIONS)
 def register_transformation(transformation: Transformation) -> Transformation:
     """Make a transformation of one's own known by its name, for a task to use.
 
-    Raises:
-        UserError: the name is taken, or it has not exactly one of `matrix` and `pixels`.
+    A UserError if the name is taken, or it has not exactly one of `matrix` and `pixels`.
     """
     name = transformation.name
     if name in TRANSFORMATIONS:
@@ -238,13 +237,8 @@ def register_transformation(transformation: Transformation) -> Transformation:
 def transform(images: Tensor, theta: Mapping[str, Tensor], fill: Fill = "reflect") -> Tensor:
     """g(x, θ) = blur(color(x ∘ A)) with A = A_crop A_flip A_rotation A_translation in one bilinear resampling.
 
-    Args:
-        images: (N, 3, S, S) float in [0, 1].
-        theta: parameters (N, P) by transformation; one that is absent is not applied.
-        fill: what stands outside the image.
-
-    Raises:
-        KeyError: a name that is no transformation, or one that is only observed.
+    Images (N, 3, S, S) are float in [0, 1], parameters (N, P) go by transformation; one that is absent is not applied.
+    A KeyError for a name that is no transformation, or one that is only observed.
 
     Example:
         >>> ramp = torch.tensor([0.0, 0.25, 0.5, 0.75]).expand(1, 3, 4, 4)
@@ -255,10 +249,7 @@ def transform(images: Tensor, theta: Mapping[str, Tensor], fill: Fill = "reflect
 
 
 def transform_sequence(images: Tensor, steps: Sequence[Mapping[str, Tensor]], fill: Fill = "reflect") -> Tensor:
-    """Several transformations after one another; geometric ones that follow each other share one resampling.
-
-    The arguments, and the error raised, are those of `transform`.
-    """
+    """Several of `transform` after one another; geometric ones that follow each other share one resampling."""
     waiting: list[Tensor] = []
 
     def resampled(images: Tensor) -> Tensor:
