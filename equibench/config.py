@@ -16,7 +16,7 @@ from typing import Any
 from equibench.errors import UserError, closest
 from equibench.profiles import Profile, get_profile
 
-VARIANTS = ("headline", "paper_like")
+_VARIANTS = ("headline", "paper_like")
 RESULTS = Path("results")
 """Where results go unless told otherwise."""
 _MEASURED, _SIZE, _DATA, _ENCODER, _MACHINE = "What to measure", "How much", "Data", "Encoder", "Machine and folders"
@@ -95,17 +95,24 @@ class RunConfig:
 
         A UserError if an option is unknown, or its value makes no sense.
         """
-        known = {one.name: one for one in fields(cls)}
-        for name in options:
+        known, plain = {one.name: one for one in fields(cls)}, {}
+        for name, value in options.items():
             if name not in known:
                 asked = [one.name for one in fields(cls) if one.metadata]
                 raise UserError(f"there is no option {name!r}{closest(name, asked)}", f"options: {', '.join(asked)}")
-        return cls(**{name: _plain(name, known[name].type, value) for name, value in options.items()})
+            kind, plain[name] = str(known[name].type), value
+            if value is not None and kind.startswith("tuple"):
+                if isinstance(value, str):
+                    raise UserError(f"{name} is a list, not the text {value!r}", f"{name}=[{value!r}]")
+                plain[name] = tuple(Path(one) if "Path" in kind else one for one in value)
+            elif value is not None and kind.startswith("Path"):
+                plain[name] = Path(value)
+        return cls(**plain)
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            hint = closest(self.variant, VARIANTS)
-            raise UserError(f"unknown variant {self.variant!r}{hint}", f"one of {', '.join(VARIANTS)}")
+        if self.variant not in _VARIANTS:
+            hint = closest(self.variant, _VARIANTS)
+            raise UserError(f"unknown variant {self.variant!r}{hint}", f"one of {', '.join(_VARIANTS)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             problem = f"seeds must be distinct numbers from 0 on, not {list(self.seeds)}"
             raise UserError(problem, "for example --seeds 0,1,2")
@@ -141,12 +148,3 @@ class RunConfig:
                 text = ",".join(map(str, each)) if isinstance(each, tuple) else str(each)
                 found.append(f"{flag} {shlex.quote(each.name if isinstance(each, Profile) else text)}")
         return found
-
-
-def _plain(name: str, kind: object, value: Any) -> Any:
-    text = str(kind)
-    if value is not None and text.startswith("tuple"):
-        if isinstance(value, str):
-            raise UserError(f"{name} is a list, not the text {value!r}", f"{name}=[{value!r}]")
-        return tuple(Path(one) if "Path" in text else one for one in value)
-    return Path(value) if value is not None and text.startswith("Path") else value

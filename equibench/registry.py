@@ -100,8 +100,7 @@ def load_file(path: str | Path, kind: str) -> list[str]:
     for registry in _registries:
         registry.discover()
     before = {one: set(entries) for one, entries in _kinds.items()}
-    new = module_name not in sys.modules
-    if new:
+    if new := module_name not in sys.modules:
         _import_file(path, source, module_name, before)
     registered: list[str] = sys.modules[module_name].__dict__["_equibench_registered"][kind]
     if not registered:

@@ -42,11 +42,8 @@ def wahba_ratios(first: AnyFloats, moved: AnyFloats, *, components: int = _COMPO
         residual = residual + squared_norms(turned - end[scored])
         still = still + squared_norms(start[scored] - end[scored])
         total = total + squared_norms(end[scored])
-    return {
-        "wahba": Ratio(residual, total),
-        "wahba_identity": Ratio(still, total),
-        "wahba_gain": gain(residual, still, total),
-    }
+    ratios = {"wahba": Ratio(residual, total), "wahba_identity": Ratio(still, total)}
+    return {**ratios, "wahba_gain": gain(residual, still, total)}
 
 
 def rotation(start: Floats, end: Floats) -> Floats:
@@ -74,12 +71,12 @@ def gamma_ratios(first: AnyFloats, moved: AnyFloats) -> dict[str, Ratio]:
     last with the first. Features are (N, D) f(x) and (A, N, D) f(a x).
     """
     start = _prepared(first)
-    apart = squared_norms(_next(start) - start)
+    apart = squared_norms(np.roll(start, -1, axis=0) - start)
     quotients = tops = bottoms = np.zeros(len(start))
     for end in map(_prepared, moved):
         shift = squared_norms(end - start)
-        top = np.square(squared_norms(_next(end) - end) - apart)
-        bottom = np.square(_next(shift) + shift)
+        top = np.square(squared_norms(np.roll(end, -1, axis=0) - end) - apart)
+        bottom = np.square(np.roll(shift, -1) + shift)
         quotients = quotients + np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0) / len(moved)
         tops, bottoms = tops + top, bottoms + bottom
     return {"gamma_f": mean_of(quotients), "gamma_f_pooled": Ratio(tops, bottoms)}
@@ -102,10 +99,6 @@ def _axes(first: AnyFloats, moved: AnyFloats, fit: slice, components: int) -> Fl
     kept = max(1, min(components, dimensions, images // _IMAGES_PER_COMPONENT))
     _, vectors = eigh(covariance, subset_by_index=(dimensions - kept, dimensions - 1))
     return as_float(vectors[:, ::-1].T)
-
-
-def _next(rows: Floats) -> Floats:
-    return np.roll(rows, -1, axis=0)
 
 
 @register_evaluator

@@ -1,8 +1,7 @@
 """The training loop: Lightning Fabric for devices and precision, everything else on this page.
 
-A run is a folder: `checkpoint.pt` while it goes on, `encoder.safetensors`, `method.safetensors` and `run.json` when
-it is done, `log.jsonl` throughout. Schedules count steps, and a step's pairs depend on its number alone, so a run
-that is interrupted and resumed gives the same losses as one that is not.
+Schedules count steps, and a step's pairs depend on its number alone, so a run that is interrupted and resumed gives
+the same losses as one that is not. What is in a run's folder: see `runs`.
 """
 
 import json
@@ -186,8 +185,11 @@ class _Trainer:
                 self.seconds += seconds
                 self._log(losses, tokens, (self.step - since_step) * settings.batch / seconds)
                 since, since_step = time.perf_counter(), self.step
-            if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
-                self._save()
+            due = self.step % settings.checkpoint_every == 0 and self.step < settings.steps
+            if due and self.fabric.is_global_zero:
+                state = {"digest": self.digest, "step": self.step, "seconds": self.seconds}
+                state |= {"module": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
+                write_atomically(self.folder / "checkpoint.pt", partial(torch.save, state))
         if self.fabric.is_global_zero:
             self._finish()
         self.fabric.barrier()
@@ -213,12 +215,6 @@ class _Trainer:
             append_line(self.folder / "log.jsonl", json.dumps(line))
             if self.report:
                 self.report(self.step, self.settings.steps, scalars)
-
-    def _save(self) -> None:
-        if self.fabric.is_global_zero:
-            state = {"digest": self.digest, "step": self.step, "seconds": self.seconds}
-            state |= {"module": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
-            write_atomically(self.folder / "checkpoint.pt", partial(torch.save, state))
 
     def _resume(self) -> None:
         path, log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"

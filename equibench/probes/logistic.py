@@ -132,7 +132,9 @@ def fit_path(
         problem = _Problem(data, penalty / data.count, curvature, descent, tolerance)
         last, (weights, steps) = weights, problem.solve(guess, max_iterations)
         curvature = problem.curvature
-        yield LinearClassifier(data.labels, *data.classifier(weights), steps, problem.converged)
+        raw = (weights[:, :-1].to(data.basis.device) @ data.basis.T).cpu().numpy()  # for features as they are
+        bias = weights[:, -1].numpy() - raw @ data.mean
+        yield LinearClassifier(data.labels, raw, bias, steps, problem.converged)
 
 
 class _Data:
@@ -163,11 +165,6 @@ class _Data:
             row += len(block)
         rows = _CPU_ROWS if device.type == "cpu" else _GPU_ROWS
         self.blocks = list(zip(inputs.split(rows), torch.from_numpy(index).to(device).split(rows), strict=True))
-
-    def classifier(self, weights: Tensor) -> tuple[_Array, _Array]:
-        """Weights (K, R + 1) as weights (K, D) and biases (K,) for features as they are."""
-        raw = (weights[:, :-1].to(self.basis.device) @ self.basis.T).cpu().numpy()
-        return raw, weights[:, -1].numpy() - raw @ self.mean
 
     def evaluate(self, weights: Tensor, dtype: torch.dtype) -> tuple[float, Tensor, float]:
         """Mean cross-entropy of weights (K, R + 1), its gradient, and the mean of p (1 - p) over images and classes.
