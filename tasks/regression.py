@@ -3,8 +3,13 @@
 Ranges and codings stand in `equibench.transforms`; the pairs, the probe's sizes and the splits are the profile's.
 Whether a task is clean is measured: `equibench certify` trains a small CNN on view 2 alone, and the result is kept
 in leakage.json beside this file.
+
+What a representation does under each transformation, beyond whether θ can be read (docs/protocol.md 8.6 to 8.12), is
+one task for each evaluator and transformation, named like "rotation.retrieval". The evaluators register them, with the
+metrics that they report: see `equibench.evaluation` for one file each.
 """
 
+from equibench.evaluation.evaluator import EVALUATORS
 from equibench.task import Task, register_task
 
 _TRANSLATION = "±1/8 of the side at 32 px (4 px), ±10 px at 224 px; objects stand in the middle, so view 2 tells some"
@@ -21,3 +26,5 @@ for _name, _title, _note in [
         Task(name=_name, title=_title, version=1, transformation=_name, note=_note, claims_clean=_name == "flip",
              reference="arXiv 2412.03314")
     )  # fmt: skip
+
+EVALUATORS.discover()  # their tasks come after these, which lend them their titles

@@ -21,7 +21,7 @@ from equibench.evaluation.features import outputs_of
 from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, squared_norms
 from equibench.pairs.manifest import Pairs, image_pairs
 from equibench.task import Task
-from equibench.transforms.geometry import warp
+from equibench.transforms.operations import warp
 from equibench.transforms.transformation import TRANSFORMATIONS, Transformation, transform, visible_disc
 
 _RADIUS = 0.7
@@ -73,7 +73,7 @@ def undo(matrix: Tensor, size: int) -> _Undo:
     """A callable that resamples token maps (N, D, h, h) by the inverse of a geometric transformation of the image,
     with the map's mirror image outside it.
 
-    `matrix` (1 or N, 3, 3) is from `geometry.rotation_matrix`, `translation_matrix` and the like, as the image was
+    `matrix` (1 or N, 3, 3) is from `operations.rotation_matrix`, `translation_matrix` and the like, as the image was
     moved: from output to input, in image pixels. `size` is the image's side S; a shift by S pixels is one by h tokens.
     """
 

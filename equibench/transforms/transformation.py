@@ -15,9 +15,8 @@ from torch import Tensor
 
 from equibench.errors import UserError
 from equibench.registry import watch
-from equibench.transforms import geometry
-from equibench.transforms.geometry import Fill
-from equibench.transforms.pixels import adjust_color, gaussian_blur
+from equibench.transforms import operations
+from equibench.transforms.operations import Fill
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, per channel, with which all views are normalised."""
@@ -171,35 +170,35 @@ TRANSFORMATIONS: dict[str, Transformation] = {
             name="crop", group="axis-aligned affine maps",
             parameters=("centre x / side", "centre y / side", "width / side", "height / side"),
             uniforms=2 * _CROP_TRIES + 2, draw=_draw_crop, identity=(0.5, 0.5, 1.0, 1.0),
-            publish=_corner_and_size, matrix=geometry.crop_matrix,
+            publish=_corner_and_size, matrix=operations.crop_matrix,
         ),
         Transformation(
             name="flip", group="Z2", parameters=("mirrored",),
             uniforms=1, draw=lambda u, size: (u >= 0.5).astype(np.float64), identity=(0.0,), discrete=True,
-            matrix=geometry.flip_matrix, inverse=lambda theta: theta,
+            matrix=operations.flip_matrix, inverse=lambda theta: theta,
         ),
         Transformation(
             name="rotation", group="SO(2)", parameters=("degrees, counter-clockwise",), periods=(360.0,),
             uniforms=1, draw=lambda u, size: MAX_ANGLE * (2 * u - 1), identity=(0.0,),
-            code=_scaled_by(MAX_ANGLE), matrix=geometry.rotation_matrix, inverse=lambda theta: -theta,
+            code=_scaled_by(MAX_ANGLE), matrix=operations.rotation_matrix, inverse=lambda theta: -theta,
         ),
         Transformation(
             name="translation", group="R2", parameters=("pixels to the right", "pixels down"),
             uniforms=2, draw=lambda u, size: max_shift(size) * (2 * u - 1), identity=(0.0, 0.0),
             code=lambda size: (np.zeros(1), np.full(1, max_shift(size))),
-            matrix=geometry.translation_matrix, inverse=lambda theta: -theta,
+            matrix=operations.translation_matrix, inverse=lambda theta: -theta,
         ),
         Transformation(
             name="color", group="scalings, and a circle for the hue", periods=(0.0, 0.0, 0.0, 1.0),
             parameters=("brightness factor - 1", "contrast factor - 1", "saturation factor - 1", "hue in turns"),
             uniforms=4, draw=lambda u, size: _COLOR * (2 * u - 1), identity=(0.0, 0.0, 0.0, 0.0),
             code=_scaled_by(2 * _COLOR), publish=lambda theta, size: theta + np.array([1.0, 1.0, 1.0, 0.0]),
-            pixels=adjust_color, inverse=_inverse_color,
+            pixels=operations.adjust_color, inverse=_inverse_color,
         ),
         Transformation(
             name="blur", group="semigroup of Gaussian blurs", parameters=("sigma in pixels",),
             uniforms=1, draw=lambda u, size: BLUR_RANGE[0] + (BLUR_RANGE[1] - BLUR_RANGE[0]) * u, identity=(0.0,),
-            code=_scaled_by(BLUR_RANGE[1]), pixels=gaussian_blur,
+            code=_scaled_by(BLUR_RANGE[1]), pixels=operations.gaussian_blur,
         ),
         Transformation(
             name="pose", group=SO3, parameters=("quaternion x", "quaternion y", "quaternion z", "quaternion w"),
@@ -257,7 +256,7 @@ def transform_sequence(images: Tensor, steps: Sequence[Mapping[str, Tensor]], fi
             return images
         matrix = reduce(torch.matmul, waiting)
         waiting.clear()
-        return geometry.warp(images, matrix.to(images.dtype), fill)
+        return operations.warp(images, matrix.to(images.dtype), fill)
 
     known = {name: one for name, one in TRANSFORMATIONS.items() if not one.observed}
     for theta in steps:
