@@ -136,10 +136,8 @@ def read_records(path: Path) -> list[Record]:
             records.append(Record.model_validate(line))
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(
-                f"{path}, line {number} is not a record of this version: {first['loc'][0]}: {first['msg']}",
-                f"move {path} away; its scores are computed again",
-            ) from error
+            problem = f"{path}, line {number} is not a record of this version: {first['loc'][0]}: {first['msg']}"
+            raise UserError(problem, f"move {path} away; its scores are computed again") from error
     return records
 
 

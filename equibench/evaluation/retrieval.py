@@ -168,7 +168,16 @@ class ObjectRetrievalEvaluator(RetrievalEvaluator):
     hits = (1, 2, 5, 10)
 
     def bank(self, task: Task, context: Context) -> tuple[Pairs, int]:
-        return object_bank(task, context)
+        """From the first view of each test object to each of its views, the first included.
+
+        As many views of each object as the one with fewest has.
+        """
+        data, objects = context.dataset, split_objects(context.dataset, "test")[: context.metric_sizes.retrieval_images]
+        views = min(len(rows) for rows in objects)
+        first = np.concatenate([np.repeat(rows[:1], views) for rows in objects])
+        second = np.concatenate([rows[:views] for rows in objects])
+        named: dict[str, Any] = {"task": f"{task.name} bank", "version": task.version, "cluster": views}
+        return between_views(data, task.transformation, first, second, (0, 0, len(first)), **named), views
 
     def errors(self, pairs: Pairs, predicted: Floats, end: Floats, context: Context) -> dict[str, Ratio]:
         """Between the poses of the prediction and of the nearest view of all objects."""
@@ -185,19 +194,3 @@ class ObjectRetrievalEvaluator(RetrievalEvaluator):
 
     def floors(self, arrays: Arrays) -> Mapping[str, float]:
         return {**super().floors(arrays), "pose_retrieval_error": RANDOM_RETRIEVAL_ERROR}
-
-
-def object_bank(task: Task, context: Context) -> tuple[Pairs, int]:
-    """From the first view of each test object to each of its views, the first included; and how many views that is.
-
-    As many views of each object as the one with fewest has.
-    """
-    objects = split_objects(context.dataset, "test")[: context.metric_sizes.retrieval_images]
-    views = min(len(rows) for rows in objects)
-    first = np.concatenate([np.repeat(rows[:1], views) for rows in objects])
-    second = np.concatenate([rows[:views] for rows in objects])
-    sizes, name = (0, 0, len(first)), f"{task.name} bank"
-    pairs = between_views(
-        context.dataset, task.transformation, first, second, sizes, task=name, version=task.version, cluster=views
-    )
-    return pairs, views

@@ -99,10 +99,8 @@ def choose_images(dataset: Dataset, split: str, count: int, repeats: int = 1) ->
     """
     indices = split_indices(dataset)[split]
     if count > len(indices) * repeats:
-        problem = (
-            f"{dataset.name} has {len(indices):,} images in its {split} split, the profile asks for {count:,} pairs"
-        )
-        raise UserError(problem, "choose a smaller profile or complete data")
+        have = f"{dataset.name} has {len(indices):,} images in its {split} split"
+        raise UserError(f"{have}, the profile asks for {count:,} pairs", "choose a smaller profile or complete data")
     order = _shuffled(len(indices), "images", split)
     return np.resize(indices[order], count) if count else np.empty(0, dtype=np.int64)
 
@@ -182,10 +180,8 @@ def draw_object_pairs(
     data have no views of objects.
     """
     if not dataset.has_objects:
-        raise UserError(
-            f"{dataset.name} has no views of objects, which {transformation!r} lies between",
-            "choose data in 3DIEBench's layout (`equibench data render` makes some), or another task",
-        )
+        fix = "choose data in 3DIEBench's layout (`equibench data render` makes some), or another task"
+        raise UserError(f"{dataset.name} has no views of objects, which {transformation!r} lies between", fix)
     parts, each = [], 1
     for split, wanted in zip(SPLITS, sizes, strict=True):
         objects = split_objects(dataset, split)
@@ -234,11 +230,8 @@ def _object_pairs(objects: Sequence[_Indices], each: int, *key: object) -> tuple
     views = np.array([len(rows) for rows in objects])[:, None]
     one = np.minimum((u[:, :, 0] * views).astype(int), views - 1)
     step = 1 + np.minimum((u[:, :, 1] * (views - 1)).astype(int), views - 2)  # never back to the same view
-    other = (one + step) % views
-    first, second = (
-        np.concatenate([rows[c] for rows, c in zip(objects, chosen, strict=True)]) for chosen in (one, other)
-    )
-    return first, second
+    rows, starts = np.concatenate(objects), np.cumsum(views, axis=0) - views
+    return rows[(starts + one).ravel()], rows[(starts + (one + step) % views).ravel()]
 
 
 def pretraining_views(objects: Sequence[_Indices], seed: int, epoch: int) -> tuple[_Indices, _Indices]:

@@ -24,10 +24,8 @@ class Theta(dict[str, Tensor]):
     """θ by transformation; asking for one that does not stand between the views says so."""
 
     def __missing__(self, name: str) -> Tensor:
-        raise UserError(
-            f"the method asks for θ of {name!r}, but between these views there are {', '.join(self) or 'none'}",
-            "choose a method for these data, or name what it needs in its `transformations`",
-        )
+        problem = f"the method asks for θ of {name!r}, but between these views there are {', '.join(self) or 'none'}"
+        raise UserError(problem, "choose a method for these data, or name what it needs in its `transformations`")
 
 
 @dataclass  # not frozen: Fabric moves the tensors of a batch in place

@@ -53,9 +53,8 @@ class CrossAttentionDecoder(nn.Module):
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.norm_mlp, self.mlp = nn.LayerNorm(width), Mlp(width, 4 * width)
-        self.blocks = nn.Sequential(
-            *(Block(width, size.heads, mlp_ratio=4, qkv_bias=True) for _ in range(size.depth - 1))
-        )
+        blocks = (Block(width, size.heads, mlp_ratio=4, qkv_bias=True) for _ in range(size.depth - 1))
+        self.blocks = nn.Sequential(*blocks)
         self.norm, self.to_pixels = nn.LayerNorm(width), nn.Linear(width, pixels)
         self.register_buffer("position", sincos_positions(grid, width)[visible.cpu()], persistent=False)
 
