@@ -131,9 +131,8 @@ def action_ratios(
                         g⁻¹ g x = x itself moves nothing; nan if g moves no feature. A P that only says the mean
                         gets about 1/2.
 
-    Args:
-        identity: θ (P,) of the identity. Where it is not among the drawn θ (blur), P has to extrapolate.
-        inverse: θ (N, P) of each pair's inverse transformation; here too (color: 1 / 0.6 is beyond 1.4).
+    Where the identity's θ (P,) is not among the drawn ones (blur), P has to extrapolate; where the θ (N, P) of a pair's
+    inverse is not, too (color: 1 / 0.6 is beyond 1.4).
     """
     first, second = action.project(test.first), action.project(test.second)
     predicted = action.predict(test.theta, first)

@@ -96,15 +96,12 @@ _SCORES = {"top1": (top1, resampled_top1), "mean_per_class": (mean_per_class, re
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with their labels (N,), by split, and the number of classes.
-
-    `cluster` test images that follow each other show one object.
-    """
+    """Images with their labels (N,), by split, and the number of classes."""
 
     views: dict[str, Views]
     labels: dict[str, NDArray[np.int64]]
     classes: int
-    cluster: int = 1
+    cluster: int = 1  # so many test images that follow each other show one object
 
 
 @register_evaluator

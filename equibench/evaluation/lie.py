@@ -92,10 +92,8 @@ def lie_ratios(squares: ArrayLike, spread: ArrayLike, kind: str = "pooled") -> d
     `lee_<kind>`           E ||L f||² / dim, as published; it grows with the square of the features' scale.
     `lee_<kind>_relative`  Σ ||L f||² / Σ ||f - mean||², which does not: encoders compare by this one.
 
-    Args:
-        squares: (G, N) from `pooled_derivative` or `token_derivative`, one row per generator.
-        spread: (N,) from `pooled_spread` or `token_spread`, of the untransformed images.
-        kind: "pooled" or "tokens".
+    `squares` (G, N), one row per generator, are from `pooled_derivative` or `token_derivative`, `spread` (N,), of the
+    untransformed images, from `pooled_spread` or `token_spread`; kinds are "pooled" and "tokens".
     """
     squares = np.atleast_2d(as_float(squares))
     top, generators = squares.sum(axis=0), np.full(squares.shape[1], float(len(squares)))

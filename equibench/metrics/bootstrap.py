@@ -24,14 +24,11 @@ _FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class Ratio:
-    """Σ top / Σ bottom over images, of each of which top and bottom (N,) have one number (ones for a plain mean).
+    """Σ top / Σ bottom over images, or 1 - Σ top / Σ bottom."""
 
-    `complement` says that one minus the quotient is meant, as in R².
-    """
-
-    top: Floats
-    bottom: Floats
-    complement: bool = False
+    top: Floats  # (N,) one number per test image
+    bottom: Floats  # (N,) likewise; ones for a plain mean
+    complement: bool = False  # whether one minus the quotient is meant, as in R²
 
     @property
     def value(self) -> float:

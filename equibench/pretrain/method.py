@@ -56,21 +56,15 @@ class Baseline(nn.Module):
 
     Subclass it, build the heads in `__init__`, return named scalars from `loss`, and decorate the class with
     `@register_baseline`.
-
-    Attributes:
-        splits_features: whether it trains an invariant and an equivariant half; if so both are scored alone as well.
-        transformations: what stands between the two views.
-        one_at_a_time: draw one of the transformations per sample instead of composing all.
-        use_of_theta: where θ is known for some images only (P1 Table 3), "required" trains on these alone, "optional"
-            on all, with `ViewPair.known` to tell them apart, and "unused" says that it does not matter what is known.
-        uses_labels: whether it is supervised; `__init__` then gets the number of `classes` too.
     """
 
-    splits_features = False
-    transformations: tuple[str, ...] = ALL
-    one_at_a_time = False
+    splits_features = False  # whether it trains an invariant and an equivariant half, which are then scored alone too
+    transformations: tuple[str, ...] = ALL  # what stands between the two views
+    one_at_a_time = False  # draw one of the transformations per sample instead of composing all
+    # where θ is known for some images only (P1 Table 3): "required" trains on these alone, "optional" on all, with
+    # `ViewPair.known` to tell them apart, and "unused" says that it does not matter what is known
     use_of_theta: UseOfTheta = "required"
-    uses_labels = False
+    uses_labels = False  # whether it is supervised; `__init__` then gets the number of `classes` too
 
     def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
         super().__init__()

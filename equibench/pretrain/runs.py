@@ -80,14 +80,10 @@ def open_run(
 ) -> "Opened | None":
     """The encoder of a run of our own, or None if the source is neither a run's folder nor a baseline's name.
 
-    Args:
-        source: a folder with encoder.safetensors and run.json, or a baseline's id.
-        runs, profile, data, variant, seed: where the run of a baseline is looked for.
-        views: mask of the views that will be encoded.
-        pooling: see `ImageEncoder`; the default is the mean of the patch tokens, as in tables.
-
-    Raises:
-        UserError: a baseline that has not been run, or a folder that is damaged.
+    The source is a folder with encoder.safetensors and run.json, or a baseline's id, whose run is looked for by `runs`,
+    `profile`, `data`, `variant` and `seed`; `views` has the mask of the views that will be encoded. For `pooling` see
+    `ImageEncoder`; the default is the mean of the patch tokens, as in tables. A UserError if a baseline has not been
+    run, or a folder is damaged.
     """
     from equibench.encoders.open import Opened, adapted
 
