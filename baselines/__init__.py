@@ -1,3 +1,1 @@
 """Pretraining methods, one file each; every module here is imported by the registry."""
-
-from __future__ import annotations

@@ -3,14 +3,11 @@
 Wang, Krajsek, Scharr, arXiv 2412.03314, section 2: L = L_SSL(invariant halves) + λ_recon * MSE(decoder, view 2).
 """
 
-from __future__ import annotations
-
-import torch
 from equibench.baselines.vicreg import vicreg_loss
 from torch import Tensor, nn
 
-from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.method import Baseline, TokenPair, Views, register_baseline
+from equibench.encoders.vit import Tokens, ViTEncoder
+from equibench.pretrain.method import Baseline, TokenPair, ViewPair, register_baseline
 from equibench.pretrain.modules import CrossAttentionDecoder, masked_pixel_mse, projector
 from equibench.profiles import Profile
 
@@ -33,29 +30,21 @@ class Reconstruction(Baseline):
 
     def __init__(self, profile: Profile, encoder: ViTEncoder, query_residual: bool = False) -> None:
         super().__init__(profile, encoder)
-        decoder = profile.decoder
-        self.patch = encoder.patch
+        self.patch, width = encoder.patch, profile.decoder.width
         self.projector = projector(self.invariant, profile.pretraining.projector)
-        self.equivariant_head = nn.Sequential(
-            nn.Linear(self.features - self.invariant, decoder.width), nn.LayerNorm(decoder.width)
-        )
+        self.equivariant_head = nn.Sequential(nn.Linear(self.features - self.invariant, width), nn.LayerNorm(width))
         self.decoder = CrossAttentionDecoder(
-            decoder,
-            grid=profile.image_size // encoder.patch,
-            visible=encoder.visible,
-            pixels=3 * encoder.patch**2,
-            query_residual=query_residual,
+            profile.decoder, profile.image_size // self.patch, encoder.visible, 3 * self.patch**2, query_residual
         )
         self.register_buffer("visible", encoder.visible.clone(), persistent=False)
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
-        x, y = (self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2))
-        ssl = vicreg_loss(x, y)
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
+        ssl = vicreg_loss(*(self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2)))
         reconstruction = self.reconstruction_error(views, self.equivariant(tokens.v1), self.equivariant(tokens.v2))
         total = ssl.pop("loss") + self.profile.pretraining.lambda_recon * reconstruction
         return {"loss": total, "reconstruction": reconstruction, **ssl}
 
-    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """How much the reconstruction of view 2 needs view 1, and how much view 2 (docs/protocol.md 6.9).
 
         Each gap is the error with that view's tokens taken from another image, minus the error as it is: near 0 for
@@ -69,19 +58,12 @@ class Reconstruction(Baseline):
             "view2_swap_gap": self.reconstruction_error(views, z1, z2.roll(1, dims=0)) - error,
         }
 
-    def equivariant(self, tokens: object) -> Tensor:
+    def equivariant(self, tokens: Tokens) -> Tensor:
         """Equivariant halves of the patch tokens, through their head: (N, L, decoder width)."""
-        return self.equivariant_head(tokens.patches[..., self.invariant :])  # type: ignore[attr-defined]
+        return self.equivariant_head(tokens.patches[..., self.invariant :])
 
-    def reconstruction_error(self, views: Views, z1: Tensor, z2: Tensor) -> Tensor:
+    def reconstruction_error(self, views: ViewPair, z1: Tensor, z2: Tensor) -> Tensor:
         """Pixel MSE of the decoder's view 2 over the visible pixels, normalised RGB."""
-        prediction = self.decoder(z2, z1)
-        return masked_pixel_mse(prediction, self.to_patches(views.v2), self.to_patches(self._channels(views.mask))[0])
-
-    def to_patches(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) -> pixels of the visible patches (N, L, 3 * patch²)."""
-        return patches_of(images, self.patch)[:, self.visible]
-
-    @staticmethod
-    def _channels(mask: Tensor) -> Tensor:
-        return torch.as_tensor(mask).expand(1, 3, *mask.shape)
+        images = (views.v2, views.mask.expand(1, 3, *views.mask.shape))
+        target, mask = (patches_of(each, self.patch)[:, self.visible] for each in images)
+        return masked_pixel_mse(self.decoder(z2, z1), target, mask[0])

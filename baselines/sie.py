@@ -5,23 +5,21 @@ the weights of its published command and heads sized for a ViT (docs/protocol.md
 transformed images, two for views of 3-D objects.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor, nn
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.method import ALL, Baseline, TokenPair, Views, gather, register_baseline
+from equibench.pretrain.method import ALL, Baseline, TokenPair, ViewPair, gather, register_baseline
 from equibench.pretrain.modules import both, covariance, invariance, projector, variance
 from equibench.profiles import Profile
 from equibench.transforms.transformation import MAX_ANGLE, TRANSFORMATIONS, standard_moments
 
-WEIGHTS = {"invariance": 10.0, "equivariance": 4.5, "variance": 10.0, "predicted_variance": 10.0, "covariance": 1.0}
+_WEIGHTS = {"invariance": 10.0, "equivariance": 4.5, "variance": 10.0, "predicted_variance": 10.0, "covariance": 1.0}
 
 
-def transformation_code(views: Views, names: tuple[str, ...]) -> Tensor:
+def transformation_code(views: ViewPair, names: tuple[str, ...]) -> Tensor:
     """The code z of the transformations between the views: (N, K).
 
     A rotation is (cos, sin), so that W = cos H1 + sin H2 holds the identity at θ = 0, and a pose its quaternion, as
@@ -70,12 +68,9 @@ class HypernetworkPredictor(nn.Module):
 
 
 def sie_loss(inv1: Tensor, inv2: Tensor, equi1: Tensor, equi2: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-    """SIE's five terms and their weighted sum "loss"; all embeddings (N, D).
+    """SIE's five terms and their weighted sum "loss", from embeddings (N, D) of the invariant and equivariant halves.
 
-    Args:
-        inv1, inv2: embeddings of the invariant halves.
-        equi1, equi2: embeddings of the equivariant halves.
-        predicted: W(z) equi1.
+    `predicted` is W(z) equi1.
     """
     x, y = gather(torch.cat([inv1, equi1], dim=1)), gather(torch.cat([inv2, equi2], dim=1))
     terms = {
@@ -85,7 +80,7 @@ def sie_loss(inv1: Tensor, inv2: Tensor, equi1: Tensor, equi2: Tensor, predicted
         "predicted_variance": 0.5 * variance(gather(predicted)),
         "covariance": covariance(x) + covariance(y),
     }
-    total = torch.stack([weight * terms[name] for name, weight in WEIGHTS.items()]).sum()
+    total = torch.stack([weight * terms[name] for name, weight in _WEIGHTS.items()]).sum()
     return {"loss": total, **terms}
 
 
@@ -104,35 +99,29 @@ class SIE(Baseline):
         self.equivariant_projector = projector(self.features - self.invariant, widths)
         self.predictor = HypernetworkPredictor(code_size(transformations), widths[-1])
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         inv1, inv2 = (self.invariant_projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2))
-        equi1, equi2 = self._equivariant(tokens)
-        code = transformation_code(views, self.transformations)
+        equi1, equi2, code = self._equivariant(views, tokens)
         return sie_loss(inv1, inv2, equi1, equi2, self.predictor(equi1, code))
 
-    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """L_equi with the codes of other samples over L_equi: near 1 means that the code is not used."""
-        equi1, equi2 = self._equivariant(tokens)
-        code = transformation_code(views, self.transformations)
+        equi1, equi2, code = self._equivariant(views, tokens)
         error = invariance(self.predictor(equi1, code), equi2)
         shuffled = invariance(self.predictor(equi1, code.roll(1, dims=0)), equi2)
         return {"equivariance": error, "shuffled_code_ratio": shuffled / error.clamp_min(1e-12)}
 
-    def _equivariant(self, tokens: TokenPair) -> tuple[Tensor, Tensor]:
-        halves = (t.mean[:, self.invariant :] for t in (tokens.v1, tokens.v2))
-        one, other = (self.equivariant_projector(half) for half in halves)
-        return one, other
+    def _equivariant(self, views: ViewPair, tokens: TokenPair) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of both equivariant halves, and the code."""
+        one, other = (self.equivariant_projector(t.mean[:, self.invariant :]) for t in (tokens.v1, tokens.v2))
+        return one, other, transformation_code(views, self.transformations)
 
 
-for _id, _title, _name in [
-    ("sie_rot", "SIE(rot)", "rotation"),
-    ("sie_color", "SIE(color)", "color"),
-    ("sie_blur", "SIE(blur)", "blur"),
-    ("sie_trans", "SIE(trans)", "translation"),
-    ("sie_crop", "SIE(crop)", "crop"),
-    ("sie_flip", "SIE(flip)", "flip"),
-]:
-    register_baseline(_id, title=_title, transformations=(_name,))(SIE)
+for _short, _name in [
+    ("rot", "rotation"), ("color", "color"), ("blur", "blur"), ("trans", "translation"), ("crop", "crop"),
+    ("flip", "flip"),
+]:  # fmt: skip
+    register_baseline(f"sie_{_short}", title=f"SIE({_short})", transformations=(_name,))(SIE)
 register_baseline("sie_pose", title="SIE(rot), 3-D", transformations=("pose",))(SIE)
 register_baseline("sie_pose_hues", title="SIE(rot+color), 3-D", transformations=("pose", "hues"))(SIE)
 register_baseline("sie_all", title="SIE(all)")(SIE)

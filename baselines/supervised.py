@@ -1,12 +1,10 @@
 """Supervised training: the labels of both views, and nothing about what lies between them (docs/protocol.md 6.7)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.method import Baseline, TokenPair, Views, register_baseline
+from equibench.pretrain.method import Baseline, TokenPair, ViewPair, register_baseline
 from equibench.profiles import Profile
 
 LABEL_SMOOTHING = 0.1
@@ -25,15 +23,15 @@ class Supervised(Baseline):
         super().__init__(profile, encoder)
         self.classifier = nn.Linear(self.features, classes)
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         logits, labels = self._logits(views, tokens)
         return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING)}
 
-    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """Top-1 accuracy on both views."""
         logits, labels = self._logits(views, tokens)
         return {"top1": (logits.argmax(dim=1) == labels).float().mean()}
 
-    def _logits(self, views: Views, tokens: TokenPair) -> tuple[Tensor, Tensor]:
+    def _logits(self, views: ViewPair, tokens: TokenPair) -> tuple[Tensor, Tensor]:
         assert views.labels is not None
         return self.classifier(cat([tokens.v1.mean, tokens.v2.mean])), views.labels.repeat(2)

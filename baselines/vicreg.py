@@ -3,12 +3,10 @@
 Bardes, Ponce, LeCun, "VICReg", ICLR 2022. All 512 channels are trained to be invariant, so there is no split.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.method import Baseline, TokenPair, Views, gather, register_baseline
+from equibench.pretrain.method import Baseline, TokenPair, ViewPair, gather, register_baseline
 from equibench.pretrain.modules import both, covariance, invariance, projector, variance
 from equibench.profiles import Profile
 
@@ -21,13 +19,13 @@ def vicreg_loss(x: Tensor, y: Tensor, weights: tuple[float, float, float] = SIE_
 
     The variance term is the mean over the views and the covariance term their sum (VICReg eq. 6).
     """
-    on_invariance, on_variance, on_covariance = weights
     all_x, all_y = gather(x), gather(y)
     terms = {
         "invariance": invariance(x, y),
         "variance": both(variance(all_x), variance(all_y)),
         "covariance": covariance(all_x) + covariance(all_y),
     }
+    on_invariance, on_variance, on_covariance = weights
     total = on_invariance * terms["invariance"] + on_variance * terms["variance"] + on_covariance * terms["covariance"]
     return {"loss": total, **terms}
 
@@ -38,13 +36,9 @@ class VICReg(Baseline):
 
     use_of_theta = "unused"
 
-    def __init__(
-        self, profile: Profile, encoder: ViTEncoder, weights: tuple[float, float, float] = SIE_WEIGHTS
-    ) -> None:
+    def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
         super().__init__(profile, encoder)
-        self.weights = weights
         self.projector = projector(self.features, profile.pretraining.projector)
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
-        x, y = self.projector(tokens.v1.mean), self.projector(tokens.v2.mean)
-        return vicreg_loss(x, y, self.weights)
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
+        return vicreg_loss(self.projector(tokens.v1.mean), self.projector(tokens.v2.mean))

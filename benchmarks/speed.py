@@ -29,7 +29,7 @@ from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.evaluation.context import Context, Row, vit_identity
 from equibench.evaluation.evaluate import evaluate
 from equibench.pretrain.batches import PairStream
-from equibench.pretrain.loop import build, pretrain
+from equibench.pretrain.loop import build_step, pretrain
 from equibench.pretrain.method import BASELINES
 from equibench.profiles import Profile, get_profile
 from equibench.runner.open import open_context
@@ -62,7 +62,7 @@ def main() -> None:
 
 def pretraining(row: str, profile: Profile, context: Context, steps: int) -> dict[str, float]:
     """Median milliseconds of each part of a step, and the floor's, on the same batches."""
-    module = build(BASELINES.get(row), profile, "headline", 0, 10)
+    module = build_step(BASELINES.get(row), profile, "headline", 0, 10)
     stream = PairStream(context.dataset, "train", module.method, context.spec, 0)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     wrapped, optimizer = context.fabric.setup(module, optimizer)
@@ -108,7 +108,7 @@ def run_step(row: str, profile: Profile, context: Context, steps: int) -> float:
 
 def evaluation(profile: Profile, context: Context) -> dict[str, float]:
     """Seconds of the six-task evaluation from an empty store, and of its bare forward passes."""
-    module = build(BASELINES.get("reconstruction"), profile, "headline", 0, 10)
+    module = build_step(BASELINES.get("reconstruction"), profile, "headline", 0, 10)
     encoder = module.encoder.eval()
     tasks = [TASKS.get(name) for name in regression_tasks()]
     weights = weights_sha256(encoder)

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from equibench.config import RunConfig
 from equibench.evaluation.context import Context
 from equibench.pretrain.batches import PairStream
-from equibench.pretrain.loop import build, default_precision, pretrain
+from equibench.pretrain.loop import build_step, default_precision, pretrain
 from equibench.pretrain.method import BASELINES
 from equibench.profiles import Profile, get_profile
 from equibench.runner.open import open_context
@@ -110,7 +110,7 @@ def plain_loop(row: str, profile: Profile, context: Context) -> tuple[Callable[[
     """A step of plain PyTorch on batches that lie in memory, by number; and the operations of its matrix products."""
     device, dataset = context.fabric.device, context.dataset
     bf16 = default_precision(device.type) == "bf16-mixed"
-    module = build(BASELINES.get(row), profile, "headline", 0, len(dataset.class_names)).to(device).train()
+    module = build_step(BASELINES.get(row), profile, "headline", 0, len(dataset.class_names)).to(device).train()
     stream = PairStream(dataset, "train", module.method, context.spec, 0)
     batch = profile.pretraining.batch
     batches = [stream.batch(number * batch, batch, module.encoder) for number in range(BATCHES_IN_MEMORY)]

@@ -7,20 +7,20 @@ The command line makes its options from the fields below; `equibench.table(**opt
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from equibench.errors import UserError, closest
 from equibench.profiles import Profile, get_profile
 
-VARIANTS = ("headline", "paper_like")
+_VARIANTS = ("headline", "paper_like")
 RESULTS = Path("results")
 """Where results go unless told otherwise."""
-MEASURED, SIZE, DATA, ENCODER, MACHINE = "What to measure", "How much", "Data", "Encoder", "Machine and folders"
+_MEASURED, _SIZE, _DATA, _ENCODER, _MACHINE = "What to measure", "How much", "Data", "Encoder", "Machine and folders"
 """Groups of options on the command line."""
-
 
 SCORE_OPTIONS = (
     "tasks", "layers", "controls", "variant", "profile", "pairs", "seed", "data", "data_root", "image_size", "skip_bad",
@@ -41,45 +41,47 @@ class RunConfig:
     The fields' help says what each is; `equibench.runner.open.open_context` turns it into data, device and folders.
     """
 
-    rows: tuple[str, ...] | None = _option(None, "only these rows, separated by commas", MEASURED)
-    columns: tuple[str, ...] | None = _option(None, "only these columns, separated by commas", MEASURED)
+    rows: tuple[str, ...] | None = _option(None, "only these rows, separated by commas", _MEASURED)
+    columns: tuple[str, ...] | None = _option(None, "only these columns, separated by commas", _MEASURED)
     tasks: tuple[str, ...] | None = _option(
-        None, "names, patterns, evaluators, all, or a .py file; the regression tasks by default", MEASURED
+        None, "names, patterns, evaluators, all, or a .py file; the regression tasks by default", _MEASURED
     )
-    layers: tuple[str, ...] | None = _option(None, "inner layers to score as well, by name, or all", MEASURED)
-    controls: bool = _option(True, "score random init, pixels, constant and oracle as well", MEASURED)
+    layers: tuple[str, ...] | None = _option(None, "inner layers to score as well, by name, or all", _MEASURED)
+    controls: bool = _option(True, "score random init, pixels, constant and oracle as well", _MEASURED)
     baseline_files: tuple[Path, ...] = _option(
-        (), "a Python file that registers further baselines; may be repeated", MEASURED, flag="--baseline"
+        (), "a Python file that registers further baselines; may be repeated", _MEASURED, flag="--baseline"
     )
-    variant: str = _option("headline", "views: headline (mirrored fill, disc) or paper_like (black fill)", MEASURED)
-    profile: str | Profile = _option("demo", "how large: `equibench list profiles`", SIZE)
+    variant: str = _option("headline", "views: headline (mirrored fill, disc) or paper_like (black fill)", _MEASURED)
+    profile: str | Profile = _option("demo", "how large: `equibench list profiles`", _SIZE)
     pairs: tuple[int, ...] | None = _option(
-        None, "training, validation and test pairs, such as 4000,1000,3000", SIZE, numbers=int
+        None, "training, validation and test pairs, such as 4000,1000,3000", _SIZE, numbers=int
     )
-    seeds: tuple[int, ...] = _option((0,), "pretraining seeds, separated by commas", SIZE, numbers=int)
-    seed: int = _option(0, "pretraining seed, or that of the untrained control", SIZE)
-    data: str | Path = _option("cifar10", "one of cifar10, solids; or a folder of images", DATA)
+    seeds: tuple[int, ...] = _option((0,), "pretraining seeds, separated by commas", _SIZE, numbers=int)
+    seed: int = _option(0, "pretraining seed, or that of the untrained control", _SIZE)
+    data: str | Path = _option("cifar10", "one of cifar10, solids; or a folder of images", _DATA)
     data_root: Path | None = _option(
-        None, "folder that holds the data sets; else $EQUIBENCH_DATA, the cache, a download", DATA
+        None, "folder that holds the data sets; else $EQUIBENCH_DATA, the cache, a download", _DATA
     )
-    image_size: int = _option(224, "pixels to which the images of a folder are resized and cropped", DATA)
-    skip_bad: bool = _option(False, "leave out what cannot be read, and count it in the records", DATA)
-    arch: str | None = _option(None, "a file's architecture: timm:NAME or torchvision:NAME", ENCODER)
-    name: str | None = _option(None, "the encoder's name in the records", ENCODER)
-    pretrained: bool = _option(True, "take the model's trained weights, or none", ENCODER)
-    size: int | None = _option(None, "pixels that the encoder sees, instead of its own", ENCODER)
+    image_size: int = _option(224, "pixels to which the images of a folder are resized and cropped", _DATA)
+    skip_bad: bool = _option(False, "leave out what cannot be read, and count it in the records", _DATA)
+    arch: str | None = _option(None, "a file's architecture: timm:NAME or torchvision:NAME", _ENCODER)
+    name: str | None = _option(None, "the encoder's name in the records", _ENCODER)
+    pretrained: bool = _option(True, "take the model's trained weights, or none", _ENCODER)
+    size: int | None = _option(None, "pixels that the encoder sees, instead of its own", _ENCODER)
     mean: tuple[float, ...] | None = _option(
-        None, "three numbers in units of [0, 1], instead of its own", ENCODER, numbers=float
+        None, "three numbers in units of [0, 1], instead of its own", _ENCODER, numbers=float
     )
-    std: tuple[float, ...] | None = _option(None, "three numbers, instead of its own", ENCODER, numbers=float)
-    interpolation: str | None = _option(None, "one of bilinear, bicubic, nearest", ENCODER)
-    pooling: str = _option("default", "one of default (the model's own), cls, mean; or a layer's name", ENCODER)
-    allow_partial: bool = _option(False, "score although some keys do not fit", ENCODER)
-    allow_random: bool = _option(False, "score although under 99 % of the parameters were loaded", ENCODER)
-    device: str = _option("auto", "one of auto, cpu, cuda", MACHINE)
-    devices: int = _option(1, "how many devices (on each node, under torchrun or SLURM)", MACHINE)
-    jobs: int | None = _option(None, "jobs worked on side by side, one thread each; as many as cores on a CPU", MACHINE)
-    runs: Path = _option(Path("runs"), "folder for work in progress: checkpoints, features, the journal", MACHINE)
+    std: tuple[float, ...] | None = _option(None, "three numbers, instead of its own", _ENCODER, numbers=float)
+    interpolation: str | None = _option(None, "one of bilinear, bicubic, nearest", _ENCODER)
+    pooling: str = _option("default", "one of default (the model's own), cls, mean; or a layer's name", _ENCODER)
+    allow_partial: bool = _option(False, "score although some keys do not fit", _ENCODER)
+    allow_random: bool = _option(False, "score although under 99 % of the parameters were loaded", _ENCODER)
+    device: str = _option("auto", "one of auto, cpu, cuda", _MACHINE)
+    devices: int = _option(1, "how many devices (on each node, under torchrun or SLURM)", _MACHINE)
+    jobs: int | None = _option(
+        None, "jobs worked on side by side, one thread each; as many as cores on a CPU", _MACHINE
+    )
+    runs: Path = _option(Path("runs"), "folder for work in progress: checkpoints, features, the journal", _MACHINE)
     # what a table's definition adds
     table: str = "table2"
     pretraining_data: str | None = None
@@ -91,20 +93,26 @@ class RunConfig:
     def of(cls, **options: Any) -> RunConfig:
         """A configuration from plain values: lists become tuples, and texts paths.
 
-        Raises:
-            UserError: an option is unknown, or its value makes no sense.
+        A UserError if an option is unknown, or its value makes no sense.
         """
-        known = {one.name: one for one in fields(cls)}
-        for name in options:
+        known, plain = {one.name: one for one in fields(cls)}, {}
+        for name, value in options.items():
             if name not in known:
                 asked = [one.name for one in fields(cls) if one.metadata]
                 raise UserError(f"there is no option {name!r}{closest(name, asked)}", f"options: {', '.join(asked)}")
-        return cls(**{name: _plain(name, known[name].type, value) for name, value in options.items()})
+            kind, plain[name] = str(known[name].type), value
+            if value is not None and kind.startswith("tuple"):
+                if isinstance(value, str):
+                    raise UserError(f"{name} is a list, not the text {value!r}", f"{name}=[{value!r}]")
+                plain[name] = tuple(Path(one) if "Path" in kind else one for one in value)
+            elif value is not None and kind.startswith("Path"):
+                plain[name] = Path(value)
+        return cls(**plain)
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            hint = closest(self.variant, VARIANTS)
-            raise UserError(f"unknown variant {self.variant!r}{hint}", f"one of {', '.join(VARIANTS)}")
+        if self.variant not in _VARIANTS:
+            hint = closest(self.variant, _VARIANTS)
+            raise UserError(f"unknown variant {self.variant!r}{hint}", f"one of {', '.join(_VARIANTS)}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             problem = f"seeds must be distinct numbers from 0 on, not {list(self.seeds)}"
             raise UserError(problem, "for example --seeds 0,1,2")
@@ -127,30 +135,16 @@ class RunConfig:
 
     def flags(self, names: Sequence[str]) -> list[str]:
         """The options, of those named, that are not as by default, as on the command line."""
-        import shlex
-
         found = []
         for one in fields(self):
-            value = getattr(self, one.name)
-            if one.name not in names or value == (None if one.default is MISSING else one.default):
+            value, name = getattr(self, one.name), one.name.replace("_", "-")
+            if one.name not in names or value == one.default:
                 continue
-            flag = one.metadata["flag"] or f"--{one.name.replace('_', '-')}"
+            flag = one.metadata["flag"] or f"--{name}"
             if isinstance(value, bool):
-                found.append(flag if value else f"--no-{one.name.replace('_', '-')}")
-            elif one.name == "baseline_files":
-                found += [f"{flag} {shlex.quote(str(file))}" for file in value]
-            else:
-                text = ",".join(map(str, value)) if isinstance(value, tuple) else str(getattr(value, "name", value))
-                found.append(f"{flag} {shlex.quote(text if not isinstance(value, Path) else str(value))}")
+                found.append(flag if value else f"--no-{name}")
+                continue
+            for each in value if one.name == "baseline_files" else [value]:
+                text = ",".join(map(str, each)) if isinstance(each, tuple) else str(each)
+                found.append(f"{flag} {shlex.quote(each.name if isinstance(each, Profile) else text)}")
         return found
-
-
-def _plain(name: str, kind: object, value: Any) -> Any:
-    text = str(kind)
-    if value is None:
-        return None
-    if text.startswith("tuple"):
-        if isinstance(value, str):
-            raise UserError(f"{name} is a list, not the text {value!r}", f"{name}=[{value!r}]")
-        return tuple(Path(one) if "Path" in text else one for one in value)
-    return Path(value) if text.startswith("Path") else value

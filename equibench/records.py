@@ -6,8 +6,6 @@
 What is not known, or makes no sense for a score, is absent.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -113,15 +111,9 @@ class Record(BaseModel):
         task.version | data.digest | pairs.digest | row.weights | features | variant | identifier
         """
         weights = f".{self.encoder_sha256[:8]}" if self.encoder_sha256 else ""
-        parts = (
-            f"{self.task}.{self.task_version}",
-            f"{self.data}.{self.data_sha256[:8]}",
-            f"pairs{self.pairs[-1]}.{self.pairs_sha256[:8]}",
-            f"{self.baseline}{weights}",
-            self.features,
-            self.variant,
-            self.identifier,
-        )
+        data, pairs = f"{self.data}.{self.data_sha256[:8]}", f"pairs{self.pairs[-1]}.{self.pairs_sha256[:8]}"
+        row = (f"{self.baseline}{weights}", self.features, self.variant, self.identifier)
+        parts = (f"{self.task}.{self.task_version}", data, pairs, *row)
         return "|".join(part.replace("|", "/").replace(" ", "_") for part in parts)
 
     @property
@@ -136,11 +128,7 @@ class Record(BaseModel):
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a journal.
-
-    Raises:
-        UserError: a line that is no record, with its number.
-    """
+    """The records of a journal; a UserError names the line that is none."""
     records = []
     for number, line in enumerate(read_lines(path), start=1):
         line.pop("signature", None)
@@ -148,10 +136,8 @@ def read_records(path: Path) -> list[Record]:
             records.append(Record.model_validate(line))
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(
-                f"{path}, line {number} is not a record of this version: {first['loc'][0]}: {first['msg']}",
-                f"move {path} away; its scores are computed again",
-            ) from error
+            problem = f"{path}, line {number} is not a record of this version: {first['loc'][0]}: {first['msg']}"
+            raise UserError(problem, f"move {path} away; its scores are computed again") from error
     return records
 
 
@@ -183,11 +169,7 @@ def keep_predictions(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def read_predictions(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays behind a score.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """The arrays behind a score; a UserError if the file is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}

@@ -8,8 +8,6 @@
 Nothing here names a row or a column.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -24,18 +22,15 @@ from equibench.errors import UserError, closest
 from equibench.utils.digests import depend_on_transformations
 
 T = TypeVar("T")
-
 _kinds: dict[str, dict[str, Any]] = {}
 """Whatever a file can register: the entries of each kind."""
-_registries: list[Registry[Any]] = []
+_registries: list["Registry[Any]"] = []
 
 
 class Registry(Generic[T]):
-    """Entries of one kind by name, discovered on first use.
+    """Entries of one kind (what an entry is called in messages) by name, discovered on first use.
 
-    Args:
-        kind: what an entry is called in messages.
-        group: the package whose modules register the built-in entries, and the name of the entry points.
+    `group` is the package whose modules register the built-in entries, and the name of the entry points.
     """
 
     def __init__(self, kind: str, group: str) -> None:
@@ -46,11 +41,7 @@ class Registry(Generic[T]):
         _registries.append(self)
 
     def add(self, name: str, entry: T) -> None:
-        """Register an entry.
-
-        Raises:
-            UserError: the name is taken.
-        """
+        """Register an entry; a UserError if its name is taken."""
         if name in self._entries:
             raise UserError(f"the {self.kind} {name!r} is registered twice", "choose another name")
         self._entries[name] = entry
@@ -81,15 +72,11 @@ class Registry(Generic[T]):
         return list(self._entries.values())
 
     def get(self, name: str) -> T:
-        """The entry of that name.
-
-        Raises:
-            UserError: no such entry; the message suggests the nearest name.
-        """
+        """The entry of that name; a UserError that suggests the nearest name if there is none."""
         self.discover()
         if name not in self._entries:
-            hint = f"`equibench list {self.kind}s` shows the known ones"
-            raise UserError(f"unknown {self.kind} {name!r}{closest(name, self._entries)}", hint)
+            problem = f"unknown {self.kind} {name!r}{closest(name, self._entries)}"
+            raise UserError(problem, f"`equibench list {self.kind}s` shows the known ones")
         return self._entries[name]
 
 
@@ -102,11 +89,8 @@ def watch(kind: str, entries: dict[str, Any]) -> dict[str, Any]:
 def load_file(path: str | Path, kind: str) -> list[str]:
     """Import a Python file once, and return the names that it registered of one kind.
 
-    Args:
-        kind: "baseline", "task", "evaluator" or "transformation".
-
-    Raises:
-        UserError: the file is missing, raises on import, or registers nothing of that kind; it then leaves nothing.
+    Kinds are "baseline", "task", "evaluator" and "transformation". A UserError if the file is missing, raises on
+    import, or registers nothing of that kind; it then leaves nothing.
     """
     path = Path(path)
     if not path.is_file():
@@ -116,16 +100,14 @@ def load_file(path: str | Path, kind: str) -> list[str]:
     for registry in _registries:
         registry.discover()
     before = {one: set(entries) for one, entries in _kinds.items()}
-    new = module_name not in sys.modules
-    if new:
+    if new := module_name not in sys.modules:
         _import_file(path, source, module_name, before)
-    registered: dict[str, list[str]] = sys.modules[module_name].__dict__["_equibench_registered"]
-    if not registered[kind]:
+    registered: list[str] = sys.modules[module_name].__dict__["_equibench_registered"][kind]
+    if not registered:
         if new:
             _forget(module_name, before)
-        hint = f"call or decorate with register_{kind}; docs/ shows how"
-        raise UserError(f"{path} registers no {kind}", hint)
-    return registered[kind]
+        raise UserError(f"{path} registers no {kind}", f"call or decorate with register_{kind}; docs/ shows how")
+    return registered
 
 
 def _import_file(path: Path, source: Path, module_name: str, before: dict[str, set[str]]) -> None:
@@ -138,7 +120,13 @@ def _import_file(path: Path, source: Path, module_name: str, before: dict[str, s
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         _forget(module_name, before)
-        raise _import_failure(path, source, error) from error
+        if isinstance(error, UserError):
+            raise UserError(f"{path}: {error.problem}", error.fix) from error
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [None, *(frame.lineno for frame in frames if frame.filename == str(source))]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1]
+        problem = f"{path}{f', line {line}' if line else ''} raised {type(error).__name__}: {error}"
+        raise UserError(problem, "mend the file and run again") from error
     added = {kind: [n for n in entries if n not in before.get(kind, ())] for kind, entries in _kinds.items()}
     module.__dict__["_equibench_registered"] = added
     if added.get("transformation"):
@@ -150,13 +138,3 @@ def _forget(module_name: str, before: dict[str, set[str]]) -> None:
     for kind, entries in _kinds.items():
         for name in set(entries) - before.get(kind, set()):
             del entries[name]
-
-
-def _import_failure(path: Path, source: Path, error: BaseException) -> UserError:
-    if isinstance(error, UserError):
-        return UserError(f"{path}: {error.problem}", error.fix)
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [f.lineno for f in frames if f.filename == str(source)]
-    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-    where = f", line {line}" if line else ""
-    return UserError(f"{path}{where} raised {type(error).__name__}: {error}", "mend the file and run again")

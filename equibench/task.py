@@ -1,7 +1,5 @@
 """What a task is: one column of a table, one row of an encoder's score."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from equibench.registry import Registry
@@ -15,31 +13,20 @@ CLEAN_LEAK = 0.1
 class Task:
     """One question about what a representation does, mostly under one transformation g.
 
-        register_task(Task(name="shear", title="Shear", version=1, transformation="shear", note="±0.3 px per px"))
+    register_task(Task(name="shear", title="Shear", version=1, transformation="shear", note="±0.3 px per px"))
 
-    Attributes:
-        name: the column's id, as in a table's CSV.
-        title: the column's name in print.
-        version: raised whenever anything changes that a score depends on.
-        transformation: the name of g; "" where there is none.
-        note: what a reader must know about the column.
-        claims_clean: whether view 2 alone is claimed to give nothing away (R² at most `CLEAN_LEAK`, measured).
-        evaluator: how it is measured, by name; "regression" predicts θ from the representations of I and g(I).
-        data: the data set that the task brings along; None if it is asked of whatever data there are.
-        main_metric: the metric by which encoders are compared, where it is not the evaluator's.
-        reference: where the task was first described.
     """
 
-    name: str
-    title: str
-    version: int
-    transformation: str = ""
-    note: str = ""
-    claims_clean: bool = False
-    evaluator: str = "regression"
-    data: str | None = None
-    main_metric: str | None = None
-    reference: str = ""
+    name: str  # the column's id, as in a table's CSV
+    title: str  # the column's name in print
+    version: int  # raised whenever anything changes that a score depends on
+    transformation: str = ""  # the name of g; "" where there is none
+    note: str = ""  # what a reader must know about the column
+    claims_clean: bool = False  # that view 2 alone gives nothing away (R² at most `CLEAN_LEAK`, measured)
+    evaluator: str = "regression"  # how it is measured; "regression" predicts θ from the features of I and g(I)
+    data: str | None = None  # the data set that it brings along; None if it is asked of whatever data there are
+    main_metric: str | None = None  # the metric by which encoders are compared, where it is not the evaluator's
+    reference: str = ""  # where the task was first described
 
     @property
     def observed(self) -> bool:
@@ -51,11 +38,7 @@ TASKS: Registry[Task] = Registry("task", "equibench.tasks")
 
 
 def register_task(task: Task) -> Task:
-    """Register a task as a column.
-
-    Raises:
-        UserError: the name is taken.
-    """
+    """Register a task as a column; a UserError if its name is taken."""
     TASKS.add(task.name, task)
     return task
 

@@ -1,3 +1,1 @@
 """Evaluation tasks, one file a subject; every module here is imported by the registry."""
-
-from __future__ import annotations

@@ -5,51 +5,20 @@ The views come with the data, as does θ, from the latents of each picture. Targ
 rotations.
 """
 
-from __future__ import annotations
-
 from equibench.task import Task, register_task
 
-SIE = "Garrido, Najman, LeCun, ICML 2023"
+_CLASS = "which object is it? logistic regression on one view"
+_ROTATION = "relative rotation of two views of an object as a quaternion, angles in ±90°"
+_COLOR = "differences of the hues of floor and light between two views; view 2 alone tells half of them"
+_VIEWS = "is the view that W(q) f(x) predicts the nearest among those of the object? and PRE among all"
 
-register_task(
-    Task(
-        name="object_class",
-        title="Classification",
-        version=1,
-        transformation="pose",
-        note="which object is it? logistic regression on one view",
-        evaluator="classification",
-        reference=SIE,
-    )
-)
-register_task(
-    Task(
-        name="object_rotation",
-        title="Rotation prediction",
-        version=1,
-        transformation="pose",
-        note="relative rotation of two views of an object as a quaternion, angles in ±90°",
-        reference=SIE,
-    )
-)
-register_task(
-    Task(
-        name="object_color",
-        title="Color prediction",
-        version=1,
-        transformation="hues",
-        note="differences of the hues of floor and light between two views; view 2 alone tells half of them",
-        reference=SIE,
-    )
-)
-register_task(
-    Task(
-        name="object_retrieval",
-        title="Retrieval of views",
-        version=1,
-        transformation="pose",
-        note="is the view that W(q) f(x) predicts the nearest among those of the object? and PRE among all",
-        evaluator="object_retrieval",
-        reference=SIE,
-    )
-)
+for _name, _title, _transformation, _evaluator, _note in [
+    ("object_class", "Classification", "pose", "classification", _CLASS),
+    ("object_rotation", "Rotation prediction", "pose", "regression", _ROTATION),
+    ("object_color", "Color prediction", "hues", "regression", _COLOR),
+    ("object_retrieval", "Retrieval of views", "pose", "object_retrieval", _VIEWS),
+]:
+    register_task(
+        Task(name=_name, title=_title, version=1, transformation=_transformation, evaluator=_evaluator, note=_note,
+             reference="Garrido, Najman, LeCun, ICML 2023")
+    )  # fmt: skip

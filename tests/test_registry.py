@@ -12,7 +12,7 @@ import pytest
 import equibench.registry
 import equibench.utils.digests
 from equibench.errors import UserError, closest
-from equibench.pretrain.loop import build
+from equibench.pretrain.loop import build_step
 from equibench.pretrain.method import BASELINES, Baseline, register_baseline
 from equibench.profiles import get_profile
 from equibench.registry import Registry, load_file
@@ -117,7 +117,7 @@ def test_a_good_file_registers_its_baselines(tmp_path: Path) -> None:
     entry = BASELINES.get("mine")
     assert (entry.name, entry.title, entry.splits_features) == ("mine", "My method", True)
     assert entry.description == "One line about it."
-    method = build(entry, get_profile("tiny"), "headline", 0, 10).method
+    method = build_step(entry, get_profile("tiny"), "headline", 0, 10).method
     assert method.factor == 3.0
     assert load_file(str(path), "baseline") == ["mine"], "a second time is no error"
 

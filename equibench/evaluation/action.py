@@ -5,8 +5,6 @@ An encoder that comes without a predictor gets one that has no training of its o
 be equivariant in a curved way; it is exact wherever g acts by matrices whose entries the basis φ spans.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -28,85 +26,58 @@ from equibench.evaluation.evaluator import (
     pairs_of,
     register_evaluator,
 )
-from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, gain, squared_norms
+from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, gain, squared_norms
 from equibench.pairs.manifest import Pairs, composed_pairs
 from equibench.records import Metric
 from equibench.task import Task
 from equibench.transforms.transformation import TRANSFORMATIONS
 
-COMPONENTS = 64
-
-ALPHAS = tuple(10.0**power for power in range(-6, 5))
-
-PCA_ROWS = 20_000  # of each view: the leading components of some hundred dimensions are settled long before
-
-ROWS = 4096  # at a time, so that no intermediate array grows with the number of pairs
+_COMPONENTS = 64
+_ALPHAS = tuple(10.0**power for power in range(-6, 5))
+_PCA_ROWS = 20_000  # of each view: the leading components of some hundred dimensions are settled long before
+_ROWS = 4096  # at a time, so that no intermediate array grows with the number of pairs
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Leading principal components, divided by one number so that the geometry stays.
+    """Leading principal components, divided by one number so that the geometry stays."""
 
-    Attributes:
-        centre, axes, scale: (D,), (d, D) and a scalar; the components' mean variance over training views becomes 1.
-        explained: share of the training views' variance that the d components hold.
-    """
+    centre: Floats  # (D,)
+    axes: Floats  # (d, D)
+    scale: float  # so that the components' mean variance over training views becomes 1
+    explained: float  # share of the training views' variance that the d components hold
 
-    centre: Array
-    axes: Array
-    scale: float
-    explained: float
-
-    def __call__(self, features: Features) -> Array:
+    def __call__(self, features: AnyFloats) -> Floats:
         """Features (N, D) -> (N, d)."""
-        parts = [as_float(features[i : i + ROWS]) - self.centre for i in range(0, len(features), ROWS)]
+        parts = [as_float(features[i : i + _ROWS]) - self.centre for i in range(0, len(features), _ROWS)]
         return np.concatenate([part @ self.axes.T for part in parts]) / self.scale
 
 
 @dataclass(frozen=True)
 class Action:
-    """P(θ, f) on projected features.
-
-    Attributes:
-        project: features (N, D) -> (N, d).
-        periods: as a Transformation has them, in the unit of θ.
-        basis_mean, basis_std: (K,) standardise the basis functions; 0 and 1 for the constant.
-        weights: (K, d + 1, d) the H_k, biases last.
-        weights_without_theta: (1, d + 1, d) the best predictor that is not told θ.
-        first_mean, second_mean: (d,) training means of the projected f(x) and f(g x).
-        alpha, alpha_without_theta: the penalties chosen, per training pair.
-    """
+    """P(θ, f) on projected features."""
 
     project: Projection
-    periods: tuple[float, ...]
-    basis_mean: Array
-    basis_std: Array
-    weights: Array
-    weights_without_theta: Array
-    first_mean: Array
-    second_mean: Array
-    alpha: float
-    alpha_without_theta: float
+    periods: tuple[float, ...]  # as a Transformation has them, in the unit of θ
+    basis_mean: Floats  # (K,) with basis_std they standardise the basis functions; 0 and 1 for the constant
+    basis_std: Floats
+    weights: Floats  # (K, d + 1, d) the H_k, biases last
+    weights_without_theta: Floats  # (1, d + 1, d) the best predictor that is not told θ
+    first_mean: Floats  # (d,) training means of the projected f(x) and f(g x)
+    second_mean: Floats
 
-    def predict(self, theta: ArrayLike, projected: Array) -> Array:
+    def predict(self, theta: ArrayLike, projected: Floats) -> Floats:
         """P(θ, f) for θ (N, P), or one θ (P,) for all, and projected features (N, d) -> (N, d)."""
         phi = (basis(np.atleast_2d(as_float(theta)), self.periods) - self.basis_mean) / self.basis_std
         return _apply(self.weights, np.broadcast_to(phi, (len(projected), phi.shape[1])), projected)
 
-    def predict_without_theta(self, projected: Array) -> Array:
-        """The best guess at f(g x) from f(x) alone: (N, d) -> (N, d)."""
-        return _apply(self.weights_without_theta, np.ones((len(projected), 1)), projected)
 
-
-def basis(theta: Array, periods: Sequence[float] = ()) -> Array:
+def basis(theta: Floats, periods: Sequence[float] = ()) -> Floats:
     """φ(θ): θ (N, P) -> (N, K), the first function being 1.
 
     A parameter t of period p gives cos and sin of 2π k t / p for k = 1, 2; one without gives t and t²; and two
-    parameters give the products of their first-order terms.
-
-    Args:
-        theta: (N, P) in any unit.
-        periods: by parameter, in the same unit; 0 where there is none; () for none at all.
+    parameters give the products of their first-order terms. `periods` has one for each parameter, in the unit of θ,
+    and 0 where there is none; () is for none at all.
     """
     first_order, second_order = [], []
     for t, period in zip(theta.T, periods or (0.0,) * theta.shape[1], strict=True):
@@ -118,14 +89,7 @@ def basis(theta: Array, periods: Sequence[float] = ()) -> Array:
     return np.stack([np.ones(len(theta)), *linear, *second_order, *products], axis=1)
 
 
-def fit_action(
-    train: Triple,
-    val: Triple,
-    periods: Sequence[float] = (),
-    *,
-    components: int = COMPONENTS,
-    alphas: Sequence[float] = ALPHAS,
-) -> Action:
+def fit_action(train: Triple, val: Triple, periods: Sequence[float] = (), *, components: int = _COMPONENTS) -> Action:
     """Fit P on training pairs, its penalties chosen on validation pairs.
 
     First the predictor without θ is fitted, then basis(θ) ⊗ [f; 1] to what it leaves. The sum has the form of P, and
@@ -143,17 +107,16 @@ def fit_action(
     first, second = project(train.first), project(train.second)
     val_first, val_second = project(val.first), project(val.second)
     one, val_one, target = phi[:, :1], val_phi[:, :1], second.mean(axis=0)
-    without, alpha_without = _ridge((one, first, second - target), (val_one, val_first, val_second - target), alphas)
+    without, _ = _ridge((one, first, second - target), (val_one, val_first, val_second - target), _ALPHAS)
     without[0, -1] += target
     left, val_left = second - _apply(without, one, first), val_second - _apply(without, val_one, val_first)
-    weights, alpha = _ridge((phi, first, left), (val_phi, val_first, val_left), alphas)
+    weights, _ = _ridge((phi, first, left), (val_phi, val_first, val_left), _ALPHAS)
     weights[0] += without[0]
-    means = first.mean(axis=0), target
-    return Action(project, tuple(periods), mean, std, weights, without, *means, alpha, alpha_without)
+    return Action(project, tuple(periods), mean, std, weights, without, first.mean(axis=0), target)
 
 
 def action_ratios(
-    action: Action, test: Triple, *, identity: ArrayLike | None = None, inverse: Array | None = None
+    action: Action, test: Triple, *, identity: ArrayLike | None = None, inverse: Floats | None = None
 ) -> dict[str, Ratio]:
     """How well P predicts, and whether it acts as a group does. All on projected features, of the test images.
 
@@ -168,17 +131,14 @@ def action_ratios(
                         g⁻¹ g x = x itself moves nothing; nan if g moves no feature. A P that only says the mean
                         gets about 1/2.
 
-    Args:
-        action: the fitted P.
-        test: the test pairs.
-        identity: θ (P,) of the identity. Where it is not among the drawn θ (blur), P has to extrapolate.
-        inverse: θ (N, P) of each pair's inverse transformation; here too (color: 1 / 0.6 is beyond 1.4).
+    Where the identity's θ (P,) is not among the drawn ones (blur), P has to extrapolate; where the θ (N, P) of a pair's
+    inverse is not, too (color: 1 / 0.6 is beyond 1.4).
     """
     first, second = action.project(test.first), action.project(test.second)
     predicted = action.predict(test.theta, first)
     total = squared_norms(second - action.second_mean)
     residual = squared_norms(second - predicted)
-    without = squared_norms(second - action.predict_without_theta(first))
+    without = squared_norms(second - _apply(action.weights_without_theta, np.ones((len(first), 1)), first))
     moved = squared_norms(second - first)
     ratios = {
         "equivariance_r2": Ratio(residual, total, complement=True),
@@ -194,16 +154,12 @@ def action_ratios(
     return ratios
 
 
-def composition_error(action: Action, first: Features, theta1: Array, theta2: Array, composed: Features) -> Ratio:
+def composition_error(action: Action, first: AnyFloats, theta1: Floats, theta2: Floats, composed: AnyFloats) -> Ratio:
     """Σ ||P(g2, P(g1, f(x))) - f(g2 g1 x)||² / Σ ||f(x) - f(g2 g1 x)||² (docs/protocol.md 8.8, squared); 0 is best.
 
     1 is as good as leaving f(x) as it is; a P that only says the mean gets about 1/2 if the views are unrelated.
-
-    Args:
-        action: the fitted P.
-        first: (N, D) f(x).
-        theta1, theta2: (N, P) the steps, in the order in which they are applied.
-        composed: (N, D) f(g2 g1 x).
+    `first` is f(x) (N, D), `composed` f(g2 g1 x) (N, D), and the steps θ (N, P) stand in the order in which they are
+    applied.
     """
     start, end = action.project(first), action.project(composed)
     predicted = action.predict(theta2, action.predict(theta1, start))
@@ -212,10 +168,9 @@ def composition_error(action: Action, first: Features, theta1: Array, theta2: Ar
 
 def _projection(train: Triple, components: int) -> Projection:
     """From both views of (evenly chosen) training pairs; d is smaller than asked for where the rank is."""
-
     from sklearn.decomposition import PCA
 
-    rows = np.unique(np.linspace(0, len(train.first) - 1, PCA_ROWS).astype(int))
+    rows = np.unique(np.linspace(0, len(train.first) - 1, _PCA_ROWS).astype(int))
     views = np.concatenate([as_float(train.first[rows]), as_float(train.second[rows])])
     centre = views.mean(axis=0)
     views -= centre  # before the covariance is taken, against cancellation
@@ -230,35 +185,34 @@ def _projection(train: Triple, components: int) -> Projection:
 
 
 def _ridge(
-    train: tuple[Array, Array, Array], val: tuple[Array, Array, Array], alphas: Sequence[float]
-) -> tuple[Array, float]:
+    train: tuple[Floats, Floats, Floats], val: tuple[Floats, Floats, Floats], alphas: Sequence[float]
+) -> tuple[Floats, float]:
     """Ridge on φ ⊗ [z; 1], for (φ (n, K), z (n, d), y (n, d)) of each split -> weights (K, d + 1, d) and the α taken.
 
     One eigendecomposition of the normal equations serves every α; a Ridge per α would decompose each anew.
     """
-
     from scipy.linalg import eigh
 
     (phi, z, y), (val_phi, val_z, val_y) = train, val
     size = phi.shape[1] * (z.shape[1] + 1)
     gram, cross = np.zeros((size, size)), np.zeros((size, y.shape[1]))
-    for rows in (slice(i, i + ROWS) for i in range(0, len(phi), ROWS)):
+    for rows in (slice(i, i + _ROWS) for i in range(0, len(phi), _ROWS)):
         design = (phi[rows, :, None] * _with_one(z[rows])[:, None]).reshape(-1, size)
         gram += design.T @ design
         cross += design.T @ y[rows]
     values, vectors = eigh(gram, overwrite_a=True)
     rotated = vectors.T @ cross
-    best = (np.inf, np.empty(0), 0.0)
+    best, chosen = np.inf, (np.empty(0), 0.0)
     for alpha in alphas:
         solution = vectors @ (rotated / (np.maximum(values, 0) + alpha * len(phi))[:, None])
         weights = solution.reshape(phi.shape[1], -1, y.shape[1])
         error = float(np.square(val_y - _apply(weights, val_phi, val_z)).sum())
-        if error < best[0]:
-            best = (error, weights, alpha)
-    return best[1], best[2]
+        if error < best:
+            best, chosen = error, (weights, alpha)
+    return chosen
 
 
-def _apply(weights: Array, phi: Array, z: Array) -> Array:
+def _apply(weights: Floats, phi: Floats, z: Floats) -> Floats:
     """Σ_k φ_k [z; 1] H_k, function by function so that no (n, K, d) array arises."""
     extended, result = _with_one(z), np.zeros((len(z), weights.shape[2]))
     for column, matrix in zip(phi.T, weights, strict=True):
@@ -266,7 +220,7 @@ def _apply(weights: Array, phi: Array, z: Array) -> Array:
     return result
 
 
-def _with_one(z: Array) -> Array:
+def _with_one(z: Floats) -> Floats:
     return np.concatenate([z, np.ones((len(z), 1))], axis=1)
 
 

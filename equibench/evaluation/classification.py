@@ -5,9 +5,6 @@ that the other tasks on these data use (P1 Table 1). Labels are (N,), prediction
 N).
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +19,7 @@ from equibench.data.dataset import SPLITS, image_source
 from equibench.data.load import root_of_cifar10
 from equibench.data.transfer import TransferData, load_transfer, missing_transfer
 from equibench.encoders.adapter import NO_MASK
-from equibench.evaluation.context import Context, Features, Row
+from equibench.evaluation.context import Context, Row
 from equibench.evaluation.controls import single_features
 from equibench.evaluation.evaluator import (
     Arrays,
@@ -31,10 +28,11 @@ from equibench.evaluation.evaluator import (
     Kept,
     Measurement,
     MetricInfo,
+    channels,
     metric_of,
     register_evaluator,
 )
-from equibench.metrics.bootstrap import RESAMPLES, Array, Ratio, draw_counts, mean_of, resampled
+from equibench.metrics.bootstrap import RESAMPLES, Floats, draw_counts, mean_of, resampled
 from equibench.pairs.manifest import Pairs
 from equibench.pairs.views import Views
 from equibench.probes.logistic import GRID, fit_logistic
@@ -43,19 +41,14 @@ from equibench.task import Task
 from equibench.utils.files import digest_of
 
 
-def hits(targets: ArrayLike, predictions: ArrayLike) -> Array:
+def hits(targets: ArrayLike, predictions: ArrayLike) -> Floats:
     """For each image (N,) the share of seeds that say its label: 0 or 1 for a single one."""
     return np.asarray(np.atleast_2d(predictions) == np.asarray(targets)).mean(axis=0)
 
 
-def top1_ratio(targets: ArrayLike, predictions: ArrayLike) -> Ratio:
-    """Top-1 as a mean over images, from which its interval and paired differences are taken."""
-    return mean_of(hits(targets, predictions))
-
-
 def top1(targets: ArrayLike, predictions: ArrayLike) -> float:
     """Share of images whose label is predicted, in [0, 1]; nan without images."""
-    return top1_ratio(targets, predictions).value
+    return mean_of(hits(targets, predictions)).value
 
 
 def mean_per_class(targets: ArrayLike, predictions: ArrayLike) -> float:
@@ -70,17 +63,17 @@ def mean_per_class(targets: ArrayLike, predictions: ArrayLike) -> float:
 
 def resampled_top1(
     targets: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1
-) -> Array:
+) -> Floats:
     """Bootstrap distribution (resamples,) of `top1`; equal seeds and N draw equal images, for pairing.
 
     `cluster` images that follow each other, as the views of one object, are drawn together.
     """
-    return resampled(top1_ratio(targets, predictions), resamples=resamples, seed=seed, cluster=cluster)
+    return resampled(mean_of(hits(targets, predictions)), resamples=resamples, seed=seed, cluster=cluster)
 
 
 def resampled_mean_per_class(
     targets: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0, cluster: int = 1
-) -> Array:
+) -> Floats:
     """Bootstrap distribution (resamples,) of `mean_per_class`; equal seeds and N draw equal images, for pairing.
 
     A class of which a resample holds no image is left out of that resample's mean.
@@ -97,30 +90,18 @@ def resampled_mean_per_class(
     return np.concatenate(parts)
 
 
-def uniform_chance(classes: int) -> float:
-    """What guessing every class equally often reaches in the mean: 1 / classes, of top-1 and of mean per class."""
-    return 1 / classes
-
-
-SCORES = {"top1": (top1, resampled_top1), "mean_per_class": (mean_per_class, resampled_mean_per_class)}
+_SCORES = {"top1": (top1, resampled_top1), "mean_per_class": (mean_per_class, resampled_mean_per_class)}
 """Each score with its bootstrap distribution."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images of each split with their classes.
-
-    Attributes:
-        views: the images, by split.
-        labels: (N,) int64 by split.
-        classes: how many there are.
-        cluster: so many test images that follow each other show one object.
-    """
+    """Images with their labels (N,), by split, and the number of classes."""
 
     views: dict[str, Views]
     labels: dict[str, NDArray[np.int64]]
     classes: int
-    cluster: int = 1
+    cluster: int = 1  # so many test images that follow each other show one object
 
 
 @register_evaluator
@@ -152,75 +133,61 @@ class ClassificationEvaluator(Evaluator):
     def measure(self, row: Row, task: Task, context: Context) -> Measurement:
         """Fit the classifier on every feature set, of transfer data on all features; keep its test predictions."""
         images, select = labelled_images(task, context), task.main_metric or self.main_metric
-        arrays: Kept = {
-            "labels": images.labels["test"],
-            "classes": np.array(images.classes),
-            "cluster": np.array(images.cluster),
-            "headline": np.array(select),
-        }
+        arrays: Kept = {"labels": images.labels["test"]}
+        facts = {"classes": images.classes, "cluster": images.cluster, "headline": select}
+        arrays |= {name: np.array(value) for name, value in facts.items()}
         names = ("full",) if task.data or not row.has_encoder else tuple(row.feature_sets())
         if row.name == "constant":
             majority = int(np.bincount(images.labels["train"], minlength=images.classes).argmax())
             arrays["full/predictions"] = np.full(len(images.labels["test"]), majority)
             return Measurement(arrays, features=names)
-        layers = _features(row, images, context)
+        if row.has_encoder:
+            whole = whole_pictures(row)
+            layers = {split: context.encode(whole, views) for split, views in images.views.items()}
+        else:
+            spec = context.spec if context.data_size is None else NO_MASK
+            layers = {s: {"default": f} for s, f in single_features(row.name, images.views, spec).items()}
+        options: dict[str, Any] = {"classes": images.classes, "select": _SCORES[select][0], "device": context.device}
         for name in names:
-            layer, columns = row.feature_sets()[name]
-            parts = {split: np.asarray(found[layer])[:, columns] for split, found in layers.items()}
+            parts = {split: channels(row, found, name) for split, found in layers.items()}
             train, val = ((parts[split], images.labels[split]) for split in ("train", "val"))
-            fitted = fit_logistic(
-                train, val, parts["test"], classes=images.classes, select=SCORES[select][0], device=context.device
-            )  # fmt: skip
+            fitted = fit_logistic(train, val, parts["test"], **options)
             arrays[f"{name}/predictions"] = fitted.predictions
             arrays |= {f"{name}/penalty": np.array(fitted.penalty), f"{name}/converged": np.array(fitted.converged)}
         return Measurement(arrays, features=names)
 
     def scores(self, arrays: Arrays, features: str) -> dict[str, Metric]:
         """Top-1 and mean per class, each with its interval and what guessing scores."""
-        predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
-        guessing, cluster = uniform_chance(int(arrays["classes"])), int(arrays["cluster"])
+        found, cluster = (arrays["labels"], arrays[f"{features}/predictions"]), int(arrays["cluster"])
+        guessing = 1 / int(arrays["classes"])  # in the mean, of top-1 and of mean per class
         return {
-            name: metric_of(value(labels, predictions), draw(labels, predictions, cluster=cluster), guessing)
-            for name, (value, draw) in SCORES.items()
+            name: metric_of(value(*found), draw(*found, cluster=cluster), guessing)
+            for name, (value, draw) in _SCORES.items()
         }
 
     def resampled(self, arrays: Arrays, features: str) -> NDArray[np.float64]:
         """Bootstrap distribution of the task's main metric."""
-        predictions, labels = np.asarray(arrays[f"{features}/predictions"]), np.asarray(arrays["labels"])
-        _, draw = SCORES[str(arrays["headline"])]
-        return draw(labels, predictions, cluster=int(arrays["cluster"]))
+        _, draw = _SCORES[str(arrays["headline"])]
+        return draw(arrays["labels"], arrays[f"{features}/predictions"], cluster=int(arrays["cluster"]))
 
 
 def labelled_images(task: Task, context: Context) -> LabelledImages:
     """The images that a task asks the class of."""
-    if task.data is None:
-        return _of_pairs(context.pairs(task), context)
-    data = _transfer_data(task, context)
-    sets = {"train": data.train, "val": data.val, "test": data.test}
-    return LabelledImages(
-        {s: Views(digest_of(["classes", data.sha256, s]), one.images) for s, one in sets.items()},
-        {s: np.asarray(one.labels) for s, one in sets.items()},
-        len(data.class_names),
-    )
-
-
-def _of_pairs(pairs: Pairs, context: Context) -> LabelledImages:
-    first, views, labels = context.views.first(pairs), {}, {}
+    views, labels = {}, {}
+    if task.data is not None:
+        data = _transfer_data(task, context)
+        for split, part in {"train": data.train, "val": data.val, "test": data.test}.items():
+            views[split] = Views(digest_of(["classes", data.sha256, split]), part.images)
+            labels[split] = np.asarray(part.labels)
+        return LabelledImages(views, labels, len(data.class_names))
+    pairs = context.pairs(task)
+    first = context.views.first(pairs)
     row = np.arange(len(pairs.image)) if first.row is None else first.row
     for split in SPLITS:
         rows = pairs.rows(split)
         views[split] = Views(first.digest, first.images, row[rows])
         labels[split] = np.asarray(image_source(context.dataset, split).labels)[pairs.image[rows]]
     return LabelledImages(views, labels, len(context.dataset.class_names), pairs.cluster)
-
-
-def _features(row: Row, images: LabelledImages, context: Context) -> Mapping[str, Mapping[str, Features]]:
-    """By split and layer."""
-    if row.has_encoder:
-        whole = whole_pictures(row)
-        return {split: context.encode(whole, views) for split, views in images.views.items()}
-    spec = context.spec if context.data_size is None else NO_MASK
-    return {s: {"default": f} for s, f in single_features(row.name, images.views, spec).items()}
 
 
 def whole_pictures(row: Row) -> Row:

@@ -1,7 +1,5 @@
 """How much a transformation moves features, and whether it changes predictions (docs/protocol.md 8.9)."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -18,12 +16,15 @@ from equibench.evaluation.evaluator import (
     pairs_of,
     register_evaluator,
 )
-from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, mean_of, squared_norms
+from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, mean_of, squared_norms
 from equibench.pairs.manifest import Pairs
 from equibench.task import Task
 
+FIT_IMAGES = 5000
+"""Training images that the classifier is fitted on at most."""
 
-def invariance_ratios(first: Features, second: Features) -> dict[str, Ratio]:
+
+def invariance_ratios(first: AnyFloats, second: AnyFloats) -> dict[str, Ratio]:
     """Cosine and distance of f(x) and f(g x), both (N, D). None is better as such: they say where an encoder stands.
 
     `cosine`            E cos(f(x), f(gx)), in [-1, 1]; 1 if invariant. Features with a large common part, such as
@@ -56,14 +57,10 @@ def consistency_ratios(predicted_first: ArrayLike, predicted_second: ArrayLike, 
     }
 
 
-def _cosines(one: Array, other: Array) -> Array:
+def _cosines(one: Floats, other: Floats) -> Floats:
     """Cosines (N,); 0 for a vector of no length, which has no direction in common with any."""
     lengths = np.sqrt(squared_norms(one) * squared_norms(other))
     return np.einsum("nd,nd->n", one, other) / np.where(lengths > 0, lengths, 1)
-
-
-FIT_IMAGES = 5000
-"""Training images that the classifier is fitted on at most."""
 
 
 @register_evaluator

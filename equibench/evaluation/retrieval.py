@@ -4,11 +4,9 @@ SIE asks this of the embeddings that its own predictor was trained on; here W is
 features (see `action`), so that it can be asked of every encoder.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +24,14 @@ from equibench.evaluation.evaluator import (
     pairs_of,
     register_evaluator,
 )
-from equibench.metrics.bootstrap import Array, Features, Ratio, as_float, mean_of
+from equibench.metrics.bootstrap import AnyFloats, Floats, Ratio, as_float, mean_of
 from equibench.metrics.regression import RANDOM_RETRIEVAL_ERROR, absolute_quaternion, pose_retrieval_error
 from equibench.pairs.manifest import Pairs, bank_pairs, between_views, split_objects
 from equibench.task import Task
 
-Counts = NDArray[np.int64]
-
-HITS = (1, 5)
-
-TIE = 1e-9
+_Counts = NDArray[np.int64]
+_HITS = (1, 5)
+_TIE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -45,35 +41,31 @@ class Ranks:
     No single number for a tie gives an encoder that does not see the transformation, and for which all M tie, the
     scores of random guessing: the best rank gives it H@1 = 1, the worst MRR = 1/M, the mean MRR = 2/(M + 1). So the
     scores below are expectations over a fair tie-break, which give it exactly `random_baseline`.
-
-    Attributes:
-        better: (n, M) how many candidates are strictly nearer to the prediction than the true one.
-        tied: (n, M) how many are as near, the true one included.
     """
 
-    better: Counts
-    tied: Counts
+    better: _Counts  # (n, M) how many candidates are strictly nearer to the prediction than the true one
+    tied: _Counts  # (n, M) how many are as near, the true one included
 
 
-def ranks(predicted: Features, bank: Features, *, cosine: bool = False) -> Ranks:
+def ranks(predicted: AnyFloats, bank: AnyFloats, *, cosine: bool = False) -> Ranks:
     """Rank of the true transform j of each image by distance of its prediction to the bank of the same image.
 
     By Euclidean distance, since P is fitted by least squares and lengths may carry θ (a blurred image's features often
     shrink). SIE compares embeddings that a loss has normalised, by normalised dot product: that is `cosine`.
-    Differences below 1e-9 of the vectors' squares are ties, as rounding must not decide.
-
-    Args:
-        predicted: (n, M, d) P(θ_j, f(x)).
-        bank: (n, M, d) f(g_j x).
-        cosine: rank by normalised dot product instead.
+    Differences below 1e-9 of the vectors' squares are ties, as rounding must not decide. Given are P(θ_j, f(x)) and
+    f(g_j x), both (n, M, d).
     """
-    compare = _cosine_order if cosine else _euclidean_order
-    pairs = [compare(as_float(p), as_float(b)) for p, b in zip(predicted, bank, strict=True)]
-    better, tied = zip(*pairs, strict=True)
+    measure = _cosine_distances if cosine else _euclidean_distances
+    better, tied = [], []
+    for one, candidates in zip(predicted, bank, strict=True):
+        distance, tolerance = measure(as_float(one), as_float(candidates))
+        gap = distance - np.diag(distance)[:, None]
+        better.append((gap < -tolerance).sum(axis=1))
+        tied.append((np.abs(gap) <= tolerance).sum(axis=1))
     return Ranks(np.stack(better), np.stack(tied))
 
 
-def retrieval_ratios(found: Ranks, hits: Sequence[int] = HITS) -> dict[str, Ratio]:
+def retrieval_ratios(found: Ranks, hits: Sequence[int] = _HITS) -> dict[str, Ratio]:
     """`mrr` and `hit_at_<k>`, each image with the mean over its M transforms; higher is better."""
     last = found.better + found.tied
     ratios = {"mrr": mean_of(((_harmonic(last) - _harmonic(found.better)) / found.tied).mean(axis=1))}
@@ -83,42 +75,35 @@ def retrieval_ratios(found: Ranks, hits: Sequence[int] = HITS) -> dict[str, Rati
     return ratios
 
 
-def random_baseline(candidates: int, hits: Sequence[int] = HITS) -> dict[str, float]:
+def random_baseline(candidates: int, hits: Sequence[int] = _HITS) -> dict[str, float]:
     """Expected scores of guessing among M: H_M / M with H_M = 1 + 1/2 + ... + 1/M, and k / M."""
     found = {f"hit_at_{k}": min(k, candidates) / candidates for k in hits}
     return {"mrr": float(_harmonic(np.array(candidates))) / candidates, **found}
 
 
-def _harmonic(count: NDArray[Any]) -> Array:
+def _harmonic(count: NDArray[Any]) -> Floats:
     """1 + 1/2 + ... + 1/count, 0 for 0."""
-
     from scipy.special import digamma
 
     return as_float(digamma(as_float(count) + 1) + np.euler_gamma)
 
 
-def _euclidean_order(predicted: Array, bank: Array) -> tuple[Counts, Counts]:
+def _euclidean_distances(predicted: Floats, bank: Floats) -> tuple[Floats, Floats]:
+    """Distances (M, M), and tolerances (M, 1), below which two of a row are alike."""
     centre = bank.mean(axis=0)  # distances stay, and squares lose no digits to a common offset
     predicted, bank = predicted - centre, bank - centre
     squares = np.square(bank).sum(axis=1)
     distance = squares - 2 * predicted @ bank.T  # short of ||predicted||², which all candidates share
-    rounding = TIE * np.square(centre).sum()  # what is left of an offset where nothing else is there
+    rounding = _TIE * np.square(centre).sum()  # what is left of an offset where nothing else is there
     scale = np.square(predicted).sum(axis=1) + squares.max() + rounding
-    return _count(distance, TIE * scale)
+    return distance, _TIE * scale[:, None]
 
 
-def _cosine_order(predicted: Array, bank: Array) -> tuple[Counts, Counts]:
-    return _count(-_unit(predicted) @ _unit(bank).T, np.full(len(predicted), TIE))
+def _cosine_distances(predicted: Floats, bank: Floats) -> tuple[Floats, Floats]:
+    return -_unit(predicted) @ _unit(bank).T, np.full((len(predicted), 1), _TIE)
 
 
-def _count(distance: Array, tolerance: Array) -> tuple[Counts, Counts]:
-    """Candidates nearer than, and as near as, the true one, from distances (M, M) and tolerances (M,)."""
-    gap = distance - np.diag(distance)[:, None]
-    better = gap < -tolerance[:, None]
-    return better.sum(axis=1), (np.abs(gap) <= tolerance[:, None]).sum(axis=1)
-
-
-def _unit(vectors: Array) -> Array:
+def _unit(vectors: Floats) -> Floats:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
 
@@ -128,98 +113,84 @@ class RetrievalEvaluator(RatioEvaluator):
     """Is the transform that W(θ) f(x) predicts the nearest one among many transforms of the same image?"""
 
     name, title, main_metric = "retrieval", "Retrieval among transforms of the same image", "mrr"
-    metrics = {
+    metrics: ClassVar[Mapping[str, MetricInfo]] = {
         "mrr": MetricInfo("MRR", "higher", "mean reciprocal rank of the true transform among those of the same image"),
         "hit_at_1": MetricInfo("H@1", "higher", "how often the true transform is the nearest"),
         "hit_at_5": MetricInfo("H@5", "higher", "how often it is among the five nearest"),
     }
-    transformations = ("rotation", "color", "blur", "translation", "crop")  # of a flip there are two transforms only
+    # of a flip there are two transforms only
+    transformations: ClassVar[tuple[str, ...]] = ("rotation", "color", "blur", "translation", "crop")
     note = "rank of the predicted transform among the transforms of the same image: MRR, H@1, H@5"
+    hits: ClassVar[tuple[int, ...]] = _HITS
+
+    def bank(self, task: Task, context: Context) -> tuple[Pairs, int]:
+        """Pairs whose second views are to be told apart, and how many of them follow each other for one image."""
+        sizes = context.metric_sizes
+        return bank_pairs(context.dataset, task, sizes.retrieval_images, sizes.bank), sizes.bank
 
     def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
-        sizes = context.metric_sizes
-        return pairs_of(task, context), bank_pairs(context.dataset, task, sizes.retrieval_images, sizes.bank)
+        return pairs_of(task, context), self.bank(task, context)[0]
 
     def measure(self, row: Row, task: Task, context: Context) -> Measurement:
-        """Rank every transform of an image's bank by its distance to the prediction, in the action's components."""
-        bank = context.metric_sizes.bank
-        pairs = bank_pairs(context.dataset, task, context.metric_sizes.retrieval_images, bank)
+        """Rank every view of an image's bank by its distance to the prediction, in the action's components."""
+        pairs, bank = self.bank(task, context)
         first = context.encode(row, context.views.first(pairs))
         second = context.encode(row, context.views.second(pairs))
         arrays: Kept = {"bank": np.array(bank)}
         for name, (action, _) in fitted_actions(row, task, context).items():
-            start = action.project(channels(row, first, name))
             end = action.project(channels(row, second, name))
-            predicted = action.predict(pairs.theta, start)
+            predicted = action.predict(pairs.theta, action.project(channels(row, first, name)))
             shape = (-1, bank, end.shape[1])
-            arrays |= kept(retrieval_ratios(ranks(predicted.reshape(shape), end.reshape(shape))), name)
+            ratios = retrieval_ratios(ranks(predicted.reshape(shape), end.reshape(shape)), self.hits)
+            arrays |= kept(ratios | self.errors(pairs, predicted, end, context), name)
         return Measurement(arrays)
 
+    def errors(self, pairs: Pairs, predicted: Floats, end: Floats, context: Context) -> dict[str, Ratio]:
+        """Further ratios, from the projected predictions and second views (N, d)."""
+        return {}
+
     def floors(self, arrays: Arrays) -> Mapping[str, float]:
-        return random_baseline(int(arrays["bank"]))
-
-
-OBJECT_HITS = (1, 2, 5, 10)
+        return random_baseline(int(arrays["bank"]), self.hits)
 
 
 @register_evaluator
-class ObjectRetrievalEvaluator(RatioEvaluator):
+class ObjectRetrievalEvaluator(RetrievalEvaluator):
     """Is the view that W(q) f(x) predicts the nearest one of the object? MRR, H@k, PRE (docs/protocol.md 8.7)."""
 
-    name, title, main_metric = "object_retrieval", "Retrieval among the views of an object", "mrr"
+    name, title = "object_retrieval", "Retrieval among the views of an object"
     metrics = {
         **RetrievalEvaluator.metrics,
         "pose_retrieval_error": MetricInfo("PRE", "lower", "1 - <q, q'>² of the pose asked for and the pose found"),
         "hit_at_2": MetricInfo("H@2", "higher", "how often the true view is among the two nearest"),
         "hit_at_10": MetricInfo("H@10", "higher", "how often it is among the ten nearest"),
     }
+    transformations, note = (), ""
+    hits = (1, 2, 5, 10)
 
-    def pairs(self, task: Task, context: Context) -> tuple[Pairs, ...]:
-        return pairs_of(task, context), object_bank(task, context)[0]
+    def bank(self, task: Task, context: Context) -> tuple[Pairs, int]:
+        """From the first view of each test object to each of its views, the first included.
 
-    def measure(self, row: Row, task: Task, context: Context) -> Measurement:
-        """Rank each object's views by their distance to the prediction, and find the nearest view of all objects."""
-        pairs, views = object_bank(task, context)
+        As many views of each object as the one with fewest has.
+        """
+        data, objects = context.dataset, split_objects(context.dataset, "test")[: context.metric_sizes.retrieval_images]
+        views = min(len(rows) for rows in objects)
+        first = np.concatenate([np.repeat(rows[:1], views) for rows in objects])
+        second = np.concatenate([rows[:views] for rows in objects])
+        named: dict[str, Any] = {"task": f"{task.name} bank", "version": task.version, "cluster": views}
+        return between_views(data, task.transformation, first, second, (0, 0, len(first)), **named), views
+
+    def errors(self, pairs: Pairs, predicted: Floats, end: Floats, context: Context) -> dict[str, Ratio]:
+        """Between the poses of the prediction and of the nearest view of all objects."""
+        from sklearn.neighbors import NearestNeighbors
+
         latents = context.dataset.test.latents
         assert pairs.other is not None
         assert latents is not None
         poses = absolute_quaternion(np.asarray(latents)[pairs.other])
-        first = context.encode(row, context.views.first(pairs))
-        second = context.encode(row, context.views.second(pairs))
-        arrays: Kept = {"bank": np.array(views)}
-        for name, (action, _) in fitted_actions(row, task, context).items():
-            end = action.project(channels(row, second, name))
-            predicted = action.predict(pairs.theta, action.project(channels(row, first, name)))
-            shape = (-1, views, end.shape[1])
-            ratios = retrieval_ratios(ranks(predicted.reshape(shape), end.reshape(shape)), OBJECT_HITS)
-            error = pose_retrieval_error(poses, poses[_nearest(end, predicted)])
-            ratios["pose_retrieval_error"] = mean_of(error.reshape(-1, views).mean(axis=1))
-            arrays |= kept(ratios, name)
-        return Measurement(arrays)
+        search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(end)
+        nearest = search.kneighbors(predicted, return_distance=False)[:, 0]
+        error = pose_retrieval_error(poses, poses[nearest])
+        return {"pose_retrieval_error": mean_of(error.reshape(-1, pairs.cluster).mean(axis=1))}
 
     def floors(self, arrays: Arrays) -> Mapping[str, float]:
-        return {**random_baseline(int(arrays["bank"]), OBJECT_HITS), "pose_retrieval_error": RANDOM_RETRIEVAL_ERROR}
-
-
-def object_bank(task: Task, context: Context) -> tuple[Pairs, int]:
-    """From the first view of each test object to each of its views, the first included; and how many views that is.
-
-    As many views of each object as the one with fewest has.
-    """
-    objects = split_objects(context.dataset, "test")[: context.metric_sizes.retrieval_images]
-    views = min(len(rows) for rows in objects)
-    first = np.concatenate([np.repeat(rows[:1], views) for rows in objects])
-    second = np.concatenate([rows[:views] for rows in objects])
-    sizes = (0, 0, len(first))
-    name = f"{task.name} bank"
-    pairs = between_views(
-        context.dataset, task.transformation, first, second, sizes, task=name, version=task.version, cluster=views
-    )
-    return pairs, views
-
-
-def _nearest(bank: NDArray[np.float64], predicted: NDArray[np.float64]) -> NDArray[np.int64]:
-    from sklearn.neighbors import NearestNeighbors
-
-    search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(bank)
-    return np.asarray(search.kneighbors(predicted, return_distance=False)[:, 0])
+        return {**super().floors(arrays), "pose_retrieval_error": RANDOM_RETRIEVAL_ERROR}

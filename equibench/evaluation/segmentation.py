@@ -4,8 +4,6 @@
 score follows (`metrics.segmentation`).
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -41,10 +39,10 @@ from equibench.segmentation.config import SegmentationSettings
 from equibench.task import Task
 from equibench.utils.files import digest_of
 
-HEADS = {"ade20k": "hypernet", "ade20k_linear": "linear"}
-RENDERED_CLASSES = 12
-MOST_WARMUP = 1500
-SMALL_CROP = 128
+_HEADS = {"ade20k": "hypernet", "ade20k_linear": "linear"}
+_RENDERED_CLASSES = 12
+_MOST_WARMUP = 1500
+_SMALL_CROP = 128
 """Up to this side, crops are so small that loading them in processes of their own would cost more than it gains."""
 
 
@@ -63,8 +61,8 @@ class SegmentationEvaluator(Evaluator):
         return ()
 
     def data(self, task: Task, context: Context) -> DataFacts:
-        if task.name not in HEADS:
-            raise UserError(f"the segmentation task {task.name!r} has no head", f"one of {', '.join(HEADS)}")
+        if task.name not in _HEADS:
+            raise UserError(f"the segmentation task {task.name!r} has no head", f"one of {', '.join(_HEADS)}")
         tree = _tree(task, context)
         sizes = (len(tree.names["training"]), 0, len(tree.names["validation"]))
         return DataFacts(RENDERED_SCENES if context.rendered else "ade20k", tree.sha256, len(tree.bad), sizes)
@@ -113,14 +111,11 @@ def settings_of(task: Task, context: Context) -> SegmentationSettings:
     """The recipe of docs/protocol.md 7.5 in the profile's size."""
     size = context.profile.segmentation
     return SegmentationSettings(
-        iterations=size.iterations,
-        batch=size.batch,
-        crop=size.crop,
-        lr=size.lr,
-        warmup=min(MOST_WARMUP, size.iterations // 10),
-        classes=RENDERED_CLASSES if context.rendered else SegmentationSettings.classes,
-        head=HEADS[task.name],
-        workers=0 if size.crop <= SMALL_CROP else SegmentationSettings.workers,
+        **asdict(size),
+        warmup=min(_MOST_WARMUP, size.iterations // 10),
+        classes=_RENDERED_CLASSES if context.rendered else SegmentationSettings.classes,
+        head=_HEADS[task.name],
+        workers=0 if size.crop <= _SMALL_CROP else SegmentationSettings.workers,
         checkpoint_every=max(1, min(1000, size.iterations // 4)),
     )
 
@@ -130,10 +125,9 @@ def _areas(arrays: Arrays, features: str) -> Areas:
 
 
 def _tree(task: Task, context: Context) -> CheckedTree:
-    profile = context.profile
     if context.rendered:
-        assert profile.rendered is not None
-        root = rendered_scenes_folder(profile.rendered.scenes, size=profile.segmentation.crop * 3 // 2)
+        assert context.profile.rendered is not None
+        root = rendered_scenes_folder(context.profile.rendered.scenes, size=context.profile.segmentation.crop * 3 // 2)
     else:
         root = find_ade20k(context.data_root)
     return _checked(root, settings_of(task, context).classes, context.skip_bad)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from equibench.metrics.bootstrap import RESAMPLES, Array, as_float, draw_counts, mean_of, resampled, resampled_sums
+from equibench.metrics.bootstrap import RESAMPLES, as_float, draw_counts, mean_of, resampled, resampled_sums
+from equibench.metrics.bootstrap import Floats as Array
 from equibench.records import Metric
 from equibench.transforms.transformation import ANGLES, SO3, Transformation
 

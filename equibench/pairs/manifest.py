@@ -4,59 +4,52 @@ Every number comes from a counter-based generator (Philox) whose key is a hash o
 so that sample i's θ does not depend on how many samples there are, on workers, on batches or on the machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equibench.data.dataset import SPLITS, Dataset, image_source, split_indices
 from equibench.errors import UserError
+from equibench.task import Task
 from equibench.transforms.transformation import BETWEEN, TRANSFORMATIONS
 from equibench.utils.random import uniforms
 
-if TYPE_CHECKING:
-    from equibench.task import Task
+_DECIMALS = 6  # θ is rounded so that a last-bit difference between maths libraries cannot change a hash
+_CANDIDATES = 64
+"""Draws among which the fixed transformations are looked for, as draws of the identity are left out."""
 
-DECIMALS = 6  # θ is rounded so that a last-bit difference between maths libraries cannot change a hash
+_Indices = NDArray[np.int64]
+_Theta = NDArray[np.float64]
 
 
-def draw_theta(name: str, count: int, size: int, *key: object) -> NDArray[np.float64]:
+def draw_theta(name: str, count: int, size: int, *key: object) -> _Theta:
     """θ of one transformation for samples 0 to count - 1: (count, P)."""
     transformation = TRANSFORMATIONS[name]
     theta = transformation.draw(uniforms((count, transformation.uniforms), name, *key), size)
-    return np.round(theta, DECIMALS)
+    return np.round(theta, _DECIMALS)
+
+
+def _shuffled(count: int, *key: object) -> _Indices:
+    """A permutation of 0 to count - 1 that the key determines."""
+    return np.argsort(uniforms((count, 1), *key)[:, 0], kind="stable")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs (I, g(I)) of one task, all splits in one array: train first, then val, then test.
+    """The pairs (I, g(I)) of one task, all splits in one array: train first, then val, then test."""
 
-    Attributes:
-        transformation: the name of g.
-        image: (N,) int64 index into the split's own image set.
-        theta: (N, P) float64.
-        sizes: number of pairs in train, val and test.
-        sha256: digest of everything above and below, of the data and of the task's name and version.
-        images_sha256: digest of which images of which data: equal for tasks that share their first views.
-        then: (N, P) θ of a second step, after the first one; None where there is one step.
-        other: (N,) index of the second view, where it is a picture of the data's own and not computed from the first.
-        cluster: so many test pairs that follow each other show one object, and are resampled together.
-    """
-
-    transformation: str
-    image: NDArray[np.int64]
-    theta: NDArray[np.float64]
-    sizes: tuple[int, int, int]
-    sha256: str
-    images_sha256: str
-    then: NDArray[np.float64] | None = None
-    other: NDArray[np.int64] | None = None
-    cluster: int = 1
+    transformation: str  # the name of g
+    image: _Indices  # (N,) index into the split's own image set
+    theta: _Theta  # (N, P)
+    sizes: tuple[int, int, int]  # number of pairs in train, val and test
+    sha256: str  # digest of everything above and below, of the data and of the task's name and version
+    images_sha256: str  # digest of which images of which data: equal for tasks that share their first views
+    then: _Theta | None = None  # (N, P) θ of a second step, after the first one; None where there is one step
+    other: _Indices | None = None  # (N,) of the second view, where it is a picture of the data's own and not computed
+    cluster: int = 1  # so many test pairs that follow each other show one object, and are resampled together
 
     def rows(self, split: str) -> slice:
         start = sum(self.sizes[: SPLITS.index(split)])
@@ -66,33 +59,29 @@ class Pairs:
 def draw_pairs(
     dataset: Dataset, transformation: str, sizes: tuple[int, int, int], *, task: str, version: int, repeats: int = 1
 ) -> Pairs:
-    """Draw the manifest of a task.
+    """Draw the manifest of a task; a UserError if a split has fewer images than pairs are asked for.
 
-    Args:
-        repeats: how often an image of the training and validation splits may be used, each time with a new θ. A test
-            image is used once, so that test pairs are independent.
-
-    Raises:
-        UserError: a split has fewer images than pairs are asked for.
+    An image of the training and validation splits may be used `repeats` times, each time with a new θ. A test image is
+    used once, so that test pairs are independent.
     """
-    image = _choose_images(dataset, sizes, repeats)
-    side = dataset.train.images.shape[-1]
-    theta = np.concatenate(
-        [draw_theta(transformation, n, side, task, version, split) for n, split in zip(sizes, SPLITS, strict=True)]
-    )
-    return make_pairs(dataset, transformation, image, theta, sizes, task=task, version=version)
+    side, image, theta = dataset.train.images.shape[-1], [], []
+    for split, count, times in zip(SPLITS, sizes, (repeats, repeats, 1), strict=True):
+        image.append(choose_images(dataset, split, count, times))
+        theta.append(draw_theta(transformation, count, side, task, version, split))
+    both = np.concatenate(image), np.concatenate(theta)
+    return _make_pairs(dataset, transformation, *both, sizes, task=task, version=version)
 
 
-def make_pairs(
+def _make_pairs(
     dataset: Dataset,
     transformation: str,
-    image: NDArray[np.int64],
-    theta: NDArray[np.float64],
+    image: _Indices,
+    theta: _Theta,
     sizes: tuple[int, int, int],
     *,
     task: str,
     version: int,
-    then: NDArray[np.float64] | None = None,
+    then: _Theta | None = None,
 ) -> Pairs:
     """A manifest of given images and parameters, with its digests."""
     images_digest = hashlib.sha256(f"{dataset.sha256}|{sizes}".encode() + image.astype("<i8").tobytes())
@@ -103,48 +92,34 @@ def make_pairs(
     return Pairs(transformation, image, theta, sizes, digest.hexdigest(), images_digest.hexdigest(), then)
 
 
-def choose_images(dataset: Dataset, split: str, count: int, repeats: int = 1) -> NDArray[np.int64]:
+def choose_images(dataset: Dataset, split: str, count: int, repeats: int = 1) -> _Indices:
     """The first images of a split's fixed permutation, which all tasks share; repeated in the same order if need be.
 
-    Raises:
-        UserError: the split has fewer images.
+    A UserError if the split has fewer images.
     """
     indices = split_indices(dataset)[split]
     if count > len(indices) * repeats:
-        raise UserError(
-            f"{dataset.name} has {len(indices):,} images in its {split} split, the profile asks for {count:,} pairs",
-            "choose a smaller profile or complete data",
-        )
-    order = np.argsort(uniforms((len(indices), 1), "images", split)[:, 0], kind="stable")
+        have = f"{dataset.name} has {len(indices):,} images in its {split} split"
+        raise UserError(f"{have}, the profile asks for {count:,} pairs", "choose a smaller profile or complete data")
+    order = _shuffled(len(indices), "images", split)
     return np.resize(indices[order], count) if count else np.empty(0, dtype=np.int64)
 
 
-def _choose_images(dataset: Dataset, sizes: tuple[int, int, int], repeats: int) -> NDArray[np.int64]:
-    each = (repeats, repeats, 1)
-    return np.concatenate([choose_images(dataset, s, n, r) for s, n, r in zip(SPLITS, sizes, each, strict=True)])
-
-
 def pretraining_epoch(
-    indices: NDArray[np.int64], size: int, transformations: Iterable[str], seed: int, epoch: int
-) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+    indices: _Indices, size: int, transformations: Iterable[str], seed: int, epoch: int
+) -> tuple[_Indices, dict[str, _Theta]]:
     """One epoch of pretraining pairs: the image indices in their order, and θ by transformation."""
     key = ("pretraining", seed, epoch)
-    order = np.argsort(uniforms((len(indices), 1), "order", *key)[:, 0], kind="stable")
     theta = {name: draw_theta(name, len(indices), size, *key) for name in transformations}
-    return indices[order], theta
-
-
-CANDIDATES = 64
-"""Draws among which the fixed transformations are looked for, as draws of the identity are left out."""
+    return indices[_shuffled(len(indices), "order", *key)], theta
 
 
 def composed_pairs(dataset: Dataset, task: Task, count: int) -> Pairs:
     """x and g₂g₁x, each step drawn from the half of the range that is nearer to the identity, so that two fit in."""
     image = _test_images(dataset, count)
-    steps = [
-        half_way(task.transformation, _theta(dataset, task, len(image), f"composed {number}")) for number in (1, 2)
-    ]
-    return _pairs(dataset, task, image, steps[0], "composed", then=steps[1])
+    drawn = (_theta(dataset, task, len(image), f"composed {number}") for number in (1, 2))
+    first, then = (half_way(task.transformation, theta) for theta in drawn)
+    return _pairs(dataset, task, image, first, "composed", then)
 
 
 def bank_pairs(dataset: Dataset, task: Task, images: int, bank: int) -> Pairs:
@@ -155,7 +130,7 @@ def bank_pairs(dataset: Dataset, task: Task, images: int, bank: int) -> Pairs:
 
 def fixed_pairs(dataset: Dataset, task: Task, images: int, count: int) -> tuple[Pairs, int]:
     """At most `count` different transformations, none the identity, each of all images; and how many there are."""
-    drawn = _theta(dataset, task, CANDIDATES, "fixed")
+    drawn = _theta(dataset, task, _CANDIDATES, "fixed")
     moving = drawn[(drawn != np.array(TRANSFORMATIONS[task.transformation].identity)).any(axis=1)]
     _, first = np.unique(moving, axis=0, return_index=True)
     fixed = moving[np.sort(first)[:count]]
@@ -171,34 +146,28 @@ def image_pairs(dataset: Dataset, task: Task, count: int) -> Pairs:
     return _pairs(dataset, task, image, theta, "identity")
 
 
-def half_way(transformation: str, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+def half_way(transformation: str, theta: _Theta) -> _Theta:
     """θ half way to the identity; as it is where there is nothing in between."""
     if TRANSFORMATIONS[transformation].discrete:
         return theta
     identity = np.array(TRANSFORMATIONS[transformation].identity)
-    return np.round(identity + (theta - identity) / 2, 6)
+    return np.round(identity + (theta - identity) / 2, _DECIMALS)
 
 
-def _test_images(dataset: Dataset, count: int) -> NDArray[np.int64]:
+def _test_images(dataset: Dataset, count: int) -> _Indices:
     return choose_images(dataset, "test", min(count, len(dataset.test.labels)))
 
 
-def _theta(dataset: Dataset, task: Task, count: int, what: str) -> NDArray[np.float64]:
+def _theta(dataset: Dataset, task: Task, count: int, what: str) -> _Theta:
     side = int(dataset.train.images.shape[-1])
     return draw_theta(task.transformation, count, side, task.name, task.version, what)
 
 
 def _pairs(
-    dataset: Dataset,
-    task: Task,
-    image: NDArray[np.int64],
-    theta: NDArray[np.float64],
-    what: str,
-    then: NDArray[np.float64] | None = None,
+    dataset: Dataset, task: Task, image: _Indices, theta: _Theta, what: str, then: _Theta | None = None
 ) -> Pairs:
-    sizes = (0, 0, len(image))
-    name = f"{task.name} {what}"
-    return make_pairs(dataset, task.transformation, image, theta, sizes, task=name, version=task.version, then=then)
+    sizes, name = (0, 0, len(image)), f"{task.name} {what}"
+    return _make_pairs(dataset, task.transformation, image, theta, sizes, task=name, version=task.version, then=then)
 
 
 def draw_object_pairs(
@@ -207,22 +176,18 @@ def draw_object_pairs(
     """Pairs of different views of one object: the same pairs for each task on the data (docs/protocol.md 3.3).
 
     Every object of a split has as many pairs as any other: the largest number with which no split has more pairs than
-    asked for, and one where there are more objects than that; surplus objects are then left out.
-
-    Raises:
-        UserError: the data have no views of objects.
+    asked for, and one where there are more objects than that; surplus objects are then left out. A UserError if the
+    data have no views of objects.
     """
     if not dataset.has_objects:
-        raise UserError(
-            f"{dataset.name} has no views of objects, which {transformation!r} lies between",
-            "choose data in 3DIEBench's layout (`equibench data render` makes some), or another task",
-        )
+        fix = "choose data in 3DIEBench's layout (`equibench data render` makes some), or another task"
+        raise UserError(f"{dataset.name} has no views of objects, which {transformation!r} lies between", fix)
     parts, each = [], 1
     for split, wanted in zip(SPLITS, sizes, strict=True):
         objects = split_objects(dataset, split)
         each = max(1, wanted // len(objects))
-        chosen = np.argsort(uniforms((len(objects), 1), "objects", split)[:, 0], kind="stable")[:wanted]
-        parts.append(object_pairs([objects[i] for i in chosen], each, "pairs", split))
+        chosen = _shuffled(len(objects), "objects", split)[:wanted]
+        parts.append(_object_pairs([objects[i] for i in chosen], each, "pairs", split))
     first, second = (np.concatenate([part[view] for part in parts]) for view in (0, 1))
     counts = tuple(len(part[0]) for part in parts)
     return between_views(dataset, transformation, first, second, counts, task=task, version=version, cluster=each)
@@ -231,8 +196,8 @@ def draw_object_pairs(
 def between_views(
     dataset: Dataset,
     transformation: str,
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
+    first: _Indices,
+    second: _Indices,
     sizes: tuple[int, ...],
     *,
     task: str,
@@ -241,45 +206,37 @@ def between_views(
 ) -> Pairs:
     """The manifest of pairs of the data's own views, split after split, with θ from their latents."""
     train, val, test = sizes
-    theta: list[NDArray[np.float64]] = []
-    start = 0
-    for split, count in zip(SPLITS, sizes, strict=True):
-        rows, latents = slice(start, start + count), image_source(dataset, split).latents
+    theta: list[_Theta] = []
+    for split, rows in zip(SPLITS, np.split(np.arange(len(first)), [train, train + val]), strict=True):
+        latents = image_source(dataset, split).latents
         assert latents is not None
         theta.append(BETWEEN[transformation](np.asarray(latents[first[rows]]), np.asarray(latents[second[rows]])))
-        start += count
-    rounded: NDArray[np.float64] = np.round(np.concatenate(theta), DECIMALS)  # type: ignore[assignment]
-    pairs = make_pairs(dataset, transformation, first, rounded, (train, val, test), task=task, version=version)
+    rounded: _Theta = np.round(np.concatenate(theta), _DECIMALS)  # type: ignore[assignment]
+    pairs = _make_pairs(dataset, transformation, first, rounded, (train, val, test), task=task, version=version)
     digest = hashlib.sha256(pairs.sha256.encode() + second.astype("<i8").tobytes())
     return replace(pairs, other=second, cluster=cluster, sha256=digest.hexdigest())
 
 
-def split_objects(dataset: Dataset, split: str) -> list[NDArray[np.int64]]:
+def split_objects(dataset: Dataset, split: str) -> list[_Indices]:
     """The rows of each object of a split, in the data's order."""
     rows, objects = split_indices(dataset)[split], image_source(dataset, split).objects
     assert objects is not None
-    borders = np.flatnonzero(np.diff(np.asarray(objects)[rows])) + 1
-    return np.split(rows, borders)
+    return np.split(rows, np.flatnonzero(np.diff(np.asarray(objects)[rows])) + 1)
 
 
-def object_pairs(
-    objects: Sequence[NDArray[np.int64]], each: int, *key: object
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _object_pairs(objects: Sequence[_Indices], each: int, *key: object) -> tuple[_Indices, _Indices]:
     """`each` pairs of different rows of every object, object by object; two (len(objects) * each,) arrays."""
     u = uniforms((len(objects), 2 * each), *key).reshape(len(objects), each, 2)
     views = np.array([len(rows) for rows in objects])[:, None]
     one = np.minimum((u[:, :, 0] * views).astype(int), views - 1)
     step = 1 + np.minimum((u[:, :, 1] * (views - 1)).astype(int), views - 2)  # never back to the same view
-    other = (one + step) % views
-    both = [np.concatenate([rows[c] for rows, c in zip(objects, chosen, strict=True)]) for chosen in (one, other)]
-    return both[0], both[1]
+    rows, starts = np.concatenate(objects), np.cumsum(views, axis=0) - views
+    return rows[(starts + one).ravel()], rows[(starts + (one + step) % views).ravel()]
 
 
-def pretraining_views(
-    objects: Sequence[NDArray[np.int64]], seed: int, epoch: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def pretraining_views(objects: Sequence[_Indices], seed: int, epoch: int) -> tuple[_Indices, _Indices]:
     """One epoch of pretraining pairs of data with objects: two different views of each, in the epoch's order."""
     key = ("pretraining", seed, epoch)
-    order = np.argsort(uniforms((len(objects), 1), "order", *key)[:, 0], kind="stable")
-    first, second = object_pairs(objects, 1, "views", *key)
+    order = _shuffled(len(objects), "order", *key)
+    first, second = _object_pairs(objects, 1, "views", *key)
     return first[order], second[order]

@@ -1,7 +1,5 @@
 """Views on disk: each view of the evaluation pairs is rendered once, when it is first read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,6 +20,10 @@ STORE_LIMIT = 4 * 2**30
 """A set of views of more bytes than this is rendered again whenever it is needed instead of being kept."""
 
 
+_Make = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]
+"""Views from first images and from which pairs they are of."""
+
+
 class Images(Protocol):
     """uint8 images (N, 3, S, S): an array, or views that are rendered when a range of them is asked for."""
 
@@ -35,25 +37,18 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Views:
-    """One view of each pair.
+    """One view of each pair."""
 
-    Attributes:
-        digest: of everything that the images depend on.
-        images: the different images, each once.
-        row: (N,) which of them each pair sees; None if pair n sees image n.
-    """
-
-    digest: str
-    images: Images
-    row: NDArray[np.int64] | None = None
+    digest: str  # of everything that the images depend on
+    images: Images  # the different ones, each once
+    row: NDArray[np.int64] | None = None  # (N,) which of them each pair sees; None if pair n sees image n
 
 
 @dataclass(frozen=True)
 class _Rendered:
     """Views that are rendered when a range of them is first read: nobody reads those whose features are stored.
 
-    Args:
-        path: the file that then keeps all of them; None: they are rendered again whenever they are read.
+    The file `path` then keeps all of them; without one they are rendered again whenever they are read.
     """
 
     shape: tuple[int, ...]
@@ -97,9 +92,7 @@ class ViewStore:
         """The untransformed views, which tasks share; an image that several pairs use is there once."""
         keys = np.stack([np.repeat(np.arange(3), pairs.sizes), pairs.image], axis=1)
         _, position, row = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-        keep = np.sort(position)
-        rank = np.empty(len(position), dtype=np.int64)
-        rank[np.argsort(position)] = np.arange(len(position))
+        keep, rank = np.unique(position, return_inverse=True)
         digest = digest_of(["first", pairs.images_sha256])
         images = self._stored(digest, pairs, keep, lambda images, rows: images)
         return Views(digest, images, None if len(keep) == len(row) else rank[row.ravel()])
@@ -112,9 +105,8 @@ class ViewStore:
         digest = digest_of(["second", pairs.sha256, self.spec.fill, code_digest(transform_sequence)])
 
         def render(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-            steps = [{pairs.transformation: torch.from_numpy(pairs.theta[rows]).float()}]
-            if pairs.then is not None:
-                steps.append({pairs.transformation: torch.from_numpy(pairs.then[rows]).float()})
+            drawn = [theta for theta in (pairs.theta, pairs.then) if theta is not None]
+            steps = [{pairs.transformation: torch.from_numpy(theta[rows]).float()} for theta in drawn]
             moved = transform_sequence(torch.from_numpy(images).float().div_(255), steps, self.spec.fill)
             return moved.mul_(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
 
@@ -124,24 +116,15 @@ class ViewStore:
         """Remove the second views of these pairs from the disk."""
         (self.folder / f"{self.second(pairs).digest[:32]}.npy").unlink(missing_ok=True)
 
-    def _stored(
-        self,
-        digest: str,
-        pairs: Pairs,
-        keep: NDArray[np.int64],
-        make: Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]],
-    ) -> Images:
+    def _stored(self, digest: str, pairs: Pairs, keep: NDArray[np.int64], make: _Make) -> Images:
         """The views of the pairs `keep` (ascending), from the disk if they are or can be there."""
         shape = (len(keep), *self.dataset.train.images.shape[1:])
         sets = [image_source(self.dataset, split).images for split in SPLITS]
         split = np.repeat(np.arange(3), pairs.sizes)[keep]
 
         def render(rows: slice) -> NDArray[np.uint8]:
-            parts = []
-            for number in np.unique(split[rows]):
-                mine = keep[rows][split[rows] == number]
-                parts.append(make(sets[number][pairs.image[mine]], mine))
-            return np.concatenate(parts)
+            by_split = [(number, keep[rows][split[rows] == number]) for number in np.unique(split[rows])]
+            return np.concatenate([make(sets[number][pairs.image[mine]], mine) for number, mine in by_split])
 
         large = np.prod(shape, dtype=float) > STORE_LIMIT
         return _Rendered(shape, render, None if large else self.folder / f"{digest[:32]}.npy")

@@ -1,3 +1,1 @@
 """The pretraining core: losses, heads, the decoder and the training loop. Methods are in `baselines/`."""
-
-from __future__ import annotations

@@ -1,11 +1,8 @@
 """The training loop: Lightning Fabric for devices and precision, everything else on this page.
 
-A run is a folder: `checkpoint.pt` while it goes on, `encoder.safetensors`, `method.safetensors` and `run.json` when
-it is done, `log.jsonl` throughout. Schedules count steps, and a step's pairs depend on its number alone, so a run
-that is interrupted and resumed gives the same losses as one that is not.
+Schedules count steps, and a step's pairs depend on its number alone, so a run that is interrupted and resumed gives
+the same losses as one that is not. What is in a run's folder: see `runs`.
 """
-
-from __future__ import annotations
 
 import json
 import logging
@@ -13,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +21,9 @@ from torch import Tensor, nn
 from equibench.data.dataset import Dataset
 from equibench.encoders.vit import Tokens, ViTEncoder, weights_sha256
 from equibench.errors import UserError
-from equibench.pretrain.batches import ObjectStream, PairStream, open_stream
-from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, Views
-from equibench.pretrain.runs import Run, build_encoder, finished_run
+from equibench.pretrain.batches import PairStream, open_stream
+from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, ViewPair
+from equibench.pretrain.runs import FACTS, Run, build_encoder, finished_run
 from equibench.profiles import Profile
 from equibench.transforms.transformation import view_spec
 from equibench.utils.digests import code_digest
@@ -47,24 +45,19 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.encoder, self.method = encoder, method
 
-    def forward(self, views: Views) -> tuple[dict[str, Tensor], TokenPair]:
+    def forward(self, views: ViewPair) -> tuple[dict[str, Tensor], TokenPair]:
         tokens = encode_pair(self.encoder, views)
         return self.method.loss(views, tokens), tokens
 
 
-def encode_pair(encoder: ViTEncoder, views: Views) -> TokenPair:
+def encode_pair(encoder: ViTEncoder, views: ViewPair) -> TokenPair:
     """Features of both views from one forward pass."""
-    both = encoder.tokens(torch.cat([views.v1, views.v2]))
-    n = len(views.v1)
+    both, n = encoder.tokens(torch.cat([views.v1, views.v2])), len(views.v1)
     return TokenPair(Tokens(both.cls[:n], both.patches[:n]), Tokens(both.cls[n:], both.patches[n:]))
 
 
-def build(entry: BaselineEntry, profile: Profile, variant: str, seed: int, classes: int) -> TrainingStep:
-    """Encoder and method, initialised from the seed; every method starts from the same encoder.
-
-    Args:
-        classes: of the data, for a supervised method.
-    """
+def build_step(entry: BaselineEntry, profile: Profile, variant: str, seed: int, classes: int) -> TrainingStep:
+    """Encoder and method (a supervised one for so many classes) from the seed; all methods start from one encoder."""
     encoder = build_encoder(profile, variant, seed)
     return TrainingStep(encoder, entry.build(profile, encoder, classes))
 
@@ -76,16 +69,14 @@ def recipe(
     return {
         "baseline": entry.name,
         "source": entry.source_sha256,
-        "encoder": asdict(profile.encoder),
-        "decoder": asdict(profile.decoder),
-        "pretraining": asdict(profile.pretraining),
+        **{part: asdict(getattr(profile, part)) for part in ("encoder", "decoder", "pretraining")},
         "image_size": profile.image_size,
         "data": dataset.name,
         "data_sha256": dataset.sha256,
         "variant": variant,
         "seed": seed,
         "known_fraction": 1.0 if entry.use_of_theta == "unused" else known_fraction,
-        "code": code_digest(_Trainer, build, open_stream, learning_rate),
+        "code": code_digest(_Trainer, build_step, open_stream, learning_rate),
     }
 
 
@@ -94,15 +85,13 @@ def default_precision(device: str) -> str:
     if device == "cuda":
         return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
     # there is no public question to ask of a CPU yet
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bf16-mixed" if supported else "32-true"
+    return "bf16-mixed" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "32-true"
 
 
-def start_fabric(device: str = "auto", devices: int | str = 1) -> Fabric:
+def start_fabric(device: str = "auto", devices: int | str = 1) -> "Fabric":
     """Fabric for this machine; under torchrun or SLURM it joins the process group that they describe.
 
-    Raises:
-        UserError: the device is not there.
+    A UserError if the device is not there.
     """
     from lightning_fabric import Fabric
 
@@ -124,42 +113,31 @@ def pretrain(
     variant: str = "headline",
     seed: int = 0,
     known_fraction: float = 1.0,
-    fabric: Fabric | None = None,
+    fabric: "Fabric | None" = None,
     report: Report | None = None,
 ) -> Run:
     """Pretrain one row, or go on where it stopped, or return it if it is done.
 
+    A UserError if the folder cannot be written, or the loss is not finite.
+
     Args:
-        entry: the method.
         dataset: images; the validation tenth of its training set is only looked at for diagnostics.
         folder: where the run is kept. What lies there from another recipe is replaced.
         variant: "headline" or "paper_like" views; "rendered" for data that bring their views along.
         known_fraction: of the training images, whose θ is known (P1 Table 3).
         report: called at every log line with (steps done, steps in all, scalars).
-
-    Raises:
-        UserError: the folder cannot be written, or the loss is not finite.
     """
     fabric = fabric or start_fabric()
     digest = digest_of(recipe(entry, profile, dataset, variant, seed, known_fraction))
-    finished = finished_run(profile, folder, variant, seed, digest)
-    if finished:
+    if finished := finished_run(profile, folder, variant, seed, digest):
         return finished
     writable_folder(folder)
-    step_module = build(entry, profile, variant, seed, len(dataset.class_names))
+    module = build_step(entry, profile, variant, seed, len(dataset.class_names))
+    views = view_spec(variant, profile.image_size)
     if fabric.world_size > 1 and fabric.device.type == "cuda":
-        step_module = nn.SyncBatchNorm.convert_sync_batchnorm(step_module)
-    streams = {
-        split: open_stream(
-            dataset, split, step_module.method, view_spec(variant, profile.image_size), seed, known_fraction
-        )
-        for split in ("train", "val")
-    }
-    trainer = _Trainer(fabric, step_module, profile, streams, folder, digest, report)
-    trainer.run()
-    if fabric.is_global_zero:
-        _finish(step_module, folder, digest, trainer)
-    fabric.barrier()
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    train, val = (open_stream(dataset, s, module.method, views, seed, known_fraction) for s in ("train", "val"))
+    _Trainer(fabric, module, profile, train, val, folder, digest, report).run()
     run = finished_run(profile, folder, variant, seed, digest)
     assert run is not None
     return run
@@ -170,19 +148,19 @@ class _Trainer:
 
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         module: TrainingStep,
         profile: Profile,
-        streams: dict[str, PairStream | ObjectStream],
+        train: PairStream,
+        val: PairStream,
         folder: Path,
         digest: str,
         report: Report | None,
     ) -> None:
         self.fabric, self.bare, self.settings = fabric, module, profile.pretraining
-        self.streams, self.folder, self.digest, self.report = streams, folder, digest, report
-        optimizer = torch.optim.AdamW(
-            module.parameters(), lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True
-        )
+        self.train, self.val, self.folder, self.digest, self.report = train, val, folder, digest, report
+        lr, decay = self.settings.lr, self.settings.weight_decay
+        optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=decay, fused=True)
         self.module, self.optimizer = fabric.setup(module, optimizer)
         self.step, self.seconds, self.collapsed = 0, 0.0, False
         self._resume()
@@ -194,7 +172,7 @@ class _Trainer:
         while self.step < settings.steps:
             self.lr = learning_rate(settings.lr, self.step, settings.steps, settings.warmup)
             first = self.step * settings.batch + self.fabric.global_rank * share
-            views = self.streams["train"].batch(first, share, self.bare.encoder)
+            views = self.train.batch(first, share, self.bare.encoder)
             losses, tokens = self.module(views)
             self.fabric.backward(losses["loss"])
             for group in self.optimizer.param_groups:
@@ -207,23 +185,27 @@ class _Trainer:
                 self.seconds += seconds
                 self._log(losses, tokens, (self.step - since_step) * settings.batch / seconds)
                 since, since_step = time.perf_counter(), self.step
-            if self.step % settings.checkpoint_every == 0 and self.step < settings.steps:
-                self._save()
+            due = self.step % settings.checkpoint_every == 0 and self.step < settings.steps
+            if due and self.fabric.is_global_zero:
+                state = {"digest": self.digest, "step": self.step, "seconds": self.seconds}
+                state |= {"module": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
+                write_atomically(self.folder / "checkpoint.pt", partial(torch.save, state))
+        if self.fabric.is_global_zero:
+            self._finish()
+        self.fabric.barrier()
 
     @torch.no_grad()
     def _log(self, losses: dict[str, Tensor], tokens: TokenPair, pairs_per_second: float) -> None:
         scalars = {name: float(value.detach()) for name, value in losses.items()}
         if not math.isfinite(scalars["loss"]):
-            raise UserError(
-                f"the loss is {scalars['loss']} at step {self.step} of {self.folder.name}",
-                "lower the learning rate; the last checkpoint is kept",
-            )
+            problem = f"the loss is {scalars['loss']} at step {self.step} of {self.folder.name}"
+            raise UserError(problem, "lower the learning rate; the last checkpoint is kept")
         features = tokens.v1.mean.detach().float()
         spread = features.std(dim=0) / features.square().mean().sqrt().clamp_min(1e-12)
         scalars |= {"feature_std": float(spread.mean()), "feature_std_min": float(spread.min())}
         self.collapsed = scalars["feature_std"] < COLLAPSE_STD
         self.module.eval()
-        views = self.streams["val"].batch(0, self.settings.batch, self.bare.encoder)
+        views = self.val.batch(0, self.settings.batch, self.bare.encoder)
         with self.fabric.autocast():
             held_out = self.bare.method.diagnostics(views, encode_pair(self.bare.encoder, views))
         self.module.train()
@@ -234,28 +216,37 @@ class _Trainer:
             if self.report:
                 self.report(self.step, self.settings.steps, scalars)
 
-    def _save(self) -> None:
-        if self.fabric.is_global_zero:
-            state = {
-                "digest": self.digest,
-                "step": self.step,
-                "seconds": self.seconds,
-                "module": self.bare.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            }
-            write_atomically(self.folder / "checkpoint.pt", lambda path: torch.save(state, path))
-
     def _resume(self) -> None:
         path, log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
-        state = _read_checkpoint(path) if path.exists() else None
-        if state and state["digest"] == self.digest:
-            self.bare.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds = state["step"], state["seconds"]
+        if path.exists():
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:
+                raise UserError(f"the checkpoint {path} is damaged: {error}", f"remove {path} and run again") from error
+            if state["digest"] == self.digest:
+                self.bare.load_state_dict(state["module"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.step, self.seconds = state["step"], state["seconds"]
         if self.fabric.is_global_zero:  # what was logged after the checkpoint will be logged again
             kept = [line for line in read_lines(log) if line["step"] <= self.step]
             write_text(log, "".join(json.dumps(line) + "\n" for line in kept))
         self.fabric.barrier()
+
+    def _finish(self) -> None:
+        for part, name in ((self.bare.encoder, "encoder"), (self.bare.method, "method")):
+            state = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
+            write_atomically(self.folder / f"{name}.safetensors", partial(save_file, state))
+        facts = {
+            "recipe_sha256": self.digest,
+            "encoder_sha256": weights_sha256(self.bare.encoder),
+            "seconds": round(self.seconds, 3),
+            "steps": self.step,
+            "collapsed": self.collapsed,
+            "precision": default_precision(self.fabric.device.type),
+        }
+        # last, since its presence says that the run is complete
+        write_text(self.folder / FACTS, json.dumps(facts, indent=1) + "\n")
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
@@ -264,27 +255,3 @@ def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
     if step < ramp:
         return peak * (step + 1) / ramp
     return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
-
-
-def _finish(module: TrainingStep, folder: Path, digest: str, trainer: _Trainer) -> None:
-    for part, name in ((module.encoder, "encoder"), (module.method, "method")):
-        state = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
-        write_atomically(folder / f"{name}.safetensors", lambda path, state=state: save_file(state, path))  # type: ignore[misc]
-    facts = {
-        "recipe_sha256": digest,
-        "encoder_sha256": weights_sha256(module.encoder),
-        "seconds": round(trainer.seconds, 3),
-        "steps": trainer.step,
-        "collapsed": trainer.collapsed,
-        "precision": default_precision(trainer.fabric.device.type),
-    }
-    # last, since its presence says that the run is complete
-    write_text(folder / "run.json", json.dumps(facts, indent=1) + "\n")
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
-    except Exception as error:
-        raise UserError(f"the checkpoint {path} is damaged: {error}", f"remove {path} and run again") from error

@@ -1,7 +1,5 @@
 """What a pretraining method is: a module with a loss over two views, and the views that it is trained on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -26,31 +24,23 @@ class Theta(dict[str, Tensor]):
     """θ by transformation; asking for one that does not stand between the views says so."""
 
     def __missing__(self, name: str) -> Tensor:
-        raise UserError(
-            f"the method asks for θ of {name!r}, but between these views there are {', '.join(self) or 'none'}",
-            "choose a method for these data, or name what it needs in its `transformations`",
-        )
+        problem = f"the method asks for θ of {name!r}, but between these views there are {', '.join(self) or 'none'}"
+        raise UserError(problem, "choose a method for these data, or name what it needs in its `transformations`")
 
 
 @dataclass  # not frozen: Fabric moves the tensors of a batch in place
-class Views:
-    """A batch of pairs.
+class ViewPair:
+    """A batch of pairs; views (N, 3, S, S) are normalised, and 0 outside the mask.
 
-    Attributes:
-        v1, v2: (N, 3, S, S) normalised views, 0 outside the mask; v1 = I and v2 = g(I).
-        theta: coded parameters (N, P) of each transformation between them, in the regression targets' coding. Where
-            the data bring views of objects along, these are "pose" and "hues" whatever the method.
-        known: (N,) bool by transformation: whether a method may look at this sample's θ.
-        mask: (S, S) 1 where a pixel is visible.
-        labels: (N,) class labels, where the data have any.
+    Where the data bring views of objects along, `theta` and `known` have "pose" and "hues" whatever the method.
     """
 
-    v1: Tensor
-    v2: Tensor
-    theta: Mapping[str, Tensor]
-    known: Mapping[str, Tensor]
-    mask: Tensor
-    labels: Tensor | None = None
+    v1: Tensor  # I
+    v2: Tensor  # g(I)
+    theta: Mapping[str, Tensor]  # (N, P) of each transformation between them, in the regression targets' coding
+    known: Mapping[str, Tensor]  # (N,) bool by transformation: whether a method may look at this sample's θ
+    mask: Tensor  # (S, S) 1 where a pixel is visible
+    labels: Tensor | None = None  # (N,) of classes, where the data have any
 
 
 @dataclass
@@ -66,58 +56,46 @@ class Baseline(nn.Module):
 
     Subclass it, build the heads in `__init__`, return named scalars from `loss`, and decorate the class with
     `@register_baseline`.
-
-    Attributes:
-        splits_features: whether it trains an invariant and an equivariant half; if so both are scored alone as well.
-        transformations: what stands between the two views.
-        one_at_a_time: draw one of the transformations per sample instead of composing all.
-        use_of_theta: where θ is known for some images only (P1 Table 3), "required" trains on these alone, "optional"
-            on all, with `Views.known` to tell them apart, and "unused" says that it does not matter what is known.
-        uses_labels: whether it is supervised; `__init__` then gets the number of `classes` too.
     """
 
-    splits_features = False
-    transformations: tuple[str, ...] = ALL
-    one_at_a_time = False
+    splits_features = False  # whether it trains an invariant and an equivariant half, which are then scored alone too
+    transformations: tuple[str, ...] = ALL  # what stands between the two views
+    one_at_a_time = False  # draw one of the transformations per sample instead of composing all
+    # where θ is known for some images only (P1 Table 3): "required" trains on these alone, "optional" on all, with
+    # `ViewPair.known` to tell them apart, and "unused" says that it does not matter what is known
     use_of_theta: UseOfTheta = "required"
-    uses_labels = False
+    uses_labels = False  # whether it is supervised; `__init__` then gets the number of `classes` too
 
     def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
         super().__init__()
-        self.profile = profile
-        self.invariant = encoder.invariant
-        self.features = encoder.features
+        self.profile, self.invariant, self.features = profile, encoder.invariant, encoder.features
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """Named scalars of one batch; the one called "loss" is minimised, all are logged."""
         raise TypeError(f"{type(self).__name__} must define loss(views, tokens)")
 
-    def diagnostics(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """Named scalars of a held-out batch, logged only; by default none."""
         return {}
 
 
 @dataclass(frozen=True)
 class BaselineEntry:
-    """A registered method: a row of a table.
-
-    Attributes:
-        build: (profile, encoder, number of classes) -> the method.
-        splits_features, transformations, use_of_theta, uses_labels: see `Baseline`.
-        method: the class.
-        settings: what the class is given for this row.
-    """
+    """A registered method: a row of a table."""
 
     name: str
     title: str
-    build: Callable[[Profile, ViTEncoder, int], Baseline]
-    splits_features: bool
-    transformations: tuple[str, ...]
-    use_of_theta: UseOfTheta
-    uses_labels: bool
     description: str
     method: type[Baseline]
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]  # what the class is given for this row
+    splits_features: bool  # this and what follows: see `Baseline`
+    transformations: tuple[str, ...]
+    use_of_theta: UseOfTheta
+
+    def build(self, profile: Profile, encoder: ViTEncoder, classes: int) -> Baseline:
+        """The method for an encoder and data of so many classes."""
+        own = {"classes": classes} if self.method.uses_labels else {}
+        return self.method(profile, encoder, **self.settings, **own)
 
     @property
     def source_sha256(self) -> str:
@@ -126,49 +104,26 @@ class BaselineEntry:
 
 
 BASELINES: Registry[BaselineEntry] = Registry("baseline", "equibench.baselines")
+_B = TypeVar("_B", bound=type[Baseline])
 
 
-B = TypeVar("B", bound=type[Baseline])
-
-
-def register_baseline(name: str, title: str | None = None, **settings: object) -> Callable[[B], B]:
+def register_baseline(name: str, title: str | None = None, **settings: Any) -> Callable[[_B], _B]:
     """Class decorator that registers a `Baseline` as a row.
 
-    Args:
-        name: the row's id, as in a table's CSV.
-        title: the row's name in print; the id if there is none.
-        settings: passed on to the class, so that one class can register several rows.
-
-    Raises:
-        UserError: the class is no `Baseline`, has no loss of its own, or the name is taken.
+    `name` is the row's id, as in a table's CSV, `title` its name in print (the id if there is none). Settings are
+    passed on to the class, so that one class can register several rows. A UserError if the class is no `Baseline`, has
+    no loss of its own, or the name is taken.
     """
 
-    def keep(method: B) -> B:
+    def keep(method: _B) -> _B:
         if not (isinstance(method, type) and issubclass(method, Baseline)):
             raise UserError(f"{name!r}: {method!r} is not a subclass of Baseline", "derive the class from Baseline")
         if method.loss is Baseline.loss:
             raise UserError(f"{name!r}: {method.__name__} has no loss", "define loss(self, views, tokens)")
         description = (method.__doc__ or "").strip().split("\n")[0]
-
-        def build(profile: Profile, encoder: ViTEncoder, classes: int) -> Baseline:
-            own: dict[str, Any] = {"classes": classes} if method.uses_labels else {}
-            return method(profile, encoder, **settings, **own)
-
-        BASELINES.add(
-            name,
-            BaselineEntry(
-                name=name,
-                title=title or name,
-                build=build,
-                splits_features=method.splits_features,
-                transformations=settings.get("transformations", method.transformations),  # type: ignore[arg-type]
-                use_of_theta=method.use_of_theta,
-                uses_labels=method.uses_labels,
-                description=description,
-                method=method,
-                settings=settings,
-            ),
-        )
+        names = settings.get("transformations", method.transformations)
+        facts = (method.splits_features, names, method.use_of_theta)
+        BASELINES.add(name, BaselineEntry(name, title or name, description, method, settings, *facts))
         return method
 
     return keep

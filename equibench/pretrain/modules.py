@@ -1,8 +1,5 @@
 """What several methods share: projector, cross-attention decoder, and the terms of their losses."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import pairwise
@@ -18,9 +15,7 @@ from equibench.profiles import DecoderSize
 def projector(input_size: int, widths: Sequence[int]) -> nn.Sequential:
     """Linear-BatchNorm-ReLU blocks and a last linear layer without bias (SIE's Projector; P1's g_inv).
 
-    Args:
-        input_size: width of the representation.
-        widths: width of each layer; the last one is the embedding's.
+    `widths` are those of the layers; the last one is the embedding's.
     """
     sizes = [input_size, *widths]
     layers: list[nn.Module] = []
@@ -36,40 +31,30 @@ class CrossAttentionDecoder(nn.Module):
     cross-attention, never to the value (docs/protocol.md 6.6), so that what the decoder knows of the picture's content
     comes through view 1's values and view 2's attention weights.
 
-    Args:
-        size: width, depth and heads.
-        grid: patches along a side of the whole image.
-        visible: (L,) indices of the patches that tokens stand for.
-        pixels: numbers to predict for a patch (3 * patch²).
-        query_residual: add the query to the cross-attention's output. Eq. (1) has no such term, so it is off.
-        scaled: divide the logits by sqrt(head width). Eq. (1) leaves it out; every transformer has it, so it is on.
+    The logits are divided by sqrt(head width), which eq. (1) leaves out, but every transformer does.
+
+    The whole image has `grid` patches along a side, of which tokens stand for those with indices `visible` (L,); of
+    each `pixels` numbers are predicted (3 * patch²). `query_residual` adds the query to the cross-attention's output;
+    eq. (1) has no such term, so it is off.
     """
 
     position: Tensor
 
     def __init__(
-        self,
-        size: DecoderSize,
-        grid: int,
-        visible: Tensor,
-        pixels: int,
-        *,
-        query_residual: bool = False,
-        scaled: bool = True,
+        self, size: DecoderSize, grid: int, visible: Tensor, pixels: int, query_residual: bool = False
     ) -> None:
         from timm.layers import Mlp
         from timm.models.vision_transformer import Block
 
         super().__init__()
         width = size.width
-        self.heads, self.query_residual, self.scaled = size.heads, query_residual, scaled
+        self.heads, self.query_residual = size.heads, query_residual
         self.norm_query, self.norm_key = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.norm_mlp, self.mlp = nn.LayerNorm(width), Mlp(width, 4 * width)
-        self.blocks = nn.Sequential(
-            *(Block(width, size.heads, mlp_ratio=4, qkv_bias=True) for _ in range(size.depth - 1))
-        )
+        blocks = (Block(width, size.heads, mlp_ratio=4, qkv_bias=True) for _ in range(size.depth - 1))
+        self.blocks = nn.Sequential(*blocks)
         self.norm, self.to_pixels = nn.LayerNorm(width), nn.Linear(width, pixels)
         self.register_buffer("position", sincos_positions(grid, width)[visible.cpu()], persistent=False)
 
@@ -86,15 +71,10 @@ class CrossAttentionDecoder(nn.Module):
     def cross_attention(self, query_tokens: Tensor, key_tokens: Tensor) -> Tensor:
         """softmax(Q K^T) V of eq. (1), multi-head: (N, L, width)."""
         query_input, key_input = self.norm_query(query_tokens), self.norm_key(key_tokens)
-        query = self._heads(self.query(query_input + self.position))
-        key = self._heads(self.key(key_input + self.position))
-        value = self._heads(self.value(key_input))
-        scale = 1 / math.sqrt(query.shape[-1]) if self.scaled else 1.0
-        attended = F.scaled_dot_product_attention(query, key, value, scale=scale)
+        parts = (self.query(query_input + self.position), self.key(key_input + self.position), self.value(key_input))
+        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
+        attended = F.scaled_dot_product_attention(query, key, value)
         return self.out(attended.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 def sincos_positions(grid: int, width: int) -> Tensor:
@@ -103,12 +83,11 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     frequency = 1 / 10_000 ** (torch.arange(quarter) / quarter)
     angle = torch.arange(grid)[:, None] * frequency
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)
-    rows = wave[:, None].expand(grid, grid, -1)
-    columns = wave[None, :].expand(grid, grid, -1)
+    rows, columns = (axis.expand(grid, grid, -1) for axis in (wave[:, None], wave[None]))
     return torch.cat([rows, columns], dim=2).reshape(grid * grid, -1)
 
 
-VARIANCE_EPS = 1e-4
+_VARIANCE_EPS = 1e-4
 
 
 def full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -131,7 +110,7 @@ def invariance(x: Tensor, y: Tensor) -> Tensor:
 @full_precision
 def variance(x: Tensor) -> Tensor:
     """Hinge that keeps each dimension's standard deviation over the batch at 1 or more."""
-    return F.relu(1 - torch.sqrt(x.var(dim=0) + VARIANCE_EPS)).mean()
+    return F.relu(1 - torch.sqrt(x.var(dim=0) + _VARIANCE_EPS)).mean()
 
 
 @full_precision
@@ -150,11 +129,6 @@ def both(loss_of_one: Tensor, loss_of_other: Tensor) -> Tensor:
 
 @full_precision
 def masked_pixel_mse(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error over the visible pixels and the channels.
-
-    Args:
-        prediction, target: (N, L, pixels) patches of normalised RGB.
-        mask: (L, pixels) 1 where a pixel is visible.
-    """
+    """Mean squared error of patches of normalised RGB (N, L, pixels), where the mask (L, pixels) is 1: visible."""
     error = (prediction - target).square() * mask
     return error.sum() / (mask.sum() * len(prediction))

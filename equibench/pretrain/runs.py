@@ -4,8 +4,6 @@
 done, `log.jsonl` throughout, `snapshots/` where the profile asks for them.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 from dataclasses import dataclass
@@ -50,29 +48,22 @@ def build_encoder(profile: Profile, variant: str, seed: int) -> ViTEncoder:
 
 def read_run(folder: Path, digest: str) -> dict[str, Any] | None:
     """What a finished run of this recipe wrote beside its encoder; None if it is absent, unfinished or of another."""
-    record = folder / "run.json"
-    if not record.exists() or not (folder / "encoder.safetensors").exists():
+    if not (folder / FACTS).exists() or not (folder / WEIGHTS).exists():
         return None
-    facts: dict[str, Any] = json.loads(record.read_text())
+    facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
     return facts if facts["recipe_sha256"] == digest else None
 
 
 def finished_run(profile: Profile, folder: Path, variant: str, seed: int, digest: str) -> Run | None:
     """The finished run of this recipe in a folder, with its encoder; None if there is none.
 
-    Raises:
-        UserError: the weights are not those that the run wrote.
+    A UserError if the weights are not those that the run wrote.
     """
-    facts = read_run(folder, digest)
-    if facts is None:
+    if (facts := read_run(folder, digest)) is None:
         return None
     encoder = build_encoder(profile, variant, seed)
-    encoder.load_state_dict(load_file(folder / "encoder.safetensors"))
-    if weights_sha256(encoder) != facts["encoder_sha256"]:
-        raise UserError(
-            f"{folder / 'encoder.safetensors'} is not what the run wrote (expected digest {facts['encoder_sha256']})",
-            f"remove {folder} and run again",
-        )
+    encoder.load_state_dict(load_file(folder / WEIGHTS))
+    _check_weights(folder, encoder, facts["encoder_sha256"], f"remove {folder} and run again")
     return Run(folder, encoder.eval(), facts["encoder_sha256"], facts["seconds"], facts["collapsed"])
 
 
@@ -86,27 +77,21 @@ def open_run(
     seed: int,
     views: ViewSpec,
     pooling: str = "default",
-) -> Opened | None:
+) -> "Opened | None":
     """The encoder of a run of our own, or None if the source is neither a run's folder nor a baseline's name.
 
-    Args:
-        source: a folder with encoder.safetensors and run.json, or a baseline's id.
-        runs, profile, data, variant, seed: where the run of a baseline is looked for.
-        views: mask of the views that will be encoded.
-        pooling: see `ImageEncoder`; the default is the mean of the patch tokens, as in tables.
-
-    Raises:
-        UserError: a baseline that has not been run, or a folder that is damaged.
+    The source is a folder with encoder.safetensors and run.json, or a baseline's id, whose run is looked for by `runs`,
+    `profile`, `data`, `variant` and `seed`; `views` has the mask of the views that will be encoded. For `pooling` see
+    `ImageEncoder`; the default is the mean of the patch tokens, as in tables. A UserError if a baseline has not been
+    run, or a folder is damaged.
     """
     from equibench.encoders.open import Opened, adapted
 
     folder = Path(source)
     if folder.is_dir():
         if not (folder / FACTS).exists() or not (folder / WEIGHTS).exists():
-            raise UserError(
-                f"{folder} is not the folder of a finished run: it lacks {FACTS} or {WEIGHTS}",
-                "a run's folder is runs/PROFILE/DATA-VARIANT/pretraining/BASELINE/seedN",
-            )
+            problem = f"{folder} is not the folder of a finished run: it lacks {FACTS} or {WEIGHTS}"
+            raise UserError(problem, "a run's folder is runs/PROFILE/DATA-VARIANT/pretraining/BASELINE/seedN")
     elif str(source) in BASELINES.names():
         folder = runs / profile / f"{data}-{variant}" / "pretraining" / str(source) / f"seed{seed}"
         if not (folder / FACTS).exists():
@@ -125,16 +110,12 @@ def open_run(
     adapt = partial(adapted, arch=architecture, views=views, pooling=pooling, given={"size": found.image_size})
     splits = row in BASELINES.names() and BASELINES.get(row).splits_features
     return Opened(
-        encoder=adapt(network),
-        name=row,
-        architecture=architecture,
-        pretrained=True,
-        coverage=None,
+        adapt(network), row, architecture, pretrained=True, coverage=None,
         notes=(f"{row}, seed {own_seed}, of the profile {found.name}",),
         fresh=lambda seed: adapt(_network(found, views, seed)),
         half=network.invariant if splits else None,
         seed=int(own_seed) if own_seed.isdigit() else None,
-    )
+    )  # fmt: skip
 
 
 def _read_run(folder: Path, views: ViewSpec) -> tuple[ViTEncoder, Profile]:
@@ -148,14 +129,16 @@ def _read_run(folder: Path, views: ViewSpec) -> tuple[ViTEncoder, Profile]:
     for profile in sorted(PROFILES.values(), key=lambda p: p.name not in folder.resolve().parts):
         network = _network(profile, views, 0)
         if {name: value.shape for name, value in network.state_dict().items()} == shapes:
-            break
-    else:
-        fix = f"pretrain it in one of: {', '.join(PROFILES)}"
-        raise UserError(f"the encoder in {folder} has the sizes of no profile", fix)
-    network.load_state_dict(state)
+            network.load_state_dict(state)
+            _check_weights(folder, network, expected, "pretrain again")
+            return network, profile
+    fix = f"pretrain it in one of: {', '.join(PROFILES)}"
+    raise UserError(f"the encoder in {folder} has the sizes of no profile", fix)
+
+
+def _check_weights(folder: Path, network: ViTEncoder, expected: str, fix: str) -> None:
     if weights_sha256(network) != expected:
-        raise UserError(f"{folder / WEIGHTS} is not what the run wrote (expected digest {expected})", "pretrain again")
-    return network, profile
+        raise UserError(f"{folder / WEIGHTS} is not what the run wrote (expected digest {expected})", fix)
 
 
 def _network(profile: Profile, views: ViewSpec, seed: int) -> ViTEncoder:
@@ -172,19 +155,11 @@ def snapshot_path(folder: Path, step: int) -> Path:
 
 
 def keep_snapshot(folder: Path, profile: Profile, step: int) -> None:
-    """Copy the encoder out of a run's checkpoint, if the profile asks for it.
+    """Copy the encoder out of a run's checkpoint, if the profile asks for it; a UserError if it cannot be written.
 
-    To be called at each line of the log: the first one after a checkpoint finds it still there.
-
-    Args:
-        folder: of the run.
-        step: of the log line.
-
-    Raises:
-        UserError: the folder cannot be written.
+    To be called at each line of the log, of this step: the first one after a checkpoint finds it still there.
     """
-    last_line = step - profile.pretraining.log_every
-    due = [kept for kept in profile.snapshots if last_line <= kept < step]
+    due = [kept for kept in profile.snapshots if step - profile.pretraining.log_every <= kept < step]
     checkpoint = folder / "checkpoint.pt"
     if not due or not checkpoint.exists():
         return
@@ -193,15 +168,13 @@ def keep_snapshot(folder: Path, profile: Profile, step: int) -> None:
         prefix = "encoder."
         weights = {k.removeprefix(prefix): v.contiguous() for k, v in state["module"].items() if k.startswith(prefix)}
         facts = {"recipe_sha256": state["digest"], "encoder_sha256": state_sha256(weights)}
-        path = snapshot_path(folder, state["step"])
-        write_atomically(path, lambda file: save_file(weights, file, metadata=facts))
+        write_atomically(snapshot_path(folder, state["step"]), partial(save_file, weights, metadata=facts))
 
 
 def snapshot_sha256(folder: Path, profile: Profile, step: int, recipe_sha256: str) -> str:
     """Digest of the encoder that a run kept after so many steps.
 
-    Raises:
-        UserError: the profile keeps none of that step, the run kept none, or it is one of another recipe.
+    A UserError if the profile keeps none of that step, the run kept none, or it is one of another recipe.
     """
     path = snapshot_path(folder, step)
     again = f"move {folder} away and run the same command again"

@@ -11,8 +11,6 @@ principal components (a rotation keeps ||W||), and the search, not the penalty, 
 curvature along each component.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,51 +43,30 @@ _Labelled = tuple[_Features, _Labels]
 
 @dataclass(frozen=True)
 class LinearClassifier:
-    """A fitted classifier.
+    """A fitted classifier."""
 
-    Attributes:
-        labels: (K,) the classes that occurred in training; no other is ever predicted.
-        weights: (K, D) for features as they are.
-        bias: (K,).
-        iterations: steps of L-BFGS.
-        converged: whether the tolerance was reached.
-    """
-
-    labels: _Labels
-    weights: _Array
-    bias: _Array
-    iterations: int
-    converged: bool
+    labels: _Labels  # (K,) the classes that occurred in training; no other is ever predicted
+    weights: _Array  # (K, D) for features as they are
+    bias: _Array  # (K,)
+    iterations: int  # steps of L-BFGS
+    converged: bool  # whether the tolerance was reached
 
     def predict(self, features: _Features) -> _Labels:
-        """Labels (N,) of features (N, D).
-
-        Raises:
-            UserError: a feature is not finite, or there are not D.
-        """
+        """Labels (N,) of features (N, D); a UserError if one is not finite, or there are not D."""
         _check_width(features, self.weights.shape[1])
-        blocks = _read(features, "the features to predict from")
-        scores = [block @ self.weights.T + self.bias for block in blocks]
+        scores = [block @ self.weights.T + self.bias for block in _read(features, "the features to predict from")]
         return self.labels[np.concatenate(scores).argmax(axis=1)]
 
 
 @dataclass(frozen=True)
 class LogisticResult:
-    """What the linear probe predicts for the test split, and how it came about.
+    """What the linear probe predicts for the test split, and how it came about."""
 
-    Attributes:
-        predictions: (N_test,) labels.
-        penalty: the one chosen.
-        validation_scores: one for each value of the grid, in its order.
-        iterations: steps of L-BFGS in all fits together.
-        converged: whether every fit reached the tolerance.
-    """
-
-    predictions: _Labels
-    penalty: float
-    validation_scores: _Array
-    iterations: int
-    converged: bool
+    predictions: _Labels  # (N_test,)
+    penalty: float  # the one chosen
+    validation_scores: _Array  # one for each value of the grid, in its order
+    iterations: int  # steps of L-BFGS in all fits together
+    converged: bool  # whether every fit reached the tolerance
 
 
 def fit_logistic(
@@ -104,14 +81,9 @@ def fit_logistic(
 ) -> LogisticResult:
     """Choose the penalty on val, fit again on train and val, predict test.
 
-    Args:
-        train: features (N, D), in memory or mapped from a file, computed with in float32; labels (N,) in [0, classes).
-        val: likewise; read to choose the penalty only, and to be fitted in the end.
-        test: features (N, D).
-        classes: number of classes. One that does not occur in what is fitted is not predicted.
-        select: the score of labels (N,) and predictions (N,) to choose by; higher is better. Of penalties that score
-            alike the strongest is chosen.
-        grid: positive penalties.
+    Features (N, D) are in memory or mapped from a file, and computed with in float32; labels (N,) are in [0, classes).
+    A class that does not occur in what is fitted is not predicted. `select` is the score of labels (N,) and predictions
+    (N,) to choose by; higher is better, and of penalties (positive) that score alike the strongest is chosen.
 
     Raises:
         UserError: features that are not finite, labels out of range, sizes that do not match.
@@ -124,10 +96,9 @@ def fit_logistic(
         scores[number] = select(val[1], model.predict(val[0]))
         fits.append(model)
     penalty = float(grid[order[scores[order].argmax()]])
-    final = next(fit_path([train, val], [penalty], classes=classes, device=device, tolerance=_FINAL_TOLERANCE))
-    fits.append(final)
+    fits += fit_path([train, val], [penalty], classes=classes, device=device, tolerance=_FINAL_TOLERANCE)
     iterations, converged = sum(fit.iterations for fit in fits), all(fit.converged for fit in fits)
-    return LogisticResult(final.predict(test), penalty, scores, iterations, converged)
+    return LogisticResult(fits[-1].predict(test), penalty, scores, iterations, converged)
 
 
 def fit_path(
@@ -142,31 +113,28 @@ def fit_path(
 ) -> Iterator[LinearClassifier]:
     """Classifiers of penalties one after the other, each of which starts from where the last two point to.
 
-    Args:
-        parts: features (N, D) and labels (N,), which are fitted together.
-        penalties: positive; from strong to weak to be quick.
-        classes: labels are in [0, classes).
-        dtype: of the matrix products, where it suffices to reach the tolerance, else float64; sums over blocks of
-            images are in float64 always.
-
-    Raises:
-        UserError: as `fit_logistic`.
+    The parts, features (N, D) and labels (N,) in [0, classes), are fitted together, with positive penalties, from
+    strong to weak to be quick. `dtype` is that of the matrix products, where it suffices to reach the tolerance, else
+    float64; sums over blocks of images are in float64 always. Errors are those of `fit_logistic`.
     """
     if not len(penalties) or not (np.isfinite(penalties) & (np.asarray(penalties) > 0)).all():
-        raise UserError(
-            "the grid of penalties has a value that is not a positive number, or none at all",
-            "give positive numbers, such as 1e-3",
-        )
+        fault = "the grid of penalties has a value that is not a positive number, or none at all"
+        raise UserError(fault, "give positive numbers, such as 1e-3")
     data = _Data(parts, classes, torch.device(device), dtype)
     last: Tensor | None = None
-    weights, curvature = data.start()
+    # no weights and the classes' shares as biases, which is the best constant answer, and the curvature there
+    weights = torch.zeros(len(data.labels), len(data.variances) + 1, dtype=torch.float64)
+    weights[:, -1] = data.shares.log()
+    curvature = float((data.shares * (1 - data.shares)).mean())
     descent = data.evaluate(weights, torch.float64)[1]
     for penalty in penalties:
         guess = weights if last is None else 2 * weights - last
         problem = _Problem(data, penalty / data.count, curvature, descent, tolerance)
         last, (weights, steps) = weights, problem.solve(guess, max_iterations)
         curvature = problem.curvature
-        yield LinearClassifier(data.labels, *data.classifier(weights), steps, problem.converged)
+        raw = (weights[:, :-1].to(data.basis.device) @ data.basis.T).cpu().numpy()  # for features as they are
+        bias = weights[:, -1].numpy() - raw @ data.mean
+        yield LinearClassifier(data.labels, raw, bias, steps, problem.converged)
 
 
 class _Data:
@@ -179,11 +147,9 @@ class _Data:
         for features, labels in parts:
             _check_labels(features, labels, classes)
             _check_width(features, parts[0][0].shape[-1])
-        self.labels, index, counts = np.unique(
-            np.concatenate([labels for _, labels in parts]), return_inverse=True, return_counts=True
-        )
+        labels, width = np.concatenate([labels for _, labels in parts]), parts[0][0].shape[1]
+        self.labels, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
         self.dtype, self.count, self.shares = dtype, len(index), torch.from_numpy(counts / len(index))
-        width = parts[0][0].shape[1]
         self.mean, covariance = np.zeros(width), torch.zeros(width, width, dtype=torch.float64, device=device)
         for block in _read_parts(parts):
             self.mean += block.sum(axis=0) / self.count
@@ -193,25 +159,12 @@ class _Data:
         variances, basis = torch.linalg.eigh(covariance / self.count)
         kept = variances > _RESOLUTION**2 * (variances[-1] + float(self.mean @ self.mean))
         self.variances, self.basis = variances[kept].cpu(), basis[:, kept]
-        inputs = torch.ones(self.count, len(self.variances) + 1, dtype=dtype, device=device)
-        row = 0
+        inputs, row = torch.ones(self.count, len(self.variances) + 1, dtype=dtype, device=device), 0
         for block in _read_parts(parts):
-            turned = torch.from_numpy(block - self.mean).to(device) @ self.basis
-            inputs[row : row + len(block), :-1] = turned
+            inputs[row : row + len(block), :-1] = torch.from_numpy(block - self.mean).to(device) @ self.basis
             row += len(block)
         rows = _CPU_ROWS if device.type == "cpu" else _GPU_ROWS
         self.blocks = list(zip(inputs.split(rows), torch.from_numpy(index).to(device).split(rows), strict=True))
-
-    def start(self) -> tuple[Tensor, float]:
-        """No weights and the classes' shares as biases, which is the best constant answer; the curvature there."""
-        weights = torch.zeros(len(self.labels), len(self.variances) + 1, dtype=torch.float64)
-        weights[:, -1] = self.shares.log()
-        return weights, float((self.shares * (1 - self.shares)).mean())
-
-    def classifier(self, weights: Tensor) -> tuple[_Array, _Array]:
-        """Weights (K, R + 1) as weights (K, D) and biases (K,) for features as they are."""
-        raw = (weights[:, :-1].to(self.basis.device) @ self.basis.T).cpu().numpy()
-        return raw, weights[:, -1].numpy() - raw @ self.mean
 
     def evaluate(self, weights: Tensor, dtype: torch.dtype) -> tuple[float, Tensor, float]:
         """Mean cross-entropy of weights (K, R + 1), its gradient, and the mean of p (1 - p) over images and classes.
@@ -302,10 +255,8 @@ def _read(features: _Features, name: str) -> Iterator[_Array]:
             block = np.asarray(features[start : start + _READ_ROWS], dtype=np.float32)
         if not np.isfinite(block).all():
             row, column = np.argwhere(~np.isfinite(block))[0]
-            raise UserError(
-                f"{name} are not finite: image {start + row}, feature {column}",
-                "look at the encoder's weights: training may have diverged",
-            )
+            problem = f"{name} are not finite: image {start + row}, feature {column}"
+            raise UserError(problem, "look at the encoder's weights: training may have diverged")
         yield block.astype(np.float64)
 
 
@@ -319,6 +270,5 @@ def _check_labels(features: _Features, labels: _Labels, classes: int) -> None:
 
 def _check_width(features: _Features, width: int) -> None:
     if len(features.shape) != 2 or features.shape[1] != width:
-        raise UserError(
-            f"features of shape {features.shape} beside features of {width} columns", "give (images, features)"
-        )
+        problem = f"features of shape {features.shape} beside features of {width} columns"
+        raise UserError(problem, "give (images, features)")

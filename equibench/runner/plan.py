@@ -261,7 +261,7 @@ def _time_pretraining(row: str, context: Context) -> float:
     if kind in _timed:
         return _timed[kind]
     batch = min(profile.pretraining.batch, 32)
-    module = loop.build(BASELINES.get(row), profile, context.variant, 0, len(context.dataset.class_names))
+    module = loop.build_step(BASELINES.get(row), profile, context.variant, 0, len(context.dataset.class_names))
     module.to(context.device)
     stream = open_stream(context.dataset, "train", module.method, context.spec, 0)
 

@@ -4,8 +4,6 @@ Ranges and codings (docs/protocol.md 4.3 to 4.8) are those of P2's Table 2 for r
 EquiMod's random resized crop, and a fair coin for the flip.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -17,9 +15,8 @@ from torch import Tensor
 
 from equibench.errors import UserError
 from equibench.registry import watch
-from equibench.transforms import geometry
-from equibench.transforms.geometry import Fill
-from equibench.transforms.pixels import adjust_color, gaussian_blur
+from equibench.transforms import operations
+from equibench.transforms.operations import Fill
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, per channel, with which all views are normalised."""
@@ -46,17 +43,14 @@ _Array = NDArray[np.float64]
 class ViewSpec:
     """What every view has in common: what fills it beyond the image, and the disc outside which it is blank.
 
-    Attributes:
-        name: "headline" (mirrored fill, and a disc in which no transformation alone shows a filled pixel; the composed
-            views of pretraining show some, 0.06 % of the disc), "paper_like" (black fill, no disc), or "rendered" for
-            pictures that the data bring along, of which nothing is filled or hidden.
-        fill: "reflect" or "black".
-        radius: of the disc in pixels; None: no disc.
+    By name: "headline" (mirrored fill, and a disc in which no transformation alone shows a filled pixel; the composed
+    views of pretraining show some, 0.06 % of the disc), "paper_like" (black fill, no disc), or "rendered" for pictures
+    that the data bring along, of which nothing is filled or hidden.
     """
 
     name: str
     fill: Fill
-    radius: float | None
+    radius: float | None  # of the disc in pixels; None: no disc
 
 
 def view_spec(variant: str, size: int) -> ViewSpec:
@@ -81,47 +75,29 @@ def _scaled_by(scale: float | _Array) -> Callable[[int], tuple[_Array, _Array]]:
     return lambda size: (np.zeros(1), np.atleast_1d(np.float64(scale)))
 
 
-def _unchanged(theta: _Array, size: int) -> _Array:
-    return theta
-
-
 @dataclass(frozen=True)
 class Transformation:
-    """One parametric transformation g(x, θ).
-
-    Attributes:
-        name: its id; also the id of its regression task.
-        parameters: a name for each column of θ, with the unit.
-        group: the group (or set) that θ lives in.
-        uniforms: how many uniform numbers one draw of θ uses.
-        draw: (N, uniforms) numbers in [0, 1) and the image size -> θ (N, P).
-        identity: the θ that leaves the image as it is.
-        code: image size -> (offset, scale), the regression target being (θ - offset) / scale; θ itself unless given.
-        publish: θ (N, P) and the image size -> the coding in which the field takes its pooled R² (docs/protocol.md
-            4.10); θ itself unless given.
-        matrix: for a geometric transformation, θ (N, P) and the image size -> the affine map (N, 3, 3) from output to
-            input in centred pixels; see `geometry`.
-        pixels: for any other, images (N, 3, S, S) in [0, 1] and θ (N, P) -> images.
-        inverse: θ (N, P) -> the θ of the inverse transformation; None where there is none.
-        periods: by parameter, after what change of it g is the same again; 0 where never. () means never for all.
-        discrete: whether θ has no values between the identity and a drawn one.
+    """One parametric transformation g(x, θ), for θ (N, P) and images (N, 3, S, S) in [0, 1].
 
     One with neither matrix nor pixels is observed: data bring both views along, and `draw` tells how θ is distributed.
     """
 
-    name: str
-    parameters: tuple[str, ...]
-    group: str
-    uniforms: int
-    draw: Callable[[_Array, int], _Array]
-    identity: tuple[float, ...]
+    name: str  # its id; also the id of its regression task
+    parameters: tuple[str, ...]  # a name for each column of θ, with the unit
+    group: str  # the group (or set) that θ lives in
+    uniforms: int  # how many uniform numbers one draw of θ uses
+    draw: Callable[[_Array, int], _Array]  # (N, uniforms) numbers in [0, 1) and the image size -> θ
+    identity: tuple[float, ...]  # the θ that leaves the image as it is
+    # image size -> (offset, scale), the regression target being (θ - offset) / scale; θ itself unless given
     code: Callable[[int], tuple[_Array, _Array]] = _scaled_by(1)
-    publish: Callable[[_Array, int], _Array] = _unchanged
+    # θ and the image size -> the coding in which the field takes its pooled R² (docs/protocol.md 4.10); else θ itself
+    publish: Callable[[_Array, int], _Array] = lambda theta, size: theta
+    # if geometric: θ and the image size -> the affine map (N, 3, 3) from output to input in centred pixels
     matrix: Callable[[Tensor, int], Tensor] | None = None
-    pixels: Callable[[Tensor, Tensor], Tensor] | None = None
-    inverse: Callable[[_Array], _Array] | None = None
-    periods: tuple[float, ...] = ()
-    discrete: bool = False
+    pixels: Callable[[Tensor, Tensor], Tensor] | None = None  # if not: images and θ -> images
+    inverse: Callable[[_Array], _Array] | None = None  # θ -> that of the inverse; None where there is none
+    periods: tuple[float, ...] = ()  # by parameter, after what change g is the same again; 0: never; (): never for all
+    discrete: bool = False  # whether θ has no values between the identity and a drawn one
 
     @property
     def observed(self) -> bool:
@@ -165,8 +141,7 @@ def _draw_crop(u: _Array, size: int) -> _Array:
     fits = (width <= 1) & (height <= 1)
     rows, first = np.arange(len(u)), fits.argmax(axis=1)
     width, height = (np.where(fits.any(axis=1), side[rows, first], 1.0) for side in (width, height))
-    x = width / 2 + (1 - width) * u[:, -2]
-    y = height / 2 + (1 - height) * u[:, -1]
+    x, y = width / 2 + (1 - width) * u[:, -2], height / 2 + (1 - height) * u[:, -1]
     return np.stack([x, y, width, height], axis=1)
 
 
@@ -195,35 +170,35 @@ TRANSFORMATIONS: dict[str, Transformation] = {
             name="crop", group="axis-aligned affine maps",
             parameters=("centre x / side", "centre y / side", "width / side", "height / side"),
             uniforms=2 * _CROP_TRIES + 2, draw=_draw_crop, identity=(0.5, 0.5, 1.0, 1.0),
-            publish=_corner_and_size, matrix=geometry.crop_matrix,
+            publish=_corner_and_size, matrix=operations.crop_matrix,
         ),
         Transformation(
             name="flip", group="Z2", parameters=("mirrored",),
             uniforms=1, draw=lambda u, size: (u >= 0.5).astype(np.float64), identity=(0.0,), discrete=True,
-            matrix=geometry.flip_matrix, inverse=lambda theta: theta,
+            matrix=operations.flip_matrix, inverse=lambda theta: theta,
         ),
         Transformation(
             name="rotation", group="SO(2)", parameters=("degrees, counter-clockwise",), periods=(360.0,),
             uniforms=1, draw=lambda u, size: MAX_ANGLE * (2 * u - 1), identity=(0.0,),
-            code=_scaled_by(MAX_ANGLE), matrix=geometry.rotation_matrix, inverse=lambda theta: -theta,
+            code=_scaled_by(MAX_ANGLE), matrix=operations.rotation_matrix, inverse=lambda theta: -theta,
         ),
         Transformation(
             name="translation", group="R2", parameters=("pixels to the right", "pixels down"),
             uniforms=2, draw=lambda u, size: max_shift(size) * (2 * u - 1), identity=(0.0, 0.0),
             code=lambda size: (np.zeros(1), np.full(1, max_shift(size))),
-            matrix=geometry.translation_matrix, inverse=lambda theta: -theta,
+            matrix=operations.translation_matrix, inverse=lambda theta: -theta,
         ),
         Transformation(
             name="color", group="scalings, and a circle for the hue", periods=(0.0, 0.0, 0.0, 1.0),
             parameters=("brightness factor - 1", "contrast factor - 1", "saturation factor - 1", "hue in turns"),
             uniforms=4, draw=lambda u, size: _COLOR * (2 * u - 1), identity=(0.0, 0.0, 0.0, 0.0),
             code=_scaled_by(2 * _COLOR), publish=lambda theta, size: theta + np.array([1.0, 1.0, 1.0, 0.0]),
-            pixels=adjust_color, inverse=_inverse_color,
+            pixels=operations.adjust_color, inverse=_inverse_color,
         ),
         Transformation(
             name="blur", group="semigroup of Gaussian blurs", parameters=("sigma in pixels",),
             uniforms=1, draw=lambda u, size: BLUR_RANGE[0] + (BLUR_RANGE[1] - BLUR_RANGE[0]) * u, identity=(0.0,),
-            code=_scaled_by(BLUR_RANGE[1]), pixels=gaussian_blur,
+            code=_scaled_by(BLUR_RANGE[1]), pixels=operations.gaussian_blur,
         ),
         Transformation(
             name="pose", group=SO3, parameters=("quaternion x", "quaternion y", "quaternion z", "quaternion w"),
@@ -246,17 +221,14 @@ watch("transformation", TRANSFORMATIONS)
 def register_transformation(transformation: Transformation) -> Transformation:
     """Make a transformation of one's own known by its name, for a task to use.
 
-    Raises:
-        UserError: the name is taken, or it has not exactly one of `matrix` and `pixels`.
+    A UserError if the name is taken, or it has not exactly one of `matrix` and `pixels`.
     """
     name = transformation.name
     if name in TRANSFORMATIONS:
         raise UserError(f"the transformation {name!r} is registered twice", "choose another name")
     if (transformation.matrix is None) == (transformation.pixels is None):
-        raise UserError(
-            f"the transformation {name!r} must have either a matrix or a pixel operation",
-            "give Transformation(matrix=...) for an affine map, else Transformation(pixels=...)",
-        )
+        problem = f"the transformation {name!r} must have either a matrix or a pixel operation"
+        raise UserError(problem, "give Transformation(matrix=...) for an affine map, else Transformation(pixels=...)")
     TRANSFORMATIONS[name] = transformation
     return transformation
 
@@ -264,13 +236,8 @@ def register_transformation(transformation: Transformation) -> Transformation:
 def transform(images: Tensor, theta: Mapping[str, Tensor], fill: Fill = "reflect") -> Tensor:
     """g(x, θ) = blur(color(x ∘ A)) with A = A_crop A_flip A_rotation A_translation in one bilinear resampling.
 
-    Args:
-        images: (N, 3, S, S) float in [0, 1].
-        theta: parameters (N, P) by transformation; one that is absent is not applied.
-        fill: what stands outside the image.
-
-    Raises:
-        KeyError: a name that is no transformation, or one that is only observed.
+    Images (N, 3, S, S) are float in [0, 1], parameters (N, P) go by transformation; one that is absent is not applied.
+    A KeyError for a name that is no transformation, or one that is only observed.
 
     Example:
         >>> ramp = torch.tensor([0.0, 0.25, 0.5, 0.75]).expand(1, 3, 4, 4)
@@ -281,16 +248,7 @@ def transform(images: Tensor, theta: Mapping[str, Tensor], fill: Fill = "reflect
 
 
 def transform_sequence(images: Tensor, steps: Sequence[Mapping[str, Tensor]], fill: Fill = "reflect") -> Tensor:
-    """Several transformations after one another; geometric ones that follow each other share one resampling.
-
-    Args:
-        images: (N, 3, S, S) float in [0, 1].
-        steps: each as for `transform`.
-        fill: what stands outside the image.
-
-    Raises:
-        KeyError: as `transform`.
-    """
+    """Several of `transform` after one another; geometric ones that follow each other share one resampling."""
     waiting: list[Tensor] = []
 
     def resampled(images: Tensor) -> Tensor:
@@ -298,14 +256,14 @@ def transform_sequence(images: Tensor, steps: Sequence[Mapping[str, Tensor]], fi
             return images
         matrix = reduce(torch.matmul, waiting)
         waiting.clear()
-        return geometry.warp(images, matrix.to(images.dtype), fill)
+        return operations.warp(images, matrix.to(images.dtype), fill)
 
+    known = {name: one for name, one in TRANSFORMATIONS.items() if not one.observed}
     for theta in steps:
-        known = [name for name, one in TRANSFORMATIONS.items() if not one.observed]
         if unknown := set(theta) - set(known):
-            raise KeyError(f"transformations {sorted(unknown)} cannot be applied; known: {known}")
+            raise KeyError(f"transformations {sorted(unknown)} cannot be applied; known: {list(known)}")
         for name in (name for name in known if name in theta):
-            one = TRANSFORMATIONS[name]
+            one = known[name]
             if one.matrix:
                 waiting.append(one.matrix(theta[name], images.shape[-1]))
             elif one.pixels:

@@ -12,7 +12,7 @@ from equibench.baselines.reconstruction import Reconstruction
 from torch import Tensor
 
 from equibench.encoders.vit import Tokens, ViTEncoder
-from equibench.pretrain.method import TokenPair, Views, register_baseline
+from equibench.pretrain.method import TokenPair, ViewPair, register_baseline
 from equibench.profiles import Profile
 
 
@@ -50,7 +50,7 @@ class Ablation(Reconstruction):
         super().__init__(profile, encoder, query_residual=query_residual)
         self.class_token = class_token
 
-    def loss(self, views: Views, tokens: TokenPair) -> dict[str, Tensor]:
+    def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         if self.class_token:
             tokens = TokenPair(*(ClassToken(t.cls, t.patches) for t in (tokens.v1, tokens.v2)))
         return super().loss(views, tokens)

@@ -21,7 +21,7 @@ from equibench.errors import UserError
 from equibench.pretrain.method import BASELINES
 from equibench.registry import load_file
 from equibench.task import CLEAN_LEAK, TASKS, Task, regression_tasks
-from equibench.transforms.geometry import warp
+from equibench.transforms.operations import warp
 from equibench.transforms.transformation import TRANSFORMATIONS, visible_disc
 
 KEPT = json.loads(leakage_path().read_text())

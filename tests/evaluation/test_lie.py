@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from equibench.evaluation.lie import lie_ratios, pooled_derivative, pooled_spread, token_derivative, token_spread, undo
-from equibench.transforms import geometry
+from equibench.transforms import operations
 
 SIZE, IMAGES = 24, 6
 
@@ -23,11 +23,11 @@ def smooth(matrix: torch.Tensor, size: int = SIZE, side: float = SIZE) -> torch.
 
 
 def rotated(degrees: float) -> torch.Tensor:
-    return geometry.rotation_matrix(torch.tensor([[degrees]], dtype=torch.float64), SIZE)
+    return operations.rotation_matrix(torch.tensor([[degrees]], dtype=torch.float64), SIZE)
 
 
 def shifted(x: float, y: float) -> torch.Tensor:
-    return geometry.translation_matrix(torch.tensor([[x, y]], dtype=torch.float64), SIZE)
+    return operations.translation_matrix(torch.tensor([[x, y]], dtype=torch.float64), SIZE)
 
 
 @pytest.mark.parametrize(

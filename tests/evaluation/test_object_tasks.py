@@ -23,7 +23,7 @@ from equibench.data.dataset import Dataset, ImageSet, image_source
 from equibench.evaluation.context import Row
 from equibench.evaluation.evaluate import evaluate, evaluation_digest
 from equibench.evaluation.evaluator import evaluator_of
-from equibench.evaluation.retrieval import object_bank
+from equibench.evaluation.retrieval import ObjectRetrievalEvaluator
 from equibench.records import Record, predictions_path, read_predictions
 from equibench.runner.open import OpenedScore, open_score
 from equibench.task import TASKS, object_tasks
@@ -201,7 +201,7 @@ def test_the_constant_says_the_most_frequent_class(reader: OpenedScore, objects:
 
 
 def test_the_bank_starts_from_the_first_view_of_each_object(reader: OpenedScore, objects: Dataset) -> None:
-    pairs, views = object_bank(TASKS.get("object_retrieval"), reader.context)
+    pairs, views = ObjectRetrievalEvaluator().bank(TASKS.get("object_retrieval"), reader.context)
     assert views == VIEWS
     assert pairs.other is not None
     owner = objects.test.objects

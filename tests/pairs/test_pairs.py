@@ -16,7 +16,7 @@ from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
 from equibench.pairs.manifest import draw_pairs, draw_theta, pretraining_epoch
 from equibench.pretrain.batches import PairStream
-from equibench.pretrain.method import Baseline, Views
+from equibench.pretrain.method import Baseline, ViewPair
 from equibench.profiles import get_profile
 from equibench.transforms.transformation import BUILT_IN, MEAN, STD, TRANSFORMATIONS, view_spec
 from equibench.utils.random import uniforms
@@ -127,7 +127,7 @@ def test_too_few_images(sizes: tuple[int, int, int], split: str) -> None:
         draw_pairs(small(), "flip", sizes, task="flip", version=1)
 
 
-def assert_same(one: Views, parts: list[Views]) -> None:
+def assert_same(one: ViewPair, parts: list[ViewPair]) -> None:
     for field in ("v1", "v2", "labels"):
         torch.testing.assert_close(torch.cat([getattr(p, field) for p in parts]), getattr(one, field))
     for name in one.theta:
@@ -148,7 +148,8 @@ def test_pairs_do_not_depend_on_the_batch_size(
 
 def test_epochs_show_every_image_once_and_with_new_theta(solids_dataset: Dataset, encoder: ViTEncoder) -> None:
     pairs = stream(solids_dataset)
-    index, theta, _ = pairs._rows(0, 1080)
+    index, _, *drawn = pairs._rows(0, 1080)
+    theta = dict(zip(pairs.names, drawn, strict=True))
     for epoch in (index[:540], index[540:]):
         np.testing.assert_array_equal(np.sort(epoch), split_indices(solids_dataset)["train"])
     assert not np.array_equal(index[:540], index[540:])

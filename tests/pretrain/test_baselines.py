@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from equibench.data.dataset import Dataset
 from equibench.encoders.vit import Tokens, weights_sha256
 from equibench.pretrain.batches import open_stream
-from equibench.pretrain.loop import TrainingStep, build, encode_pair
-from equibench.pretrain.method import BASELINES, TokenPair, Views
+from equibench.pretrain.loop import TrainingStep, build_step, encode_pair
+from equibench.pretrain.method import BASELINES, TokenPair, ViewPair
 from equibench.pretrain.modules import CrossAttentionDecoder
 from equibench.profiles import PROFILES, get_profile
 from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
@@ -25,16 +25,16 @@ STEPS = 60
 
 
 def started(name: str, seed: int = 0) -> TrainingStep:
-    return build(BASELINES.get(name), TINY, "headline", seed, 10).train()
+    return build_step(BASELINES.get(name), TINY, "headline", seed, 10).train()
 
 
-def batch_of(step: TrainingStep, dataset: Dataset, count: int = 32) -> Views:
+def batch_of(step: TrainingStep, dataset: Dataset, count: int = 32) -> ViewPair:
     if any(TRANSFORMATIONS[name].observed for name in step.method.transformations):
         dataset = with_objects(dataset)
     return open_stream(dataset, "train", step.method, view_spec("headline", 32), seed=0).batch(0, count, step.encoder)
 
 
-def fit(step: TrainingStep, views: Views, steps: int) -> dict[str, float]:
+def fit(step: TrainingStep, views: ViewPair, steps: int) -> dict[str, float]:
     """Train what requires a gradient on the one batch; the loss's terms before the last step."""
     optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=3e-3)
     for _ in range(steps):
@@ -48,7 +48,7 @@ def fit(step: TrainingStep, views: Views, steps: int) -> dict[str, float]:
 @pytest.fixture(scope="module", params=NAMES)
 def overfitted(
     request: pytest.FixtureRequest, solids_dataset: Dataset
-) -> tuple[str, TrainingStep, Views, dict[str, float]]:
+) -> tuple[str, TrainingStep, ViewPair, dict[str, float]]:
     step = started(request.param)
     views = batch_of(step, solids_dataset)
     return request.param, step, views, fit(step, views, STEPS)
@@ -70,7 +70,7 @@ def test_loss_is_finite_scalars_and_reaches_every_weight(name: str, solids_datas
 
 
 def test_a_small_batch_is_overfitted_and_the_encoder_has_a_part_in_it(
-    overfitted: tuple[str, TrainingStep, Views, dict[str, float]],
+    overfitted: tuple[str, TrainingStep, ViewPair, dict[str, float]],
 ) -> None:
     name, _, views, last = overfitted
     frozen = started(name)
@@ -118,7 +118,7 @@ def test_each_half_is_trained_by_its_own_terms_alone(name: str, solids_dataset: 
 
 
 @pytest.mark.parametrize("overfitted", SIE_NAMES, indirect=True)
-def test_sie_uses_its_code(overfitted: tuple[str, TrainingStep, Views, dict[str, float]]) -> None:
+def test_sie_uses_its_code(overfitted: tuple[str, TrainingStep, ViewPair, dict[str, float]]) -> None:
     name, step, views, _ = overfitted
     untrained = started(name)
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_sie_uses_its_code(overfitted: tuple[str, TrainingStep, Views, dict[str,
 
 @pytest.mark.parametrize("overfitted", ["reconstruction"], indirect=True)
 def test_reconstruction_beats_the_mean_picture_and_needs_both_views(
-    overfitted: tuple[str, TrainingStep, Views, dict[str, float]],
+    overfitted: tuple[str, TrainingStep, ViewPair, dict[str, float]],
 ) -> None:
     _, step, views, last = overfitted
     seen = views.v2[..., views.mask.bool()]

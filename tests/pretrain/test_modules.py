@@ -13,7 +13,7 @@ from equibench.baselines.vicreg import vicreg_loss
 from sharded import arrays, losses_of, sharded
 from torch import Tensor
 
-from equibench.pretrain.method import Views, gather
+from equibench.pretrain.method import ViewPair, gather
 from equibench.pretrain.modules import covariance, full_precision, invariance, masked_pixel_mse, variance
 from equibench.transforms.transformation import BUILT_IN, TRANSFORMATIONS
 
@@ -139,11 +139,11 @@ def test_full_precision_lets_autocast_be_on_around_it() -> None:
         assert (a @ a).dtype == torch.bfloat16
 
 
-def views_with(theta: dict[str, Tensor], known: dict[str, Tensor] | None = None) -> Views:
+def views_with(theta: dict[str, Tensor], known: dict[str, Tensor] | None = None) -> ViewPair:
     count = len(next(iter(theta.values())))
     nothing = torch.zeros(count, 3, 1, 1)
     everything = {name: torch.ones(count, dtype=torch.bool) for name in theta}
-    return Views(nothing, nothing, theta, known or everything, torch.ones(1, 1))
+    return ViewPair(nothing, nothing, theta, known or everything, torch.ones(1, 1))
 
 
 def coded(name: str, theta: Array) -> Tensor:

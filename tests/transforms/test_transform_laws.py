@@ -9,8 +9,15 @@ from scipy import ndimage, stats
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from equibench.transforms.geometry import crop_matrix, flip_matrix, rotation_matrix, translation_matrix, warp
-from equibench.transforms.pixels import adjust_color, shift_hue
+from equibench.transforms.operations import (
+    adjust_color,
+    crop_matrix,
+    flip_matrix,
+    rotation_matrix,
+    shift_hue,
+    translation_matrix,
+    warp,
+)
 from equibench.transforms.transformation import (
     BUILT_IN,
     CROP_RATIO,

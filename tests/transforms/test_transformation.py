@@ -15,8 +15,16 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from equibench.transforms import transformation
-from equibench.transforms.geometry import Fill, crop_matrix, flip_matrix, rotation_matrix, translation_matrix, warp
-from equibench.transforms.pixels import TAPS, gaussian_blur
+from equibench.transforms.operations import (
+    TAPS,
+    Fill,
+    crop_matrix,
+    flip_matrix,
+    gaussian_blur,
+    rotation_matrix,
+    translation_matrix,
+    warp,
+)
 from equibench.transforms.transformation import BLUR_RANGE, BUILT_IN, transform, visible_disc
 
 SIZE = 32
