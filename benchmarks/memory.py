@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import torch
 
-from equibench.metrics.regression import Targets, score
+from equibench.metrics.regression import Targets, r2_scores
 from equibench.pretrain.loop import default_precision
 from equibench.probes.mlp import Split, fit_probes
 from equibench.profiles import Probing
@@ -97,7 +97,7 @@ def probe(folder: Path, sizes: Sizes) -> dict[str, Any]:
     facts |= {"probes_seconds": round(time.perf_counter() - started, 1), "probes_peak_gib": status("VmHWM")}
     started = time.perf_counter()
     train = targets[rows["train"]]
-    scores = score(
+    scores = r2_scores(
         Targets(TRANSFORMATIONS["rotation"], 32, targets[rows["test"]], train.mean(axis=0), train.std(axis=0)),
         result.predictions,
     )

@@ -43,7 +43,7 @@ from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.open import open_encoder
 from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.evaluation.context import Context, Row, vit_identity
-from equibench.evaluation.evaluate import evaluate
+from equibench.evaluation.evaluator import evaluate
 from equibench.metrics.regression import r2_per_dimension
 from equibench.pairs.manifest import Pairs
 from equibench.pretrain.loop import default_precision

@@ -27,9 +27,9 @@ import torch
 from equibench.config import RunConfig
 from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.evaluation.context import Context, Row, vit_identity
-from equibench.evaluation.evaluate import evaluate
+from equibench.evaluation.evaluator import evaluate
 from equibench.pretrain.batches import PairStream
-from equibench.pretrain.loop import build_step, pretrain
+from equibench.pretrain.loop import build_step, run_pretraining
 from equibench.pretrain.method import BASELINES
 from equibench.profiles import Profile, get_profile
 from equibench.runner.open import open_context
@@ -103,7 +103,7 @@ def run_step(row: str, profile: Profile, context: Context, steps: int) -> float:
     pairs = steps * profile.pretraining.batch
     short = dataclasses.replace(profile, pretraining=dataclasses.replace(profile.pretraining, pairs=pairs))
     folder = context.work / "benchmark" / row
-    return pretrain(BASELINES.get(row), short, context.dataset, folder, fabric=context.fabric).seconds / steps
+    return run_pretraining(BASELINES.get(row), short, context.dataset, folder, fabric=context.fabric).seconds / steps
 
 
 def evaluation(profile: Profile, context: Context) -> dict[str, float]:

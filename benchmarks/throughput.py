@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from equibench.config import RunConfig
 from equibench.evaluation.context import Context
 from equibench.pretrain.batches import PairStream
-from equibench.pretrain.loop import build_step, default_precision, pretrain
+from equibench.pretrain.loop import build_step, default_precision, run_pretraining
 from equibench.pretrain.method import BASELINES
 from equibench.profiles import Profile, get_profile
 from equibench.runner.open import open_context
@@ -92,7 +92,7 @@ def compare(row: str, profile: Profile, context: Context, blocks: int) -> dict[s
     pairs = (blocks + 1) * steps * batch
     short = dataclasses.replace(profile, pretraining=dataclasses.replace(profile.pretraining, pairs=pairs))
     since = now(device)
-    pretrain(entry, short, context.dataset, context.work / row, fabric=context.fabric, report=take_turns)
+    run_pretraining(entry, short, context.dataset, context.work / row, fabric=context.fabric, report=take_turns)
     seconds, floor = (statistics.median(turns[1:]) / steps for turns in (ours, theirs))
     peak = max(peaks)
     return {

@@ -8,8 +8,6 @@
 The names are those of the command line; each is imported when it is first asked for, since torch takes seconds.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from equibench.errors import UserError

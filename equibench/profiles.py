@@ -1,7 +1,5 @@
 """Profiles: how large a run is. A profile sets sizes and schedules, never a loss, a view or a metric."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 
 from equibench.errors import UserError, closest

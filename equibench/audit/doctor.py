@@ -1,7 +1,5 @@
 """A look at a file of weights, in under a minute: is it safe, what is it, does it load, and does it see anything?"""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections import Counter
@@ -20,7 +18,7 @@ from equibench.encoders.open import Opened, open_encoder
 from equibench.encoders.zoo import candidates, settle_batch_norm
 from equibench.errors import UserError
 from equibench.evaluation.context import Context, Row
-from equibench.evaluation.evaluate import evaluate
+from equibench.evaluation.evaluator import evaluate
 from equibench.pretrain.loop import default_precision
 from equibench.profiles import Probing, get_profile
 from equibench.runner.open import CPU_IMAGES, REPEATS, drawable, find_device

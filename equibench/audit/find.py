@@ -1,7 +1,5 @@
 """Records and the predictions behind them, found again in results and in work in progress; a signature explained."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -5,8 +5,6 @@ task that claims to be clean must leak at most `CLEAN_LEAK`. Two more inputs tel
 view 2, and view 2 of noise pictures. Measured once per task version and kept with the tasks.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

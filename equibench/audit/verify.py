@@ -1,7 +1,5 @@
 """Compute every reported score again from the stored predictions, and every table from its records."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

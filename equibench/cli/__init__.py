@@ -1,7 +1,5 @@
 """The command line: `equibench table`, `score`, `compare` and their siblings; each is a function of the package."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """What commands share: their examples, what they print, and options made from the fields of the configuration."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import fields

@@ -4,8 +4,6 @@ The scenes are solids before textured grounds. They are a data set of their own,
 what an encoder does on photographs.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

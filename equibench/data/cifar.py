@@ -1,7 +1,5 @@
 """Reading CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from either official version, against their published checksums."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """What a data set is: images with labels, a training and a test set, and their splits (docs/protocol.md 2)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A folder of images as a dataset: decoded, resized and cropped once, then opened as memory-mapped arrays."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

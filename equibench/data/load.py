@@ -1,7 +1,5 @@
 """The datasets by name: found, checked and prepared once, then opened as memory-mapped arrays (see `utils.arrays`)."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

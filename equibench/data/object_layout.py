@@ -4,8 +4,6 @@ A view is a pair of files, ``ROOT/<synset>/<object>/image_{k}.jpg`` and ``latent
 are for training and which for testing (docs/protocol.md 2.4).
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

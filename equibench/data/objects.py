@@ -4,8 +4,6 @@ Up to 8 GiB of images are decoded once into the cache; more of them, as in the p
 asked for. Which files there are stands in `object_layout`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import ExitStack, closing
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ seen in perspective from (0, 0, CAMERA_DISTANCE). Every solid fits in the unit b
 stands at ``centre + radius * R p``, where R is the rotation of the scene's pose.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -4,8 +4,6 @@ Two doors only: safetensors, and `torch.load(weights_only=True)`. A file is look
 its pickle asks for) before either is opened, so that a bomb costs nothing and a hostile pickle is named.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import io

@@ -4,8 +4,6 @@ A network that silently keeps random weights still gives features, and those sti
 accounted for, and what is missing has to be allowed by name of the option.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

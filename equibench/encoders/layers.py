@@ -1,7 +1,5 @@
 """What the layers of a network give, taken by forward hooks from one pass, and pooled to one vector an image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial

@@ -1,7 +1,5 @@
 """Opening an encoder: by name, from a file of weights, from Python, or from a pretraining run of our own."""
 
-from __future__ import annotations
-
 import copy
 import os
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ P2 (section 4.1) puts a linear head on the backbone's tokens; its outputs are th
 is meant to be invariant and the second equivariant (docs/protocol.md 5.1).
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext

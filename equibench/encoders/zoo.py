@@ -1,7 +1,5 @@
 """Networks that timm and torchvision know by name: building them, their preprocessing, and which one fits a file."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Regression of θ from the representations of I and g(I): P1's question, with controls."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ from equibench.data.dataset import SPLITS
 from equibench.evaluation.context import Context, Features, Row
 from equibench.evaluation.controls import constant_prediction, oracle_features, pixel_features, statistics_features
 from equibench.evaluation.evaluator import Arrays, Evaluator, Measurement, MetricInfo, register_evaluator
-from equibench.metrics.regression import Targets, floors, in_units, resampled_r2, score
+from equibench.metrics.regression import Targets, floors, in_units, r2_scores, resampled_r2
 from equibench.pairs.manifest import Pairs
 from equibench.probes.mlp import Split, fit_linear, fit_probes
 from equibench.records import Metric
@@ -66,7 +64,7 @@ class RegressionEvaluator(Evaluator):
         """R² in both versions with floors; errors in the parameters' own units where they have any."""
         targets = targets_of(arrays)
         predictions = np.asarray(arrays[f"{features}/predictions"], dtype=np.float64)
-        found, (floor, pooled_floor) = score(targets, predictions), floors(targets)
+        found, (floor, pooled_floor) = r2_scores(targets, predictions), floors(targets)
         r2 = Metric(
             value=found.r2, low=found.r2_low, high=found.r2_high, floor=floor, std_probe=found.r2_std_probe,
             per_dimension=found.per_dimension,
@@ -74,7 +72,7 @@ class RegressionEvaluator(Evaluator):
         metrics = {"r2": r2, "r2_pooled": Metric(value=found.r2_pooled, floor=pooled_floor)}
         metrics |= in_units(targets, predictions)
         if (linear := arrays.get(f"{features}/linear")) is not None:
-            found = score(targets, np.asarray(linear, dtype=np.float64)[None])
+            found = r2_scores(targets, np.asarray(linear, dtype=np.float64)[None])
             metrics["r2_linear"] = Metric(value=found.r2, low=found.r2_low, high=found.r2_high)
         return metrics
 

@@ -5,8 +5,6 @@ dimensions; `r2_pooled` is the field's, with one scalar mean over all dimensions
 0.82.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +61,7 @@ class Scores:
     per_dimension: list[float]
 
 
-def score(targets: Targets, predictions: Array) -> Scores:
+def r2_scores(targets: Targets, predictions: Array) -> Scores:
     """Scores of predictions (seeds, N, K) in the targets' coding, each the mean over the probe seeds."""
     truth, predicted = targets.standardise(targets.test), targets.standardise(predictions)
     per_seed = np.array([r2_per_dimension(truth, p) for p in predicted])

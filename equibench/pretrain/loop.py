@@ -104,7 +104,7 @@ def start_fabric(device: str = "auto", devices: int | str = 1) -> "Fabric":
     return fabric
 
 
-def pretrain(
+def run_pretraining(
     entry: BaselineEntry,
     profile: Profile,
     dataset: Dataset,

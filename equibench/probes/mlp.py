@@ -5,8 +5,6 @@ Adam with a constant learning rate, mean squared error. Seeds and feature sets a
 products are batched; each one keeps the epoch that is best on the validation split.
 """
 
-from __future__ import annotations
-
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ objects. ``ROOT/render.json`` is written first, as the plan: a run that was inte
 or not at all. A view depends on the seed, its class, its object's name and its number alone.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import time

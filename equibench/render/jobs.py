@@ -3,8 +3,6 @@
 Only NumPy, SciPy and Pillow are imported, and trimesh where meshes are read: a process has started within a second.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing

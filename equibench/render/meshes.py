@@ -4,8 +4,6 @@ Every solid object differs from its class by a stretch along its axes, and wears
 maps onto each other, so that its pose can be seen even if it is a sphere.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ and limit (what it can and cannot show; may be repeated). A column is a task's i
 metrics.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence
@@ -25,6 +23,9 @@ from equibench.evaluation.evaluator import MetricInfo, evaluator_of, metric_info
 from equibench.pretrain.method import BASELINES
 from equibench.records import Interval, Record
 from equibench.task import TASKS, Task
+
+MARK = "†"
+"""Behind a number that does not beat its controls."""
 
 PUBLISHED = files("equibench.published")
 KEYS = ("title", "data", "known_fraction", "scale", "claim", "limit")

@@ -1,7 +1,5 @@
 """An encoder's score as a frame, in markdown and on the terminal: one row a task, with controls, floor and ceiling."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd
@@ -13,8 +11,7 @@ from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS, RIVALS
 from equibench.evaluation.evaluator import EVALUATORS
 from equibench.records import Record
-from equibench.report.definition import load_leakage, plain
-from equibench.report.table import MARK
+from equibench.report.definition import MARK, load_leakage, plain
 from equibench.task import TASKS
 
 COMPARED = {"random_init": "random init", "pixels": "pixels", "image_statistics": "image stats"}

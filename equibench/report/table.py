@@ -2,8 +2,6 @@
 page of all tables of a profile.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +17,7 @@ from equibench.pretrain.method import BASELINES
 from equibench.profiles import get_profile
 from equibench.records import RECORDS, Record, read_records
 from equibench.report.definition import (
+    MARK,
     Cell,
     Cells,
     Column,
@@ -34,7 +33,6 @@ from equibench.report.definition import (
 from equibench.task import CLEAN_LEAK, Task
 from equibench.transforms.transformation import BLUR_RANGE, COLOR_RANGE, CROP_SCALE, MAX_ANGLE, max_shift
 
-MARK = "†"
 _UNBEATEN = (
     "its interval does not lie beyond that of the best of random init, pixels and image statistics (of those that the "
     "column has), so the score says nothing about the training"

@@ -1,7 +1,5 @@
 """Learning curves: R² of the encoders that a run kept on its way, against the epochs that it had seen by then."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass

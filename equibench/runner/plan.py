@@ -5,8 +5,6 @@ is append-only: a row's score on a task is done if it holds a record with the sa
 next one goes on from the journal and the last checkpoint.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +19,7 @@ from equibench.config import RunConfig
 from equibench.encoders.vit import weights_sha256
 from equibench.evaluation.context import Context, Row, vit_identity
 from equibench.evaluation.controls import CONTROLS, row_title
-from equibench.evaluation.evaluate import evaluate, evaluation_digest
-from equibench.evaluation.evaluator import evaluator_of
+from equibench.evaluation.evaluator import evaluate, evaluation_digest, evaluator_of
 from equibench.evaluation.features import outputs_of
 from equibench.pretrain import loop, runs
 from equibench.pretrain.method import BASELINES
@@ -337,7 +334,7 @@ def pretrain_row(place: Place, rows: TableRows, progress: Progress, number: int 
                     f"{steps} (collapse); see {folder / 'log.jsonl'}"
                 )
 
-        return loop.pretrain(
+        return loop.run_pretraining(
             entry,
             context.profile,
             context.dataset,

@@ -1,7 +1,5 @@
 """Score any encoder: which transformations its features keep, beside its untrained twin, pixels, floor and ceiling."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path

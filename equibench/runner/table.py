@@ -1,7 +1,5 @@
 """Tables, and the runs behind them: bring every cell up to date, and write the table."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ than one, and wait for each other. One thread a row nearly doubles the throughpu
 independent of how many cores there are.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import queue

@@ -6,8 +6,6 @@ package before mmengine, name `equibench.segmentation.engine` instead. What need
 mmcv-lite lacks mmcv's compiled operations, which some of mmsegmentation's heads import: a stub stands in for them.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from collections.abc import Callable

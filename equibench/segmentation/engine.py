@@ -5,8 +5,6 @@ of every position.
 """
 
 # ruff: noqa: E402  (mmseg cannot be imported before mmcv's compiled operations are there, or a stub in their place)
-from __future__ import annotations
-
 from equibench.segmentation import require_mmseg
 
 require_mmseg()

@@ -5,8 +5,6 @@ arguments of `train_and_score_head` by name: {"encoder": "timm:vit_small_patch16
 "runs/ade", "settings": {"head": "linear"}}. The first process prints the scores as one line of JSON.
 """
 
-from __future__ import annotations
-
 import gc
 import inspect
 import json

@@ -4,8 +4,6 @@ Prepared data are a folder ``<cache>/arrays/<key>/`` of ``.npy`` files and a ``m
 name and renamed when complete, so that a reader never sees half of it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

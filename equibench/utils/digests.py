@@ -5,8 +5,6 @@ package that they use. Comments, docstrings, import lines and the names of modul
 not covered.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import importlib

@@ -1,7 +1,5 @@
 """Fetching one file over HTTP: checked by its MD5, resumed where it broke off, put in place when complete."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import http.client

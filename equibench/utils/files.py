@@ -1,7 +1,5 @@
 """Files that are either whole or absent, whatever kills the process; and digests."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

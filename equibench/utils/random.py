@@ -1,7 +1,5 @@
 """Random numbers that depend on names alone: the same on every machine, in every process, in any order."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

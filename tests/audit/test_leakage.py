@@ -16,7 +16,7 @@ from PIL import Image
 from equibench.audit import leakage
 from equibench.audit.leakage import INPUTS, SmallCNN, certify, leakage_of, leakage_path, noise_pictures, outer_ring
 from equibench.data import load as datasets
-from equibench.data.dataset import Dataset
+from equibench.data.dataset import Dataset, ImageSet
 from equibench.errors import UserError
 from equibench.pretrain.method import BASELINES
 from equibench.registry import load_file
@@ -209,8 +209,8 @@ def test_the_file_of_the_package_is_added_to(monkeypatch: pytest.MonkeyPatch, tm
     own.write_text(leakage_path().read_text())
     monkeypatch.setattr(leakage, "leakage_path", lambda: own)
     count, small = 50_000, np.zeros((1, 3, 32, 32), np.uint8)
-    train = datasets.ImageSet(np.broadcast_to(small, (count, 3, 32, 32)), np.arange(count) % 10)
-    test = datasets.ImageSet(np.broadcast_to(small, (10_000, 3, 32, 32)), np.arange(10_000) % 10)
+    train = ImageSet(np.broadcast_to(small, (count, 3, 32, 32)), np.arange(count) % 10)
+    test = ImageSet(np.broadcast_to(small, (10_000, 3, 32, 32)), np.arange(10_000) % 10)
     cifar = Dataset("cifar10", "", train, test, tuple("0123456789"), datasets.CIFAR10_SHA256)
     # the official data's labels decide which images are for validation, and with that the digest of the pairs
     digests = {name: facts["pairs_sha256"] for name, facts in KEPT.items()}

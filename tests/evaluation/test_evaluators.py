@@ -21,8 +21,7 @@ from equibench.errors import UserError
 from equibench.evaluation import action, evaluator, invariance
 from equibench.evaluation.context import Context, Row
 from equibench.evaluation.controls import CONTROLS
-from equibench.evaluation.evaluate import evaluate, evaluation_digest
-from equibench.evaluation.evaluator import EVALUATORS, evaluator_of, metric_info
+from equibench.evaluation.evaluator import EVALUATORS, evaluate, evaluation_digest, evaluator_of, metric_info
 from equibench.records import Record, predictions_path, read_predictions
 from equibench.runner.open import OpenedScore, open_score
 from equibench.task import TASKS, Task

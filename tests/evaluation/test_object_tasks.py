@@ -21,8 +21,7 @@ import equibench.runner.open
 from equibench.config import RunConfig
 from equibench.data.dataset import Dataset, ImageSet, image_source
 from equibench.evaluation.context import Row
-from equibench.evaluation.evaluate import evaluate, evaluation_digest
-from equibench.evaluation.evaluator import evaluator_of
+from equibench.evaluation.evaluator import evaluate, evaluation_digest, evaluator_of
 from equibench.evaluation.retrieval import ObjectRetrievalEvaluator
 from equibench.records import Record, predictions_path, read_predictions
 from equibench.runner.open import OpenedScore, open_score

@@ -22,8 +22,7 @@ from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
 from equibench.evaluation.classification import labelled_images, whole_pictures
 from equibench.evaluation.context import Context, Row, vit_identity
-from equibench.evaluation.evaluate import evaluate
-from equibench.evaluation.evaluator import evaluator_of
+from equibench.evaluation.evaluator import evaluate, evaluator_of
 from equibench.profiles import get_profile
 from equibench.records import Record, predictions_path, read_predictions
 from equibench.runner import table as api

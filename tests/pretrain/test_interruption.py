@@ -17,7 +17,7 @@ import torch
 from equibench.data.dataset import Dataset
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
-from equibench.pretrain.loop import learning_rate, pretrain
+from equibench.pretrain.loop import learning_rate, run_pretraining
 from equibench.pretrain.method import BASELINES
 from equibench.profiles import PROFILES, Profile
 
@@ -36,15 +36,15 @@ class Killed(Exception):
 @pytest.mark.parametrize("name", ["vicreg", "sie_all_single", "reconstruction"])
 def test_a_resumed_run_has_the_same_losses_and_weights(name: str, solids_dataset: Dataset, tmp_path: Path) -> None:
     entry = BASELINES.get(name)
-    whole = pretrain(entry, short(), solids_dataset, tmp_path / "whole")
+    whole = run_pretraining(entry, short(), solids_dataset, tmp_path / "whole")
 
     def die(step: int, steps: int, scalars: dict[str, float]) -> None:
         if step >= 8:
             raise Killed
 
     with pytest.raises(Killed):
-        pretrain(entry, short(), solids_dataset, tmp_path / "parts", report=die)
-    resumed = pretrain(entry, short(), solids_dataset, tmp_path / "parts")
+        run_pretraining(entry, short(), solids_dataset, tmp_path / "parts", report=die)
+    resumed = run_pretraining(entry, short(), solids_dataset, tmp_path / "parts")
     assert resumed.encoder_sha256 == whole.encoder_sha256
     logs = []
     for folder in ("whole", "parts"):
@@ -56,35 +56,35 @@ def test_a_resumed_run_has_the_same_losses_and_weights(name: str, solids_dataset
 
 def test_a_finished_run_is_not_run_again_and_another_recipe_is(solids_dataset: Dataset, tmp_path: Path) -> None:
     entry = BASELINES.get("vicreg")
-    first = pretrain(entry, short(), solids_dataset, tmp_path)
+    first = run_pretraining(entry, short(), solids_dataset, tmp_path)
     stamp = (tmp_path / "encoder.safetensors").stat().st_mtime_ns
-    assert pretrain(entry, short(), solids_dataset, tmp_path).encoder_sha256 == first.encoder_sha256
+    assert run_pretraining(entry, short(), solids_dataset, tmp_path).encoder_sha256 == first.encoder_sha256
     assert (tmp_path / "encoder.safetensors").stat().st_mtime_ns == stamp
-    assert pretrain(entry, short(lr=2e-3), solids_dataset, tmp_path).encoder_sha256 != first.encoder_sha256
+    assert run_pretraining(entry, short(lr=2e-3), solids_dataset, tmp_path).encoder_sha256 != first.encoder_sha256
 
 
 def test_tampered_weights_are_refused(solids_dataset: Dataset, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     entry = BASELINES.get("vicreg")
-    run = pretrain(entry, short(), solids_dataset, tmp_path)
+    run = run_pretraining(entry, short(), solids_dataset, tmp_path)
     assert weights_sha256(run.encoder) == run.encoder_sha256
     state = load_file(tmp_path / "encoder.safetensors")
     state["head.bias"] = state["head.bias"] + 1
     save_file(state, tmp_path / "encoder.safetensors")
     with pytest.raises(UserError, match="not what the run wrote"):
-        pretrain(entry, short(), solids_dataset, tmp_path)
+        run_pretraining(entry, short(), solids_dataset, tmp_path)
 
 
 def test_a_damaged_checkpoint_is_named(solids_dataset: Dataset, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match="checkpoint.pt"):
-        pretrain(BASELINES.get("vicreg"), short(), solids_dataset, tmp_path)
+        run_pretraining(BASELINES.get("vicreg"), short(), solids_dataset, tmp_path)
 
 
 def test_a_diverging_run_says_so(solids_dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="loss is"):
-        pretrain(BASELINES.get("vicreg"), short(lr=float("inf")), solids_dataset, tmp_path)
+        run_pretraining(BASELINES.get("vicreg"), short(lr=float("inf")), solids_dataset, tmp_path)
 
 
 def test_a_collapsed_encoder_is_reported(
@@ -92,7 +92,7 @@ def test_a_collapsed_encoder_is_reported(
 ) -> None:
     from equibench.encoders.vit import Tokens, ViTEncoder
 
-    healthy = pretrain(BASELINES.get("vicreg"), short(), solids_dataset, tmp_path / "healthy")
+    healthy = run_pretraining(BASELINES.get("vicreg"), short(), solids_dataset, tmp_path / "healthy")
     original = ViTEncoder.tokens
 
     def constant(self: ViTEncoder, images: torch.Tensor) -> Tokens:
@@ -100,7 +100,7 @@ def test_a_collapsed_encoder_is_reported(
         return Tokens(tokens.cls * 0 + 1, tokens.patches * 0 + 1)
 
     monkeypatch.setattr(ViTEncoder, "tokens", constant)
-    collapsed = pretrain(BASELINES.get("vicreg"), short(), solids_dataset, tmp_path / "collapsed")
+    collapsed = run_pretraining(BASELINES.get("vicreg"), short(), solids_dataset, tmp_path / "collapsed")
     assert (healthy.collapsed, collapsed.collapsed) == (False, True)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from equibench.data.dataset import Dataset
 from equibench.encoders.vit import weights_sha256
 from equibench.errors import UserError
-from equibench.pretrain.loop import pretrain
+from equibench.pretrain.loop import run_pretraining
 from equibench.pretrain.method import BASELINES
 from equibench.pretrain.runs import keep_snapshot, open_run, snapshot_path, snapshot_sha256
 from equibench.profiles import PROFILES
@@ -62,13 +62,13 @@ def test_a_kept_encoder_is_that_of_the_run_at_that_step(solids_dataset: Dataset,
             raise Killed
 
     with pytest.raises(Killed):
-        pretrain(entry, TINY, solids_dataset, tmp_path, report=die)
+        run_pretraining(entry, TINY, solids_dataset, tmp_path, report=die)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == step
     reference = {k.removeprefix("encoder."): v for k, v in state["module"].items() if k.startswith("encoder.")}
     assert not snapshot_path(tmp_path, step).exists()
 
-    pretrain(entry, TINY, solids_dataset, tmp_path, report=lambda now, *_: keep_snapshot(tmp_path, TINY, now))
+    run_pretraining(entry, TINY, solids_dataset, tmp_path, report=lambda now, *_: keep_snapshot(tmp_path, TINY, now))
     kept = [load_file(snapshot_path(tmp_path, s)) for s in TINY.snapshots]
     assert kept[0].keys() == reference.keys()
     assert all(torch.equal(kept[0][name], reference[name]) for name in reference)

@@ -24,7 +24,7 @@ from equibench.cli import app
 from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 from equibench.evaluation.controls import CONTROLS
-from equibench.evaluation.evaluate import evaluate
+from equibench.evaluation.evaluator import evaluate
 from equibench.records import Record, read_records
 from equibench.runner import table as api
 from equibench.runner.score import ScoreResult
