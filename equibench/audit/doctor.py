@@ -187,7 +187,7 @@ def _look_through(opened: Opened, found: Findings, data: str | Path, data_root: 
         seconds = time_image(Row("", lambda: opened.encoder, batch=CPU_IMAGES), context)
         pairs = next((p for p in enough if sum(p) * 2 * seconds <= BUDGET), enough[-1])
         found.rotation_pairs = pairs
-        quick = replace(profile, probing=Probing(pairs, width=256, epochs=20, batch=64, lr=5e-4))
+        quick = replace(profile, probing=Probing(pairs, width=256, epochs=40))
         context = replace(context, profile=quick)
         untrained = opened.fresh(0) if opened.fresh and sum(pairs) * 4 * seconds <= 1.5 * BUDGET else None
         if untrained is not None:

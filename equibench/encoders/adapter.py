@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equibench.encoders.layers import final_features, first_bad_layer, first_tensor, layer_names, pool, record_layers
-from equibench.encoders.vit import ViTEncoder, weights_sha256
+from equibench.encoders.vit import TOKEN_SETS, ViTEncoder, quarters, weights_sha256
 from equibench.errors import UserError, closest
 from equibench.transforms.transformation import MEAN, STD, ViewSpec, visible_disc
 
@@ -151,33 +151,56 @@ class ImageEncoder(nn.Module):
         """
         return self.outputs(images)["default"]
 
+    @cached_property
+    def token_sets(self) -> tuple[str, ...]:
+        """Which of "cls" and "grid" its tokens or map give; found out with one blank image of its size."""
+        try:
+            with torch.no_grad():
+                _, final = self._with_final(self.prepare(torch.zeros(1, 3, *[self.preprocessing.size or 32] * 2)))
+                self._grid(final)
+        except (UserError, RuntimeError):
+            return ()
+        return TOKEN_SETS if final.ndim == 3 and self.prefix_tokens else ("grid",)
+
     @torch.no_grad()
     def outputs(self, images: Tensor, layers: Sequence[str] = ()) -> dict[str, Tensor]:
         """Pooled outputs (N, D) float32 by layer name, and the representation as "default", from one forward pass.
 
-        A UserError is raised as by `represent`, and for a layer that does not exist or cannot be pooled.
+        "cls" and "grid" are the class token and the means of the map's quarters. A UserError is raised as by
+        `represent`, and for a layer that does not exist or cannot be pooled.
         """
-        x = self.prepare(images)
-        default: list[Tensor] = []
+        x, sets, found = self.prepare(images), [name for name in layers if name in TOKEN_SETS], {}
+
+        def run() -> None:
+            found["default"], final = self._with_final(x) if sets else (self._pooled(x), x)
+            if "cls" in sets:
+                found["cls"] = final[:, 0].float()
+            if "grid" in sets:
+                found["grid"] = quarters(self._grid(final))
+
         with self._explained():
-            found = record_layers(self.model, layers, lambda: default.append(self._pooled(x)), keep=self._pool)
-        self._check_finite("its representation", default[0], x)
-        for name in layers:
-            self._check_finite(f"the output of {name}", found[name], x)
-        return {"default": default[0], **{name: found[name] for name in layers}}
+            inner = record_layers(self.model, [name for name in layers if name not in sets], run, keep=self._pool)
+        for name, values in (found | inner).items():
+            self._check_finite("its representation" if name == "default" else f"the output of {name}", values, x)
+        return {"default": found["default"], **{name: (found | inner)[name] for name in layers}}
 
     @torch.no_grad()
     def token_map(self, images: Tensor) -> Tensor:
         """The final map, or patch tokens folded to their grid, (N, D, h, w) float32; a UserError if it has neither."""
         x = self.prepare(images)
         with self._explained():
-            final = self._final(x).float()
+            final = self._grid(self._final(x))
         self._check_finite("the final map", final, x)
+        return final
+
+    def _grid(self, final: Tensor) -> Tensor:
+        """Final tokens or map -> (N, D, h, w) float32."""
+        final = final.float()
         if final.ndim == 4:
             return final.permute(0, 3, 1, 2) if self.channels_last else final
         patches = final[:, self.prefix_tokens :].transpose(1, 2)
         if isinstance(self.model, ViTEncoder):  # it leaves hidden patches out: they are 0 in the map
-            whole = patches.new_zeros(*patches.shape[:2], (images.shape[-1] // self.model.patch) ** 2)
+            whole = patches.new_zeros(*patches.shape[:2], self.model.mask.numel() // self.model.patch**2)
             whole[..., self.model.visible] = patches
             patches = whole
         side = math.isqrt(patches.shape[-1])
@@ -211,6 +234,16 @@ class ImageEncoder(nn.Module):
         name = self.pooling.removeprefix("layer:")
         return record_layers(self.model, [name], lambda: self.model(x), keep=self._pool)[name]
 
+    def _with_final(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The representation and the final tokens or map, from one forward pass."""
+        model: Any = self.model
+        if _is_timm(model) and self.pooling == "default":
+            final = model.forward_features(x)
+            return self._pool(model.forward_head(final, pre_logits=True)), self._checked(first_tensor(final))
+        taken: list[Tensor] = []
+        final = final_features(model, lambda: taken.append(self._pooled(x)), self._beside_classifier())
+        return taken[0], self._checked(final)
+
     def _before_classifier(self, x: Tensor) -> Tensor:
         model: Any = self.model
         if _is_timm(model):
@@ -234,10 +267,15 @@ class ImageEncoder(nn.Module):
         if _is_timm(model):
             final = first_tensor(model.forward_features(x))
         else:
-            # what stands beside the classifier (its own norm or pooling) is no feature map
-            skip = tuple(f"{prefix.split('.')[0]}." for prefix in self.classifier)
-            skip += ("permute.",) if self.channels_last else ()
-            final = final_features(model, lambda: model(x), skip)
+            final = final_features(model, lambda: model(x), self._beside_classifier())
+        return self._checked(final)
+
+    def _beside_classifier(self) -> tuple[str, ...]:
+        """Prefixes of what is no feature map: what stands beside the classifier (its own norm or pooling)."""
+        skip = tuple(f"{prefix.split('.')[0]}." for prefix in self.classifier)
+        return skip + (("permute.",) if self.channels_last else ())
+
+    def _checked(self, final: Tensor | None) -> Tensor:
         if final is None or final.ndim not in (3, 4):
             raise UserError(f"{self.architecture} has neither a feature map nor tokens", "choose --pooling default")
         return final

@@ -5,16 +5,20 @@ is meant to be invariant and the second equivariant (docs/protocol.md 5.1).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import adaptive_avg_pool2d
 
 from equibench.profiles import EncoderSize
 from equibench.transforms.transformation import MEAN, STD, ViewSpec, visible_disc
+
+TOKEN_SETS = ("cls", "grid")
+"""What tokens give besides their mean: the class token, and the means of the 2 x 2 quarters of the token grid."""
 
 
 @dataclass
@@ -79,10 +83,24 @@ class ViTEncoder(nn.Module):
         """Images (N, 3, S, S) in [0, 1] -> representations (N, D) float32."""
         return self.tokens(self.normalise(images)).mean
 
+    def outputs(self, images: Tensor, layers: Sequence[str] = ()) -> dict[str, Tensor]:
+        """The representation as "default", and of "cls" and "grid" those asked for, from one forward pass."""
+        found = self.tokens(self.normalise(images))
+        side = images.shape[-1] // self.patch
+        whole = found.patches.new_zeros(len(images), side**2, self.features)
+        whole[:, self.visible] = found.patches
+        every = {"default": found.mean, "cls": found.cls.float(), "grid": quarters(whole.mT.unflatten(2, (side, side)))}
+        return {name: every[name] for name in ("default", *layers)}
+
     def tokens(self, images: Tensor) -> Tokens:
         """Normalised images (N, 3, S, S) -> features of the class token and of the visible patches."""
         x = self(images)
         return Tokens(x[:, 0], x[:, 1:])
+
+
+def quarters(grid: Tensor) -> Tensor:
+    """A map (N, D, h, w) -> the means of its four quarters, side by side (N, 4 D) float32; hidden places count as 0."""
+    return adaptive_avg_pool2d(grid.float(), 2).flatten(1)
 
 
 def attention_kernel(device: torch.device) -> AbstractContextManager[None]:

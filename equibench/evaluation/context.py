@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from equibench.data.dataset import Dataset
@@ -19,16 +18,14 @@ from equibench.evaluation.controls import CONTROLS
 from equibench.evaluation.features import DEFAULT, FeatureStore
 from equibench.pairs.manifest import Pairs, draw_object_pairs, draw_pairs
 from equibench.pairs.views import Views, ViewStore
+from equibench.probes.whitening import Features
 from equibench.profiles import MetricSizes, Probing, Profile
 from equibench.task import Task
 from equibench.transforms.transformation import TRANSFORMATIONS, ViewSpec, view_spec
-from equibench.utils.arrays import Gathered
 from equibench.utils.files import append_line, cut_torn_line, digest_of, read_lines
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-Features = NDArray[Any] | Gathered
 
 
 @dataclass(frozen=True)
@@ -43,6 +40,7 @@ class Row:
         encoder_sha256: digest of its weights.
         half: channels of the invariant half where it has two halves, which are then scored alone too.
         layers: whose outputs are scored: "default" is the encoder's representation.
+        token_sets: which of "cls" and "grid" the encoder has; regression looks at them, too.
         batch: images per forward pass; None for the profile's.
         seed: pretraining seed, None for controls without an encoder.
         recipe_sha256, seconds, collapsed: of the pretraining run, if there was one.
@@ -58,6 +56,7 @@ class Row:
     encoder_sha256: str | None = None
     half: int | None = None
     layers: tuple[str, ...] = DEFAULT
+    token_sets: tuple[str, ...] = ()
     batch: int | None = None
     seed: int | None = None
     recipe_sha256: str | None = None
@@ -87,12 +86,12 @@ class Row:
         """Whether it can be scored on a task: a control without an encoder only where it says something."""
         return self.has_encoder or task.evaluator in CONTROLS[self.name].evaluators
 
-    def feature_sets(self) -> dict[str, tuple[str, slice]]:
-        """What is scored, by name: a layer and which of its channels."""
+    def feature_sets(self, tokens: bool = False) -> dict[str, tuple[str, slice]]:
+        """What is scored, by name: a layer and which of its channels; with `tokens` its token sets, too."""
         sets = {("full" if n == "default" else f"layer:{n}"): (n, slice(None)) for n in self.layers}
         if self.half is not None and "default" in self.layers:
             sets |= {"invariant": ("default", slice(0, self.half)), "equivariant": ("default", slice(self.half, None))}
-        return sets
+        return sets | ({name: (name, slice(None)) for name in self.token_sets} if tokens else {})
 
 
 def vit_identity(weights: str, profile: Profile, spec: ViewSpec) -> dict[str, object]:

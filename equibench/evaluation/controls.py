@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
-from equibench.probes.mlp import Split
+from equibench.probes.whitening import Features, Split
 from equibench.transforms.transformation import RENDER_BATCH_PIXELS, ViewSpec, visible_disc
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 COMPONENTS = 512
+_PAIRS_AT_ONCE = 8192
 ORACLE_NOISE = 0.05
 LARGEST_SIDE, POOLED_SIDE = 64, 32
 """Images of a larger side are averaged down to the second number before their pixels are taken."""
@@ -103,6 +104,14 @@ def oracle_features(pairs: Pairs, coded: NDArray[np.float64]) -> tuple[Array, Ar
     standard = (coded - train.mean(axis=0)) / train.std(axis=0)
     noise = np.random.default_rng(int(pairs.sha256[:8], 16)).normal(0, ORACLE_NOISE, coded.shape)
     return np.zeros_like(coded), standard + noise
+
+
+def distance_features(first: Features, second: Features) -> tuple[Array, Array]:
+    """Nothing for the first view; |f2 - f1| (N, 1) for the second: what any encoder that is not invariant knows."""
+    rows = [slice(at, at + _PAIRS_AT_ONCE) for at in range(0, len(first), _PAIRS_AT_ONCE)]
+    parts = [np.asarray(second[r], dtype=np.float32) - np.asarray(first[r], dtype=np.float32) for r in rows]
+    distance = np.concatenate([np.linalg.norm(part, axis=1, keepdims=True) for part in parts])
+    return np.zeros_like(distance), distance
 
 
 def constant_prediction(splits: dict[str, Split], split: str = "test") -> NDArray[np.float64]:

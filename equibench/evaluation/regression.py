@@ -6,12 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equibench.data.dataset import SPLITS
-from equibench.evaluation.context import Context, Features, Row
-from equibench.evaluation.controls import constant_prediction, oracle_features, pixel_features, statistics_features
+from equibench.encoders.vit import TOKEN_SETS
+from equibench.evaluation.context import Context, Row
+from equibench.evaluation.controls import (
+    constant_prediction,
+    distance_features,
+    oracle_features,
+    pixel_features,
+    statistics_features,
+)
 from equibench.evaluation.evaluator import Arrays, Evaluator, Measurement, MetricInfo, register_evaluator
-from equibench.metrics.regression import Targets, floors, in_units, r2_scores, resampled_r2
+from equibench.metrics.learning_curve import SHARES, curve_metrics
+from equibench.metrics.regression import Targets, bits, floors, in_units, r2_scores, resampled_r2
 from equibench.pairs.manifest import Pairs
-from equibench.probes.mlp import Split, fit_linear, fit_probes
+from equibench.probes.mlp import fit_mlp, published
+from equibench.probes.ridge import fit_closed_form, fit_linear
+from equibench.probes.whitening import Features, Split, Whitening, standardised
 from equibench.records import Metric
 from equibench.task import Task
 from equibench.transforms.transformation import TRANSFORMATIONS
@@ -25,6 +35,17 @@ class RegressionEvaluator(Evaluator):
     metrics = {
         "r2": MetricInfo("R²", "higher", "per dimension on standardised targets, mean over dimensions and probe seeds"),
         "r2_pooled": MetricInfo("pooled R²", "higher", "one scalar mean over all dimensions, in the published coding"),
+        "bits": MetricInfo("bits", "higher", "-1/2 log2(1 - R²), summed over dimensions: what R² means in information"),
+        "r2_closed": MetricInfo("R², closed form", "higher", "of kernel ridge regression instead of the MLP, no seeds"),
+        "r2_unwhitened": MetricInfo(
+            "R², unwhitened", "higher", "of P1's literal probe, which reads the coordinates too"
+        ),
+        "r2_eighth": MetricInfo("R² at n/8", "higher", "from an eighth of the training pairs, one probe seed"),
+        "r2_quarter": MetricInfo("R² at n/4", "higher", "from a quarter of them"),
+        "r2_half": MetricInfo("R² at n/2", "higher", "from half of them"),
+        "r2_asymptote": MetricInfo("R², extrapolated", "higher", "where the learning curve leads, if that can be said"),
+        "pairs_to_half": MetricInfo("pairs to R² 0.5", "lower", "training pairs at which the learning curve is there"),
+        "pairs_to_ninety": MetricInfo("pairs to R² 0.9", "lower", "the same for 0.9"),
         "r2_linear": MetricInfo("R², linear probe", "higher", "of a linear probe instead of the MLP"),
         "degrees_mean": MetricInfo("mean error in degrees", "lower", "geodesic, mean over images and probe seeds"),
         "degrees_median": MetricInfo("median error in degrees", "lower", "geodesic, median over images"),
@@ -49,76 +70,113 @@ class RegressionEvaluator(Evaluator):
             "size": np.array(context.size),
             "transformation": np.array(task.transformation),
             "cluster": np.array(pairs.cluster),
+            "pairs": np.array(len(train)),
         }
         epochs: dict[str, list[int]] = {}
-        for layer, views in _representations(row, pairs, coded, context).items():
-            splits = {s: Split(views[0][pairs.rows(s)], views[1][pairs.rows(s)], coded[pairs.rows(s)]) for s in SPLITS}
-            predictions, chosen = _predictions(row, layer, splits, context)
-            if task.observed:
-                arrays |= _linear(row, layer, splits)
-            arrays |= {f"{name}/predictions": p.astype(np.float32) for name, p in predictions.items()}
-            epochs |= chosen
-        return Measurement(arrays, epochs)
+        for name, (first, second, columns) in _representations(row, pairs, coded, context).items():
+            rows = {split: pairs.rows(split) for split in SPLITS}
+            splits = {s: Split(first[r], second[r], coded[r], columns) for s, r in rows.items()}
+            found = _constant(splits, context) if row.name == "constant" else _probe(name, splits, context, epochs)
+            if task.observed and row.name != "constant":  # as the field has it for colors of 3DIEBench
+                found["linear"] = fit_linear(splits)
+            arrays |= {f"{name}/{what}": values.astype(np.float32) for what, values in found.items()}
+        return Measurement(arrays, epochs, tuple(_names(arrays)))
 
     def scores(self, arrays: Arrays, features: str) -> dict[str, Metric]:
-        """R² in both versions with floors; errors in the parameters' own units where they have any."""
+        """R² in both versions with floors, of each probe; errors in the parameters' own units where they have any."""
         targets = targets_of(arrays)
-        predictions = np.asarray(arrays[f"{features}/predictions"], dtype=np.float64)
+        kept = {n: v.astype(np.float64) for key, v in arrays.items() if (n := _of(key, features))}
+        predictions = kept["predictions"]
         found, (floor, pooled_floor) = r2_scores(targets, predictions), floors(targets)
         r2 = Metric(
             value=found.r2, low=found.r2_low, high=found.r2_high, floor=floor, std_probe=found.r2_std_probe,
             per_dimension=found.per_dimension,
         )  # fmt: skip
         metrics = {"r2": r2, "r2_pooled": Metric(value=found.r2_pooled, floor=pooled_floor)}
+        metrics["bits"] = Metric(value=bits(found.per_dimension), floor=0)
         metrics |= in_units(targets, predictions)
-        if (linear := arrays.get(f"{features}/linear")) is not None:
-            found = r2_scores(targets, np.asarray(linear, dtype=np.float64)[None])
-            metrics["r2_linear"] = Metric(value=found.r2, low=found.r2_low, high=found.r2_high)
+        for what in ("closed", "unwhitened", "linear"):
+            if what in kept:
+                found = r2_scores(targets, kept[what] if kept[what].ndim == 3 else kept[what][None])
+                metrics[f"r2_{what}"] = Metric(value=found.r2, low=found.r2_low, high=found.r2_high)
+        if "curve" in kept:
+            points = [*(point[None] for point in kept["curve"]), predictions]
+            curve = np.array([r2_scores(targets, point).r2 for point in points])
+            draws = np.stack([_resampled(targets, point) for point in points], axis=1)
+            metrics |= curve_metrics(curve, draws, int(arrays["pairs"]))
         return metrics
 
     def resampled(self, arrays: Arrays, features: str) -> NDArray[np.float64]:
         """Bootstrap distribution of the probe seeds' mean R²."""
-        targets = targets_of(arrays)
-        predictions = targets.standardise(np.asarray(arrays[f"{features}/predictions"], dtype=np.float64))
-        return resampled_r2(targets.standardise(targets.test), predictions, cluster=targets.cluster)
+        return _resampled(targets_of(arrays), np.asarray(arrays[f"{features}/predictions"], dtype=np.float64))
 
 
 def _representations(
     row: Row, pairs: Pairs, coded: NDArray[np.float64], context: Context
-) -> dict[str, tuple[Features, Features]]:
-    """Representations of both views by layer."""
+) -> dict[str, tuple[Features, Features, slice]]:
+    """Representations of both views, and the columns that count, by feature set."""
+    everything = slice(None)
     if row.name == "oracle":
-        return {"default": oracle_features(pairs, coded)}
+        return {"full": (*oracle_features(pairs, coded), everything)}
     if row.name == "constant":
-        return {"default": (np.zeros_like(coded), np.zeros_like(coded))}
+        return {"full": (np.zeros_like(coded), np.zeros_like(coded), everything)}
     first, second = context.views.first(pairs), context.views.second(pairs)
-    if not row.has_encoder:
-        if row.name == "pixels":
-            return {"default": pixel_features(first, second, pairs.rows("train"), context.spec)}
-        return {"default": statistics_features(first, second, context.spec)}
-    one, other = context.encode(row, first), context.encode(row, second)
-    return {layer: (one[layer], other[layer]) for layer in row.layers}
+    if row.name == "pixels":
+        return {"full": (*pixel_features(first, second, pairs.rows("train"), context.spec), everything)}
+    if row.name == "image_statistics":
+        return {"full": (*statistics_features(first, second, context.spec), everything)}
+    layers = (*row.layers, *row.token_sets)
+    one, other = context.encode(row, first, layers), context.encode(row, second, layers)
+    found = {n: (one[layer], other[layer], columns) for n, (layer, columns) in row.feature_sets(tokens=True).items()}
+    if "default" in one:
+        found["distance"] = (*distance_features(one["default"], other["default"]), everything)
+    return found
 
 
-def _predictions(
-    row: Row, layer: str, splits: dict[str, Split], context: Context
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, list[int]]]:
-    """Test predictions (seeds, N, K) and chosen epochs of the layer's feature sets."""
-    if row.name == "constant":
-        return {"full": np.repeat(constant_prediction(splits)[None], len(context.probe_seeds), axis=0)}, {}
-    columns = {name: channels for name, (owner, channels) in row.feature_sets().items() if owner == layer}
-    results = fit_probes(
-        splits, columns, context.probing, seeds=context.probe_seeds, device=context.device, bf16=context.bf16
-    )
-    return {n: r.predictions for n, r in results.items()}, {n: r.best_epoch for n, r in results.items()}
+def _probe(
+    name: str, splits: dict[str, Split], context: Context, epochs: dict[str, list[int]]
+) -> dict[str, NDArray[np.float64]]:
+    """Test predictions (seeds, N, K) of the MLP, and (N, K) of the closed form, which chooses the shrinkage.
+
+    The representation itself gets a learning curve (3, N, K) and P1's literal probe besides. What only stands beside it
+    (class token, token grid, distance) gets one probe seed.
+    """
+    settings, beside = context.probing, name in (*TOKEN_SETS, "distance")
+    seeds = context.probe_seeds[:1] if beside else context.probe_seeds
+    options: dict[str, Any] = {"device": context.device, "bf16": context.bf16}
+    whitening = Whitening.of(splits["train"])
+    closed = fit_closed_form(splits, whitening)
+    best = fit_mlp(splits, whitening.shrunk(closed.shrinkage), settings, seeds=seeds, **options)
+    found, epochs[name] = {"predictions": best.predictions, "closed": closed.predictions}, best.best_epochs
+    if name == "full":
+        plain = fit_mlp(splits, standardised(splits["train"]), published(settings), seeds=seeds, **options)
+        found["unwhitened"] = plain.predictions
+        points = []
+        for share in SHARES.values():
+            fewer = {**splits, "train": splits["train"].head(len(splits["train"].targets) // share)}
+            conditioning = Whitening.of(fewer["train"]).shrunk(closed.shrinkage)
+            points.append(fit_mlp(fewer, conditioning, settings, seeds=seeds[:1], **options).predictions[0])
+        found["curve"] = np.stack(points)
+    return found
 
 
-def _linear(row: Row, layer: str, splits: dict[str, Split]) -> dict[str, NDArray[np.float32]]:
-    """Test predictions (N, K) of a linear probe, as the field uses for colors of 3DIEBench (docs/protocol.md 7.2)."""
-    if row.name == "constant":
-        return {}
-    columns = {name: channels for name, (owner, channels) in row.feature_sets().items() if owner == layer}
-    return {f"{name}/linear": fit_linear(splits, channels).astype(np.float32) for name, channels in columns.items()}
+def _constant(splits: dict[str, Split], context: Context) -> dict[str, NDArray[np.float64]]:
+    return {"predictions": np.repeat(constant_prediction(splits)[None], len(context.probe_seeds), axis=0)}
+
+
+def _names(arrays: Arrays) -> list[str]:
+    return [key.rpartition("/")[0] for key in arrays if key.endswith("/predictions")]
+
+
+def _of(key: str, features: str) -> str:
+    """What a kept array of a feature set is; "" for those of others."""
+    owner, _, what = key.rpartition("/")
+    return what if owner == features else ""
+
+
+def _resampled(targets: Targets, predictions: NDArray[np.float64]) -> NDArray[np.float64]:
+    standard = targets.standardise(predictions)
+    return resampled_r2(targets.standardise(targets.test), standard, cluster=targets.cluster)
 
 
 def targets_of(arrays: Arrays) -> Targets:

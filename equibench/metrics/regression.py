@@ -5,6 +5,7 @@ dimensions; `r2_pooled` is the field's, with one scalar mean over all dimensions
 0.82.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,6 +120,15 @@ def in_units(targets: Targets, predictions: Array) -> dict[str, Metric]:
         draws = resampled_balanced_accuracy(yes, guess)
         found["balanced_accuracy"] = _metric(balanced_accuracy(yes, guess), draws, floor=0.5)
     return found
+
+
+def bits(per_dimension: Sequence[float]) -> float:
+    """-1/2 log2(1 - R²), summed over dimensions: the information that predictions of a Gaussian with that R² hold.
+
+    A negative R² counts as 0, and none for more than 10 bits.
+    """
+    left = 1 - np.clip(per_dimension, 0, 1 - 2.0**-20)
+    return float(-np.log2(left).sum() / 2)
 
 
 def r2_per_dimension(targets: Array, predictions: Array) -> Array:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from equibench.config import RunConfig
-from equibench.encoders.vit import weights_sha256
+from equibench.encoders.vit import TOKEN_SETS, weights_sha256
 from equibench.evaluation.context import Context, Row, vit_identity
 from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.evaluation.evaluator import evaluate, evaluation_digest, evaluator_of
@@ -123,7 +123,8 @@ class TableRows:
 
         words = f"ViT of width {size.width}, {size.depth} blocks, patch {size.patch}, mean of patch tokens"
         identity = vit_identity(weights, profile, context.spec)
-        return Row(name, opened, identity, weights, seed=seed, description=words, command=command, **facts)
+        facts |= {"seed": seed, "token_sets": TOKEN_SETS, "description": words, "command": command}
+        return Row(name, opened, identity, weights, **facts)
 
     def _command(self, place: Place) -> str:
         config = self.config
