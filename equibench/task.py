@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from equibench.errors import UserError
 from equibench.registry import Registry
 from equibench.transforms.transformation import TRANSFORMATIONS
 
@@ -27,6 +28,9 @@ class Task:
     data: str | None = None  # the data set that it brings along; None if it is asked of whatever data there are
     main_metric: str | None = None  # the metric by which encoders are compared, where it is not the evaluator's
     reference: str = ""  # where the task was first described
+    # what every view 2 passes through after g, in this order, so that equal features do not show the identity: names
+    # of transformations, each with the share of its range, in (0, 1], that is drawn from: (("translation", 0.5),)
+    nuisance: tuple[tuple[str, float], ...] = ()
 
     @property
     def observed(self) -> bool:
@@ -38,7 +42,13 @@ TASKS: Registry[Task] = Registry("task", "equibench.tasks")
 
 
 def register_task(task: Task) -> Task:
-    """Register a task as a column; a UserError if its name is taken."""
+    """Register a task as a column; a UserError if its name is taken or its nuisance cannot be applied."""
+    if task.nuisance and (task.observed or task.evaluator != "regression"):
+        raise UserError(f"{task.name!r} can have no nuisance", "leave it to regressions of what is applied to images")
+    for name, share in task.nuisance:
+        if name not in TRANSFORMATIONS or TRANSFORMATIONS[name].observed or not 0 < share <= 1:
+            problem = f"the nuisance ({name!r}, {share}) of {task.name!r} cannot be drawn"
+            raise UserError(problem, "name a transformation of images and a share of its range in (0, 1]")
     TASKS.add(task.name, task)
     return task
 

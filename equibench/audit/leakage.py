@@ -33,7 +33,15 @@ from equibench.registry import load_file
 from equibench.report.definition import leakage_path
 from equibench.runner.open import REPEATS, drawable
 from equibench.task import TASKS, Task, regression_tasks
-from equibench.transforms.transformation import MEAN, STD, TRANSFORMATIONS, ViewSpec, transform, view_spec, visible_disc
+from equibench.transforms.transformation import (
+    MEAN,
+    STD,
+    TRANSFORMATIONS,
+    ViewSpec,
+    transform_sequence,
+    view_spec,
+    visible_disc,
+)
 from equibench.utils.digests import __version__
 from equibench.utils.files import write_text
 
@@ -140,8 +148,7 @@ def _input(source: str, trial: _Trial, rows: NDArray[np.int64]) -> Tensor:
     else:
         pixels = image_source(trial.dataset, split).images[pairs.image[rows]]
     images = torch.from_numpy(pixels).to(device).float() / 255
-    theta = {pairs.transformation: torch.from_numpy(pairs.theta[rows]).float().to(device)}
-    second = transform(images, theta, views.fill)
+    second = transform_sequence(images, pairs.steps(rows, device), views.fill)
     mask = torch.ones(size, size) if views.radius is None else visible_disc(size, views.radius)
     mask = (outer_ring(size, views.radius) if source == "border" else mask).to(device)
     mean, std = (torch.tensor(m, device=device).view(3, 1, 1) for m in (MEAN, STD))
@@ -239,7 +246,8 @@ def leakage_of(
     """
     sizes = drawable(dataset, sizes)
     name = f"certificate of {task.name}"  # the key of the random numbers, which must stay
-    pairs = draw_pairs(dataset, task.transformation, sizes, task=name, version=task.version, repeats=REPEATS)
+    named: dict[str, Any] = {"task": name, "version": task.version, "nuisance": task.nuisance}
+    pairs = draw_pairs(dataset, task.transformation, sizes, repeats=REPEATS, **named)
     batch = min(BATCH, sizes[0])
     epochs = max(EPOCHS, math.ceil(STEPS / (sizes[0] // batch)))
     side = int(dataset.train.images.shape[-1])

@@ -198,7 +198,8 @@ class Context:
         data, name, sizes = self.dataset, task.transformation, self.probing.pairs
         if TRANSFORMATIONS[name].observed:
             return draw_object_pairs(data, name, sizes, task=task.name, version=task.version)
-        return draw_pairs(data, name, sizes, task=task.name, version=task.version, repeats=self.repeats)
+        named: dict[str, Any] = {"task": task.name, "version": task.version, "nuisance": task.nuisance}
+        return draw_pairs(data, name, sizes, repeats=self.repeats, **named)
 
     def remembered(self, key: object, compute: Callable[[], Any]) -> Any:
         """A JSON value that is computed once for this folder: the digest of something that takes long to draw.

@@ -25,7 +25,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -258,10 +258,15 @@ class Triple:
 
 
 def pairs_of(task: Task, context: Context) -> Pairs:
-    """The pairs of the regression task of the same transformation, which are encoded anyway; else the task's own."""
-    for name in regression_tasks():
-        if TASKS.get(name).transformation == task.transformation:
-            return context.pairs(TASKS.get(name))
+    """The pairs of the regression task of the same transformation, which are encoded anyway; else the task's own.
+
+    A regression's nuisance is left out, for what is measured is what g alone does. These pairs are then drawn for the
+    version of the task that asks: how the regression is made harder does not change them.
+    """
+    for regression in map(TASKS.get, regression_tasks()):
+        if regression.transformation == task.transformation:
+            pure = replace(regression, nuisance=(), version=task.version)
+            return context.pairs(pure if regression.nuisance else regression)
     return context.pairs(task)
 
 

@@ -5,10 +5,11 @@ so that sample i's θ does not depend on how many samples there are, on workers,
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from equibench.data.dataset import SPLITS, Dataset, image_source, split_indices
@@ -50,26 +51,45 @@ class Pairs:
     then: _Theta | None = None  # (N, P) θ of a second step, after the first one; None where there is one step
     other: _Indices | None = None  # (N,) of the second view, where it is a picture of the data's own and not computed
     cluster: int = 1  # so many test pairs that follow each other show one object, and are resampled together
+    # θ by name, in the order of application, of what every second view passes through after g (docs/protocol.md 3.2)
+    nuisance: Mapping[str, _Theta] = field(default_factory=dict)
 
     def rows(self, split: str) -> slice:
         start = sum(self.sizes[: SPLITS.index(split)])
         return slice(start, start + self.sizes[SPLITS.index(split)])
 
+    def steps(self, rows: _Indices, device: torch.device | None = None) -> list[dict[str, torch.Tensor]]:
+        """What `transform_sequence` makes second views of these pairs with: g, its second step, the nuisances."""
+        drawn = [(self.transformation, self.theta), (self.transformation, self.then), *self.nuisance.items()]
+        return [{name: torch.from_numpy(theta[rows]).float().to(device)} for name, theta in drawn if theta is not None]
+
 
 def draw_pairs(
-    dataset: Dataset, transformation: str, sizes: tuple[int, int, int], *, task: str, version: int, repeats: int = 1
+    dataset: Dataset,
+    transformation: str,
+    sizes: tuple[int, int, int],
+    *,
+    task: str,
+    version: int,
+    repeats: int = 1,
+    nuisance: Sequence[tuple[str, float]] = (),
 ) -> Pairs:
     """Draw the manifest of a task; a UserError if a split has fewer images than pairs are asked for.
 
     An image of the training and validation splits may be used `repeats` times, each time with a new θ. A test image is
-    used once, so that test pairs are independent.
+    used once, so that test pairs are independent. The nuisance (`Task.nuisance`) has random streams of its own: images
+    and θ are the same with and without it.
     """
-    side, image, theta = dataset.train.images.shape[-1], [], []
-    for split, count, times in zip(SPLITS, sizes, (repeats, repeats, 1), strict=True):
-        image.append(choose_images(dataset, split, count, times))
-        theta.append(draw_theta(transformation, count, side, task, version, split))
-    both = np.concatenate(image), np.concatenate(theta)
-    return _make_pairs(dataset, transformation, *both, sizes, task=task, version=version)
+    times = (repeats, repeats, 1)
+    image = np.concatenate([choose_images(dataset, *one) for one in zip(SPLITS, sizes, times, strict=True)])
+
+    def drawn(name: str, *key: object) -> _Theta:
+        side, counts = dataset.train.images.shape[-1], zip(SPLITS, sizes, strict=True)
+        return np.concatenate([draw_theta(name, count, side, task, version, split, *key) for split, count in counts])
+
+    after = {name: _nearer(name, drawn(name, "nuisance"), share) for name, share in nuisance}
+    theta = drawn(transformation)
+    return _make_pairs(dataset, transformation, image, theta, sizes, task=task, version=version, nuisance=after)
 
 
 def _make_pairs(
@@ -82,6 +102,7 @@ def _make_pairs(
     task: str,
     version: int,
     then: _Theta | None = None,
+    nuisance: Mapping[str, _Theta] | None = None,
 ) -> Pairs:
     """A manifest of given images and parameters, with its digests."""
     images_digest = hashlib.sha256(f"{dataset.sha256}|{sizes}".encode() + image.astype("<i8").tobytes())
@@ -89,7 +110,10 @@ def _make_pairs(
     digest.update(f"|{transformation}|{task}|{version}|".encode() + theta.astype("<f8").tobytes())
     if then is not None:
         digest.update(b"|then|" + then.astype("<f8").tobytes())
-    return Pairs(transformation, image, theta, sizes, digest.hexdigest(), images_digest.hexdigest(), then)
+    for name, drawn in (nuisance or {}).items():
+        digest.update(f"|nuisance|{name}|".encode() + drawn.astype("<f8").tobytes())
+    digests = digest.hexdigest(), images_digest.hexdigest()
+    return Pairs(transformation, image, theta, sizes, *digests, then, nuisance=nuisance or {})
 
 
 def choose_images(dataset: Dataset, split: str, count: int, repeats: int = 1) -> _Indices:
@@ -148,10 +172,13 @@ def image_pairs(dataset: Dataset, task: Task, count: int) -> Pairs:
 
 def half_way(transformation: str, theta: _Theta) -> _Theta:
     """θ half way to the identity; as it is where there is nothing in between."""
-    if TRANSFORMATIONS[transformation].discrete:
-        return theta
+    return theta if TRANSFORMATIONS[transformation].discrete else _nearer(transformation, theta, 1 / 2)
+
+
+def _nearer(transformation: str, theta: _Theta, share: float) -> _Theta:
+    """θ at this share of its way from the identity."""
     identity = np.array(TRANSFORMATIONS[transformation].identity)
-    return np.round(identity + (theta - identity) / 2, _DECIMALS)
+    return np.round(identity + (theta - identity) * share, _DECIMALS)
 
 
 def _test_images(dataset: Dataset, count: int) -> _Indices:

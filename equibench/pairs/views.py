@@ -102,12 +102,10 @@ class ViewStore:
         if pairs.other is not None:
             digest = digest_of([pairs.images_sha256, pairs.other.tolist()])
             return self.first(replace(pairs, image=pairs.other, images_sha256=digest))
-        digest = digest_of(["second", pairs.sha256, self.spec.fill, code_digest(transform_sequence)])
+        digest = digest_of(["second", pairs.sha256, self.spec.fill, code_digest(Pairs, transform_sequence)])
 
         def render(images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-            drawn = [theta for theta in (pairs.theta, pairs.then) if theta is not None]
-            steps = [{pairs.transformation: torch.from_numpy(theta[rows]).float()} for theta in drawn]
-            moved = transform_sequence(torch.from_numpy(images).float().div_(255), steps, self.spec.fill)
+            moved = transform_sequence(torch.from_numpy(images).float().div_(255), pairs.steps(rows), self.spec.fill)
             return moved.mul_(255).round_().clamp_(0, 255).to(torch.uint8).numpy()
 
         return Views(digest, self._stored(digest, pairs, np.arange(len(pairs.image)), render))

@@ -35,7 +35,8 @@ def seen(images: np.ndarray) -> Views:
 
 def manifest(dataset: Dataset, task_name: str) -> tuple[Pairs, np.ndarray]:
     task = TASKS.get(task_name)
-    pairs = draw_pairs(dataset, task.transformation, SIZES, task=task.name, version=task.version)
+    named = {"task": task.name, "version": task.version, "nuisance": task.nuisance}
+    pairs = draw_pairs(dataset, task.transformation, SIZES, **named)  # type: ignore[arg-type]
     return pairs, TRANSFORMATIONS[task.transformation].encode(pairs.theta, 32)
 
 

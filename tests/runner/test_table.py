@@ -142,9 +142,8 @@ def test_a_journal_line_cut_by_a_kill_costs_only_itself(result: api.TableResult,
 def test_the_manifest_drawn_again_is_what_the_record_names(result: api.TableResult) -> None:
     for name in COLUMNS:
         record, task = next(r for r in result.records if r.task == name), TASKS.get(name)
-        pairs = draw_pairs(
-            load_dataset("solids", sizes=TINY.dataset_sizes), name, TINY.probing.pairs, task=name, version=task.version
-        )
+        dataset, facts = load_dataset("solids", sizes=TINY.dataset_sizes), {"task": name, "version": task.version}
+        pairs = draw_pairs(dataset, name, TINY.probing.pairs, **facts, nuisance=task.nuisance)  # type: ignore[arg-type]
         assert pairs.sha256 == record.pairs_sha256
         assert list(pairs.sizes) == record.pairs
         assert len(pairs.theta) == len(pairs.image) == sum(record.pairs)
