@@ -3,11 +3,11 @@
 Wang, Krajsek, Scharr, arXiv 2412.03314, section 2: L = L_SSL(invariant halves) + λ_recon * MSE(decoder, view 2).
 """
 
-from equibench.baselines.vicreg import vicreg_loss
+from equibench.baselines.vicreg import SPREAD, vicreg_loss
 from torch import Tensor, nn
 
 from equibench.encoders.vit import Tokens, ViTEncoder
-from equibench.pretrain.method import Baseline, TokenPair, ViewPair, register_baseline
+from equibench.pretrain.method import Baseline, Criterion, TokenPair, ViewPair, register_baseline
 from equibench.pretrain.modules import CrossAttentionDecoder, masked_pixel_mse, projector
 from equibench.profiles import Profile
 
@@ -26,6 +26,7 @@ class Reconstruction(Baseline):
 
     splits_features = True
     use_of_theta = "unused"
+    learned = {**SPREAD, "reconstruction_ratio": Criterion("below", 0.5)}
     visible: Tensor
 
     def __init__(self, profile: Profile, encoder: ViTEncoder, query_residual: bool = False) -> None:
@@ -39,24 +40,32 @@ class Reconstruction(Baseline):
         self.register_buffer("visible", encoder.visible.clone(), persistent=False)
 
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
-        ssl = vicreg_loss(*(self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2)))
+        ssl = self.ssl_terms(tokens)
         reconstruction = self.reconstruction_error(views, self.equivariant(tokens.v1), self.equivariant(tokens.v2))
         total = ssl.pop("loss") + self.profile.pretraining.lambda_recon * reconstruction
         return {"loss": total, "reconstruction": reconstruction, **ssl}
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
-        """How much the reconstruction of view 2 needs view 1, and how much view 2 (docs/protocol.md 6.9).
+        """How well view 2 is redrawn, and how much that needs view 1 and view 2 (docs/protocol.md 6.9).
 
-        Each gap is the error with that view's tokens taken from another image, minus the error as it is: near 0 for
-        view 1 means that the decoder does without it and the method is an autoencoder of view 2.
+        The ratio is to the error of each pixel's mean over images, which is the pixel's variance. Each gap is the error
+        with that view's tokens taken from another image, minus the error as it is: near 0 for view 1 means that the
+        decoder does without it and the method is an autoencoder of view 2.
         """
         z1, z2 = self.equivariant(tokens.v1), self.equivariant(tokens.v2)
         error = self.reconstruction_error(views, z1, z2)
+        of_mean = views.v2[..., views.mask.bool()].var(dim=0).mean()
         return {
+            "variance": self.ssl_terms(tokens)["variance"],
             "reconstruction": error,
+            "reconstruction_ratio": error / of_mean,
             "view1_swap_gap": self.reconstruction_error(views, z1.roll(1, dims=0), z2) - error,
             "view2_swap_gap": self.reconstruction_error(views, z1, z2.roll(1, dims=0)) - error,
         }
+
+    def ssl_terms(self, tokens: TokenPair) -> dict[str, Tensor]:
+        """VICReg's terms on the invariant halves, and their weighted sum "loss"."""
+        return vicreg_loss(*(self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2)))
 
     def equivariant(self, tokens: Tokens) -> Tensor:
         """Equivariant halves of the patch tokens, through their head: (N, L, decoder width)."""

@@ -1,17 +1,20 @@
 """VICReg: both views' embeddings agree, every dimension varies, no two dimensions correlate.
 
-Bardes, Ponce, LeCun, "VICReg", ICLR 2022. All 512 channels are trained to be invariant, so there is no split.
+Bardes, Ponce, LeCun, "VICReg", ICLR 2022. All channels are trained to be invariant, so there is no split.
 """
 
 from torch import Tensor
 
 from equibench.encoders.vit import ViTEncoder
-from equibench.pretrain.method import Baseline, TokenPair, ViewPair, gather, register_baseline
+from equibench.pretrain.method import Baseline, Criterion, TokenPair, ViewPair, gather, register_baseline
 from equibench.pretrain.modules import both, covariance, invariance, projector, variance
 from equibench.profiles import Profile
 
 SIE_WEIGHTS = (10.0, 10.0, 1.0)
 """Invariance, variance and covariance as SIE weights them (docs/protocol.md 6.3); VICReg's own are (25, 25, 1)."""
+
+SPREAD = {"variance": Criterion("below", 0.2)}
+"""What every method with a variance hinge must reach: embeddings whose standard deviations are near 1."""
 
 
 def vicreg_loss(x: Tensor, y: Tensor, weights: tuple[float, float, float] = SIE_WEIGHTS) -> dict[str, Tensor]:
@@ -35,6 +38,7 @@ class VICReg(Baseline):
     """Joint embedding with variance, invariance and covariance terms on all channels."""
 
     use_of_theta = "unused"
+    learned = SPREAD
 
     def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
         super().__init__(profile, encoder)
@@ -42,3 +46,7 @@ class VICReg(Baseline):
 
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         return vicreg_loss(self.projector(tokens.v1.mean), self.projector(tokens.v2.mean))
+
+    def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
+        """The loss's terms."""
+        return self.loss(views, tokens)

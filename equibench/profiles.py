@@ -13,7 +13,7 @@ class EncoderSize:
     depth: int
     heads: int
     patch: int
-    features: int = 512
+    features: int
 
     @property
     def half(self) -> int:
@@ -155,26 +155,26 @@ _DEMO = Profile(
     dataset="cifar10",
     dataset_sizes=None,
     image_size=32,
-    encoder=EncoderSize(width=128, depth=4, heads=4, patch=4),
+    encoder=EncoderSize(width=128, depth=4, heads=4, patch=4, features=128),
     decoder=DecoderSize(width=96, depth=2, heads=3),
     pretraining=Pretraining(
-        pairs=45_000, batch=32, lr=7e-4, weight_decay=1e-6, warmup=0.05, lambda_recon=1000,
-        projector=(512, 512, 192), checkpoint_every=150, log_every=50,
+        pairs=45_000, batch=64, lr=7e-4, weight_decay=1e-6, warmup=0.05, lambda_recon=1,
+        projector=(512, 512, 48), checkpoint_every=75, log_every=25,
     ),
     probing=Probing(pairs=(4000, 1000, 3000), width=256),
     encode_batch=CPU_BATCH,
     rendered=RenderedData(objects=120, views=12, scenes=(200, 80)),
-    snapshots=(150, 450, 900),
+    snapshots=(75, 225, 450),
     segmentation=SegmentationSize(iterations=500, batch=8, crop=64, lr=3e-3),
 )  # fmt: skip
 _CIFAR10_CPU = replace(
     _DEMO,
     name="cifar10_cpu",
     title="complete CIFAR-10 on two CPU cores: the demo's small ViT, two epochs of pairs, larger probes",
-    pretraining=replace(_DEMO.pretraining, pairs=90_000, checkpoint_every=350),
+    pretraining=replace(_DEMO.pretraining, pairs=90_000, checkpoint_every=175),
     probing=replace(_DEMO.probing, pairs=(16_000, 1000, 5000)),
     rendered=None,
-    snapshots=(350, 700, 1400, 2100),
+    snapshots=(175, 350, 700, 1050),
 )
 PROFILES = {
     p.name: p
@@ -188,8 +188,8 @@ PROFILES = {
             encoder=EncoderSize(width=32, depth=1, heads=2, patch=8, features=32),
             decoder=DecoderSize(width=32, depth=2, heads=2),
             pretraining=Pretraining(
-                pairs=480, batch=16, lr=1e-3, weight_decay=1e-6, warmup=0.1, lambda_recon=10,
-                projector=(32, 32), checkpoint_every=10, log_every=5,
+                pairs=480, batch=16, lr=1e-3, weight_decay=1e-6, warmup=0.1, lambda_recon=1,
+                projector=(32, 8), checkpoint_every=10, log_every=5,
             ),
             probing=Probing(pairs=(256, 64, 128), width=32, epochs=40, batch=64),
             metric_sizes=MetricSizes(
@@ -207,7 +207,7 @@ PROFILES = {
             dataset="cifar10",
             dataset_sizes=None,
             image_size=32,
-            encoder=EncoderSize(width=384, depth=12, heads=6, patch=4),
+            encoder=EncoderSize(width=384, depth=12, heads=6, patch=4, features=384),
             decoder=DecoderSize(width=192, depth=6, heads=3),
             pretraining=Pretraining(
                 pairs=45_000 * 200, batch=512, lr=4e-4, weight_decay=1e-6, warmup=0.05, lambda_recon=1,

@@ -100,6 +100,14 @@ class Record(BaseModel):
     package_version: str = Field(description="version of equibench")
     torch_version: str = Field(description="version of torch")
     collapsed: bool | None = Field(default=None, description="whether pretraining ended with collapsed features")
+    diagnostics: dict[str, float] | None = Field(
+        default=None,
+        description="what the method said of itself on held-out pairs when pretraining ended; halves_overlap is the R² "
+        "of the equivariant half as a linear function of the invariant one",
+    )
+    trained: bool | None = Field(
+        default=None, description="whether by these diagnostics the method has learned what it is for"
+    )
     pretraining_seconds: float | None = Field(default=None, description="wall time of the pretraining run")
     seconds: float = Field(description="wall time of this task's evaluation, shared by its feature sets")
     command: str = Field(description="the command that makes the score again")

@@ -137,9 +137,10 @@ def recipe_lines(found: Explanation) -> list[tuple[str, str]]:
         score = "{} {:.4f}, 95 % interval {:.4f} to {:.4f}".format(record.main_metric, *interval)
     lines = [("signature", record.signature), ("score", score), ("record", str(found.path))]
     lines.append(("predictions", str(found.predictions or "not here; the command below makes them again")))
-    for key, value in record.model_dump(exclude={"metrics", "command"}).items():
+    for key, value in record.model_dump(exclude={"metrics", "command", "diagnostics"}).items():
         if value is not None:
             lines.append((key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    lines += [(f"held out: {name}", f"{value:.4f}") for name, value in (record.diagnostics or {}).items()]
     for name, metric in record.metrics.items():
         lines.append((name, "–" if metric.value is None else f"{metric.value:.4f}"))
     return [*lines, ("again with", record.command)]

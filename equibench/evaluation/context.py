@@ -44,6 +44,8 @@ class Row:
         batch: images per forward pass; None for the profile's.
         seed: pretraining seed, None for controls without an encoder.
         recipe_sha256, seconds, collapsed: of the pretraining run, if there was one.
+        diagnostics, trained: what that run's method said of itself on held-out images when it ended, and whether by
+            this it has learned what it is for.
         known_fraction: of the training images, whose θ that run could see.
         description: the encoder in words.
         command: the command that scores it, with {task} where the task's name goes.
@@ -62,6 +64,8 @@ class Row:
     recipe_sha256: str | None = None
     seconds: float | None = None
     collapsed: bool | None = None
+    diagnostics: Mapping[str, float] | None = None
+    trained: bool | None = None
     known_fraction: float = 1.0
     description: str | None = None
     command: str = ""

@@ -366,6 +366,8 @@ def _common(row: Row, task: Task, evaluator: Evaluator, context: Context, digest
         "package_version": __version__,
         "torch_version": torch.__version__,
         "collapsed": row.collapsed,
+        "diagnostics": dict(row.diagnostics) if row.diagnostics else None,
+        "trained": row.trained,
         "pretraining_seconds": row.seconds,
         "command": row.command.replace("{task}", shlex.quote(row.task_files.get(task.name, task.name))),
     }

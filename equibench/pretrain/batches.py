@@ -31,8 +31,9 @@ class PairStream:
         self.images, self.labels = dataset.train.images, dataset.train.labels
         self.names, self.one_at_a_time = tuple(method.transformations), method.one_at_a_time
         self.views, self.seed, self.size = views, seed, self.images.shape[-1]
+        self.all_rows = split_indices(dataset)[split]
         self.known = np.zeros(len(self.images), dtype=bool)
-        self.known[known_indices(dataset, known_fraction) if split == "train" else split_indices(dataset)[split]] = True
+        self.known[known_indices(dataset, known_fraction) if split == "train" else self.all_rows] = True
         self.count = self._choose(dataset, split, only_known=method.use_of_theta == "required")
         self._epoch = lru_cache(maxsize=2)(self._draw)
 
@@ -51,6 +52,14 @@ class PairStream:
         second = transform(images, applied, self.views.fill)
         labels = torch.from_numpy(self.labels[index]).to(device)
         return ViewPair(encoder.normalise(images), encoder.normalise(second), coded, known, encoder.mask, labels)
+
+    def spread_rows(self, count: int) -> NDArray[np.int64]:
+        """Rows of the split's images, at most so many, evenly spaced over all of them."""
+        return self.all_rows[np.linspace(0, len(self.all_rows) - 1, min(count, len(self.all_rows))).astype(np.int64)]
+
+    def pictures(self, rows: NDArray[np.int64], encoder: ViTEncoder) -> Tensor:
+        """Images of these rows, untransformed and normalised."""
+        return encoder.normalise(self._images(rows, encoder.mean.device))
 
     def _choose(self, dataset: Dataset, split: str, only_known: bool) -> int:
         """Keep what an epoch's pairs are drawn from, and return how many they are."""

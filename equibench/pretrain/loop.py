@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from equibench.data.dataset import Dataset
-from equibench.encoders.vit import Tokens, ViTEncoder, weights_sha256
+from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.batches import PairStream, open_stream
-from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, ViewPair
+from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, ViewPair, encode_pair
+from equibench.pretrain.outcome import halves_overlap, held_out_diagnostics
 from equibench.pretrain.runs import FACTS, Run, build_encoder, finished_run
 from equibench.profiles import Profile
 from equibench.transforms.transformation import view_spec
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 COLLAPSE_STD = 0.02
 """Below this mean standard deviation per dimension, relative to the features' root mean square, a run has collapsed."""
+FINAL_BATCHES = 10
+"""Held-out batches over which diagnostics are averaged when a run ends; while it goes on, one has to do."""
 
 Report = Callable[[int, int, dict[str, float]], None]
 
@@ -48,12 +51,6 @@ class TrainingStep(nn.Module):
     def forward(self, views: ViewPair) -> tuple[dict[str, Tensor], TokenPair]:
         tokens = encode_pair(self.encoder, views)
         return self.method.loss(views, tokens), tokens
-
-
-def encode_pair(encoder: ViTEncoder, views: ViewPair) -> TokenPair:
-    """Features of both views from one forward pass."""
-    both, n = encoder.tokens(torch.cat([views.v1, views.v2])), len(views.v1)
-    return TokenPair(Tokens(both.cls[:n], both.patches[:n]), Tokens(both.cls[n:], both.patches[n:]))
 
 
 def build_step(entry: BaselineEntry, profile: Profile, variant: str, seed: int, classes: int) -> TrainingStep:
@@ -163,6 +160,7 @@ class _Trainer:
         optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=decay, fused=True)
         self.module, self.optimizer = fabric.setup(module, optimizer)
         self.step, self.seconds, self.collapsed = 0, 0.0, False
+        self.held_out: dict[str, float] = {}
         self._resume()
 
     def run(self) -> None:
@@ -205,16 +203,26 @@ class _Trainer:
         scalars |= {"feature_std": float(spread.mean()), "feature_std_min": float(spread.min())}
         self.collapsed = scalars["feature_std"] < COLLAPSE_STD
         self.module.eval()
-        views = self.val.batch(0, self.settings.batch, self.bare.encoder)
         with self.fabric.autocast():
-            held_out = self.bare.method.diagnostics(views, encode_pair(self.bare.encoder, views))
+            self.held_out = self._held_out(last=self.step == self.settings.steps)
         self.module.train()
-        scalars |= {f"held_out/{name}": float(value) for name, value in held_out.items()}
+        scalars |= {f"held_out/{name}": value for name, value in self.held_out.items()}
         if self.fabric.is_global_zero:
             line = {"step": self.step, "lr": self.lr, "pairs_per_second": round(pairs_per_second, 1), **scalars}
             append_line(self.folder / "log.jsonl", json.dumps(line))
             if self.report:
                 self.report(self.step, self.settings.steps, scalars)
+
+    def _held_out(self, last: bool) -> dict[str, float]:
+        """The method's diagnostics, and at the end of a run with two halves how far these overlap."""
+        method, encoder, batch = self.bare.method, self.bare.encoder, self.settings.batch
+        found = held_out_diagnostics(method, encoder, self.val, batch, FINAL_BATCHES if last else 1)
+        if missing := [name for name in method.learned if name not in found]:
+            problem = f"{type(method).__name__}.learned names {', '.join(missing)}, which its diagnostics do not give"
+            raise UserError(problem, "return it from diagnostics(self, views, tokens)")
+        if last and method.splits_features:
+            found["halves_overlap"] = halves_overlap(encoder, self.val, batch)
+        return found
 
     def _resume(self) -> None:
         path, log = self.folder / "checkpoint.pt", self.folder / "log.jsonl"
@@ -242,6 +250,8 @@ class _Trainer:
             "seconds": round(self.seconds, 3),
             "steps": self.step,
             "collapsed": self.collapsed,
+            "diagnostics": self.held_out,
+            "trained": not self.bare.method.not_learned(self.held_out) if self.bare.method.learned else None,
             "precision": default_precision(self.fabric.device.type),
         }
         # last, since its presence says that the run is complete

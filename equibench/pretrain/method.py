@@ -1,8 +1,9 @@
 """What a pretraining method is: a module with a loss over two views, and the views that it is trained on."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -51,6 +52,27 @@ class TokenPair:
     v2: Tokens
 
 
+def encode_pair(encoder: ViTEncoder, views: ViewPair) -> TokenPair:
+    """Features of both views from one forward pass."""
+    both, n = encoder.tokens(torch.cat([views.v1, views.v2])), len(views.v1)
+    return TokenPair(Tokens(both.cls[:n], both.patches[:n]), Tokens(both.cls[n:], both.patches[n:]))
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a held-out diagnostic must be when pretraining ends: "below" or "above" a limit."""
+
+    side: Literal["below", "above"]
+    limit: float
+
+    def met(self, value: float) -> bool:
+        """Whether a value lies on the right side; one that is not a number does not."""
+        return value < self.limit if self.side == "below" else value > self.limit
+
+    def __str__(self) -> str:
+        return f"{self.side} {self.limit:g}"
+
+
 class Baseline(nn.Module):
     """A pretraining method: its heads are its own, the encoder is the suite's.
 
@@ -65,6 +87,8 @@ class Baseline(nn.Module):
     # `ViewPair.known` to tell them apart, and "unused" says that it does not matter what is known
     use_of_theta: UseOfTheta = "required"
     uses_labels = False  # whether it is supervised; `__init__` then gets the number of `classes` too
+    # diagnostics that say that it has learned what it is for (docs/protocol.md 6.10); {}: nobody can tell
+    learned: ClassVar[Mapping[str, Criterion]] = {}
 
     def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
         super().__init__()
@@ -75,8 +99,14 @@ class Baseline(nn.Module):
         raise TypeError(f"{type(self).__name__} must define loss(views, tokens)")
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
-        """Named scalars of a held-out batch, logged only; by default none."""
+        """Named scalars of a held-out batch, which are no part of the loss; by default none."""
         return {}
+
+    @classmethod
+    def not_learned(cls, diagnostics: Mapping[str, float]) -> list[str]:
+        """The criteria of `learned` that these diagnostics fail, in words; one that is absent fails."""
+        values = {name: diagnostics.get(name, math.nan) for name in cls.learned}
+        return [f"{name} {values[name]:.2f}, not {c}" for name, c in cls.learned.items() if not c.met(values[name])]
 
 
 @dataclass(frozen=True)

@@ -233,14 +233,17 @@ def table_frame(
 
     Columns for each column of the table: published, the score (named after its metric: r2, top1, ...), low, high,
     std_seeds, beats_controls, data, and the identifiers of the signatures; in regression also pooled, invariant and
-    equivariant.
+    equivariant. One of the row, where records say it: trained, whether all its runs have learned what they are for.
     """
     full = cells_of(records, scale=definition.scale)
     halves = {half: cells_of(records, half, definition.scale) for half in ("invariant", "equivariant")}
+    trained = {row: True for row in (r.baseline for r in records if r.trained is not None)}
+    trained |= {r.baseline: False for r in records if r.trained is False}
     lines = []
     for row in rows:
         seeds = [full[row, c].seeds for c in columns if (row, c) in full]
         line: dict[str, object] = {"baseline": row, "title": row_title(row), "pretraining_seeds": min(seeds, default=0)}
+        line |= {"trained": str(trained.get(row, "")).lower()} if trained else {}
         for column in columns_of(columns):
             name, cell = column.name.replace(":", "_"), full.get((row, column.name))
             line[f"{name}_published"] = published(definition, row, column.name)

@@ -2,7 +2,7 @@
 page of all tables of a profile.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from equibench.report.definition import (
     published,
     table_names,
 )
+from equibench.report.training import UNTRAINED, untrained_legend, untrained_rows, with_overlaps
 from equibench.task import CLEAN_LEAK, Task
 from equibench.transforms.transformation import BLUR_RANGE, COLOR_RANGE, CROP_SCALE, MAX_ANGLE, max_shift
 
@@ -67,9 +68,10 @@ def markdown_table(
     left, right = (_text(half, lambda cell: plain(cell.value)) for half in (inv, equi))
     lines = [f"# {definition.title or definition.name}", ""]
     lines += [f"- {line}" for line in _header(context, [c.task for c in columns], seeds, records)]
-    lines += ["", "## Published | ours", "", *_score_grids(definition, rows, columns, full)]
+    lines += ["", "## Published | ours", "", *_score_grids(definition, rows, columns, full, untrained_rows(records))]
     lines += ["", *(f"Not measured, since the data are not there: {note}" for note in notes)] if notes else []
     lines += ["", f"{MARK} does not beat its controls: {_UNBEATEN}.", ""]
+    lines += [legend, ""] if (legend := untrained_legend(records)) else []
     if regression and not context.dataset.has_objects:
         lines += _leakage_lines(probed)
     if scattered := {row for (row, _), cell in full.items() if cell.std_seeds is not None}:
@@ -85,23 +87,25 @@ def markdown_table(
     if split := [c for c in columns if any(name == c.name for _, name in inv)]:
         lines += ["", "## The halves alone", "", "From the invariant | the equivariant half.", ""]
         there = [row for row in rows if any(name == row for name, _ in inv)]
-        lines += _grid(there, split, lambda row, column: f"{left(row, column)} \\| {right(row, column)}")
+        halves = _grid(there, split, lambda row, column: f"{left(row, column)} \\| {right(row, column)}")
+        lines += with_overlaps(halves, there, records)
     lines += ["", "## Signatures", "", "`equibench explain` turns one into the score's recipe and command.", ""]
     return "\n".join([*lines, *_grid(rows, columns, signatures)]) + "\n"
 
 
 def _score_grids(
-    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells
+    definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells, untrained: Container[str]
 ) -> list[str]:
     """Published | ours, row by row, of the columns that are published; then our further columns, where there are any,
-    under a line that says so and without rows that have none of them. Columns on rendered data say so in their heads.
+    under a line that says so and without rows that have none of them. Columns on rendered data say so in their heads,
+    rows that have not learned have a mark.
     """
     ours = _text(cells, lambda cell: _score(cell, definition.scale))
     printed, further = _split_columns(definition, columns)
-    lines = _grid(rows, printed, _beside_published(definition, ours), cells)
+    lines = _grid(rows, printed, _beside_published(definition, ours), cells, untrained)
     if further:
         there = [row for row in rows if any((row, column.name) in cells for column in further)]
-        lines += ["", "Not in the published table:", "", *_grid(there, further, ours, cells)]
+        lines += ["", "Not in the published table:", "", *_grid(there, further, ours, cells, untrained)]
     return lines
 
 
@@ -138,11 +142,17 @@ def _beside_published(definition: TableDefinition, ours: _Text) -> _Text:
     return lambda row, column: f"{published(definition, row, column.name) or '–'} \\| {ours(row, column)}"
 
 
-def _grid(rows: Sequence[str], columns: Sequence[Column], text: _Text, cells: Cells | None = None) -> list[str]:
+def _grid(
+    rows: Sequence[str],
+    columns: Sequence[Column],
+    text: _Text,
+    cells: Cells | None = None,
+    untrained: Container[str] = (),
+) -> list[str]:
     """A table in markdown; with cells, its head says which columns were measured on rendered data."""
     lines = _head(_column_title(column, cells or {}) for column in columns)
     for row in rows:
-        name = f"*{row_title(row)}*" if row in CONTROLS else row_title(row)
+        name = f"*{row_title(row)}*" if row in CONTROLS else row_title(row) + UNTRAINED * (row in untrained)
         lines.append(f"| {name} | " + " | ".join(text(row, column) for column in columns) + " |")
     return lines
 
@@ -190,22 +200,30 @@ def print_table(
     console: Console,
 ) -> None:
     """Print a table; on a narrow terminal each cell takes two lines or three."""
-    cells = cells_of(records, scale=definition.scale)
+    cells, untrained = cells_of(records, scale=definition.scale), untrained_rows(records)
     for line in _header(context, [column.task for column in columns], seeds, records):
         console.print(line, style="dim", highlight=False)
     title = f"{definition.title or definition.name}, profile {context.profile.name}"
     printed, further = _split_columns(definition, columns)
-    console.print(_table(f"{title}: published | ours", definition, rows, printed, cells, console.width))
+    console.print(_table(f"{title}: published | ours", definition, rows, printed, cells, untrained, console.width))
     if further:
         there = [row for row in rows if any((row, column.name) in cells for column in further)]
-        console.print(_table("not in the published table", definition, there, further, cells, console.width))
+        console.print(_table("not in the published table", definition, there, further, cells, untrained, console.width))
     shown = {column.name for column in columns}
     if any(cell.beats_controls is False for (_, name), cell in cells.items() if name in shown):
         console.print(f"{MARK} does not beat random init, pixels and image statistics", style="dim")
+    if untrained:
+        console.print(untrained_legend(records), style="dim", highlight=False)
 
 
 def _table(
-    title: str, definition: TableDefinition, rows: Sequence[str], columns: Sequence[Column], cells: Cells, width: int
+    title: str,
+    definition: TableDefinition,
+    rows: Sequence[str],
+    columns: Sequence[Column],
+    cells: Cells,
+    untrained: Container[str],
+    width: int,
 ) -> Table:
     table = Table("", title=title)
     for column in columns:
@@ -221,7 +239,8 @@ def _table(
                 said, ours = said.split("±")[0], ours.replace(" ", "\n")
             texts.append(f"[dim]{said}{separator}[/dim][{style}]{ours}[/]" if said else f"[{style}]{ours}[/]")
         last_method = row not in CONTROLS and following in CONTROLS
-        table.add_row(row_title(row), *texts, style="italic" if row in CONTROLS else "", end_section=last_method)
+        name = row_title(row) + UNTRAINED * (row in untrained)
+        table.add_row(name, *texts, style="italic" if row in CONTROLS else "", end_section=last_method)
     return table
 
 
@@ -382,7 +401,8 @@ def _section(folder: Path, name: str) -> list[str]:
     rows = [str(row) for row in frame["baseline"]]
     cells = cells_of(records, scale=definition.scale)
     lines = [f"## [{definition.title or name}]({name}/{name}.md)", ""]
-    lines += _score_grids(definition, rows, columns, cells)
+    lines += _score_grids(definition, rows, columns, cells, untrained_rows(records))
+    lines += ["", legend] if (legend := untrained_legend(records)) else []
     lines += ["", "It can show " + "; ".join(definition.claims) + ".", ""] if definition.claims else [""]
     lines += ["What limits it:", "", *[f"- {limit}" for limit in _limits(definition, records, cells)], ""]
     return [*lines, "What it says:", "", *[f"- {line}" for line in _verdicts(rows, columns, cells)], ""]

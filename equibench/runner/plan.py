@@ -22,7 +22,7 @@ from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.evaluation.evaluator import evaluate, evaluation_digest, evaluator_of
 from equibench.evaluation.features import outputs_of
 from equibench.pretrain import loop, runs
-from equibench.pretrain.method import BASELINES
+from equibench.pretrain.method import BASELINES, encode_pair
 from equibench.records import Record, append_records, read_records
 from equibench.runner.open import OpenedScore
 from equibench.task import Task
@@ -111,6 +111,8 @@ class TableRows:
             half = size.half if entry.splits_features else None
             facts = {"half": half, "recipe_sha256": digest, "known_fraction": known}
             facts |= {key: run[key] for key in ("seconds", "collapsed")}
+            if step is None:  # the run's end says nothing about the encoder on its way
+                facts |= {key: run[key] for key in ("diagnostics", "trained")}
 
         def opened() -> torch.nn.Module:
             if row in CONTROLS:
@@ -266,7 +268,7 @@ def _time_pretraining(row: str, context: Context) -> float:
     def step() -> None:
         views = stream.batch(0, batch, module.encoder)
         with torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=context.bf16):
-            loss = module.method.loss(views, loop.encode_pair(module.encoder, views))["loss"]
+            loss = module.method.loss(views, encode_pair(module.encoder, views))["loss"]
         loss.backward()  # type: ignore[no-untyped-call]
 
     _timed[kind] = _seconds(step) / batch * profile.pretraining.pairs

@@ -35,6 +35,7 @@ SO3 = "SO(3)"
 RENDERED = "rendered"
 
 _CROP_TRIES = 10
+_ANY_SIZE = 32  # of an image: coded targets do not depend on it
 _COLOR = np.array(COLOR_RANGE)
 _Array = NDArray[np.float64]
 
@@ -274,7 +275,20 @@ def transform_sequence(images: Tensor, steps: Sequence[Mapping[str, Tensor]], fi
 @lru_cache
 def standard_moments(name: str) -> tuple[_Array, _Array]:
     """Mean and standard deviation (P,) of a transformation's coded targets, which do not depend on the image size."""
-    transformation, size = TRANSFORMATIONS[name], 32
-    u = np.random.default_rng(0).random((100_000, transformation.uniforms))
-    coded = transformation.encode(transformation.draw(u, size), size)
+    coded = _many_coded(name)
     return coded.mean(axis=0), coded.std(axis=0)
+
+
+@lru_cache
+def coded_width(name: str) -> _Array:
+    """Width (P,) of the range of a transformation's coded targets, with the identity, in 100,000 draws."""
+    transformation = TRANSFORMATIONS[name]
+    identity = transformation.encode(np.array([transformation.identity]), _ANY_SIZE)
+    return np.asarray(np.ptp(np.concatenate([_many_coded(name), identity]), axis=0))
+
+
+def _many_coded(name: str) -> _Array:
+    """Coded targets (N, P) of as many draws as their distribution needs."""
+    transformation = TRANSFORMATIONS[name]
+    u = np.random.default_rng(0).random((100_000, transformation.uniforms))
+    return transformation.encode(transformation.draw(u, _ANY_SIZE), _ANY_SIZE)

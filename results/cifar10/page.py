@@ -54,8 +54,9 @@ def _wanted(folder: Path) -> Iterator[tuple[str, str, str, list[str]]]:
         others = table.loc[[r for r in kind if r != row], f"{task}_r2"].astype(float)
         yield "table2", row, str(others.idxmax()), [task]
         yield "table2", row, "random_init", [task]
-    base, *variants = [row for row in read_table(folder, "ablations").index if row not in CONTROLS]
-    yield from (("ablations", variant, base, list(TASK_NAMES[:4])) for variant in variants)
+    variants = [row for row in read_table(folder, "ablations").index if row not in CONTROLS]
+    bases = {row: "sie_rot" if row.startswith("sie_") else "reconstruction" for row in variants}
+    yield from (("ablations", row, base, list(TASK_NAMES[:4])) for row, base in bases.items() if row != base)
 
 
 def _flat(difference: Difference) -> dict[str, object]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from equibench.data.dataset import Dataset
 from equibench.encoders.vit import Tokens, weights_sha256
 from equibench.pretrain.batches import open_stream
-from equibench.pretrain.loop import TrainingStep, build_step, encode_pair
-from equibench.pretrain.method import BASELINES, TokenPair, ViewPair
+from equibench.pretrain.loop import TrainingStep, build_step
+from equibench.pretrain.method import BASELINES, TokenPair, ViewPair, encode_pair
 from equibench.pretrain.modules import CrossAttentionDecoder
 from equibench.profiles import PROFILES, get_profile
 from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
@@ -84,6 +84,28 @@ def test_a_small_batch_is_overfitted_and_the_encoder_has_a_part_in_it(
     assert last["loss"] < 0.7 * collapsed
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_says_that_it_has_learned_is_measured_and_told_from_the_untrained(
+    name: str, solids_dataset: Dataset
+) -> None:
+    step = started(name).eval()
+    views = batch_of(step, solids_dataset)
+    with torch.no_grad():
+        found = step.method.diagnostics(views, encode_pair(step.encoder, views))
+    learned = type(step.method).learned
+    assert learned
+    assert set(learned) <= set(found)
+    assert len(step.method.not_learned({name: float(value) for name, value in found.items()})) == len(learned)
+
+
+@pytest.mark.parametrize("overfitted", NAMES, indirect=True)
+def test_what_has_learned_its_batch_says_so(overfitted: tuple[str, TrainingStep, ViewPair, dict[str, float]]) -> None:
+    _, step, views, _ = overfitted
+    with torch.no_grad():
+        found = step.method.diagnostics(views, encode_pair(step.encoder, views))
+    assert step.method.not_learned({name: float(value) for name, value in found.items()}) == []
+
+
 def test_same_seed_same_training(solids_dataset: Dataset) -> None:
     for name in ("vicreg", "reconstruction", "sie_all_single"):
         runs = []
@@ -138,6 +160,9 @@ def test_reconstruction_beats_the_mean_picture_and_needs_both_views(
     assert last["reconstruction"] < 0.4 * mean_picture
     with torch.no_grad():
         gaps = step.method.diagnostics(views, encode_pair(step.encoder, views))
+    count = len(seen)
+    expected = gaps["reconstruction"].item() / (mean_picture * count / (count - 1))
+    assert gaps["reconstruction_ratio"].item() == pytest.approx(expected, rel=1e-4)
     assert gaps["view1_swap_gap"] > 0.02
     assert gaps["view2_swap_gap"] > 0.02
 

@@ -8,17 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from equibench.baselines.sie import HypernetworkPredictor, code_size, sie_loss, transformation_code
+from equibench.baselines.sie import HypernetworkPredictor, sie_loss
 from equibench.baselines.vicreg import vicreg_loss
 from sharded import arrays, losses_of, sharded
 from torch import Tensor
 
-from equibench.pretrain.method import ViewPair, gather
+from equibench.pretrain.method import gather
 from equibench.pretrain.modules import covariance, full_precision, invariance, masked_pixel_mse, variance
-from equibench.transforms.transformation import BUILT_IN, TRANSFORMATIONS
 
 Array = np.ndarray
-ALL = BUILT_IN
 
 
 def np_invariance(x: Array, y: Array) -> float:
@@ -139,71 +137,6 @@ def test_full_precision_lets_autocast_be_on_around_it() -> None:
         assert (a @ a).dtype == torch.bfloat16
 
 
-def views_with(theta: dict[str, Tensor], known: dict[str, Tensor] | None = None) -> ViewPair:
-    count = len(next(iter(theta.values())))
-    nothing = torch.zeros(count, 3, 1, 1)
-    everything = {name: torch.ones(count, dtype=torch.bool) for name in theta}
-    return ViewPair(nothing, nothing, theta, known or everything, torch.ones(1, 1))
-
-
-def coded(name: str, theta: Array) -> Tensor:
-    return torch.from_numpy(TRANSFORMATIONS[name].encode(theta, 32)).float()
-
-
-def drawn(name: str, count: int) -> Array:
-    u = np.random.default_rng(9).random((count, TRANSFORMATIONS[name].uniforms))
-    return TRANSFORMATIONS[name].draw(u, 32)
-
-
-def test_code_of_a_rotation_is_cosine_and_sine() -> None:
-    degrees = np.array([[-45.0], [0.0], [10.0], [30.0]])
-    code = transformation_code(views_with({"rotation": coded("rotation", degrees)}), ("rotation",))
-    expected = np.concatenate([np.cos(np.pi * degrees / 180), np.sin(np.pi * degrees / 180)], axis=1)
-    np.testing.assert_allclose(code, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", [name for name in ALL if name != "rotation"])
-def test_code_of_anything_else_is_standardised_with_a_constant(name: str) -> None:
-    code = transformation_code(views_with({name: coded(name, drawn(name, 20_000))}), (name,)).numpy()
-    assert code.shape[1] == code_size((name,)) == len(TRANSFORMATIONS[name].parameters) + 1
-    np.testing.assert_allclose(code[:, :-1].mean(axis=0), 0, atol=0.03)
-    np.testing.assert_allclose(code[:, :-1].std(axis=0), 1, atol=0.02)
-    np.testing.assert_array_equal(code[:, -1], 1)
-
-
-def test_standardised_code_of_a_uniform_parameter_is_the_closed_form() -> None:
-    sigma = np.array([[0.1], [1.05], [2.0]])
-    code = transformation_code(views_with({"blur": coded("blur", sigma)}), ("blur",))
-    np.testing.assert_allclose(code[:, 0], [-np.sqrt(3), 0, np.sqrt(3)], atol=0.02)
-
-
-def test_code_of_what_was_not_drawn_is_zero() -> None:
-    theta = {name: coded(name, drawn(name, 6)) for name in ALL}
-    known = {name: torch.arange(6) == number for number, name in enumerate(ALL)}
-    code = transformation_code(views_with(theta, known), ALL)
-    assert code.shape == (6, code_size(ALL))
-    everything = transformation_code(views_with(theta), ALL)
-    widths = [2 if name == "rotation" else len(TRANSFORMATIONS[name].parameters) for name in ALL]
-    owner = np.repeat(np.arange(6), widths)
-    for row in range(6):
-        mine = torch.from_numpy(np.append(owner == row, True))
-        assert torch.equal(code[row], torch.where(mine, everything[row], 0.0))
-
-
-def test_code_of_a_pose_is_its_quaternion_and_nothing_else() -> None:
-    q = np.array([[0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 1.0]])
-    assert code_size(("pose",)) == 4
-    code = transformation_code(views_with({"pose": coded("pose", q)}), ("pose",))
-    np.testing.assert_allclose(code, q)
-    with_hues = transformation_code(
-        views_with({"pose": coded("pose", q), "hues": coded("hues", np.array([[0.5, 0.0], [0.0, -0.5]]))}),
-        ("pose", "hues"),
-    )
-    assert with_hues.shape == (2, code_size(("pose", "hues"))) == (2, 6)
-    # differences of two uniform hues have a variance of 1/6
-    np.testing.assert_allclose(with_hues[:, 4:], np.array([[0.5, 0.0], [0.0, -0.5]]) * np.sqrt(6), atol=0.02)
-
-
 def test_predictor_is_a_weighted_sum_of_matrices() -> None:
     torch.manual_seed(0)
     predictor = HypernetworkPredictor(3, 4)
@@ -211,22 +144,6 @@ def test_predictor_is_a_weighted_sum_of_matrices() -> None:
     basis = predictor.basis.detach().numpy()
     expected = [sum(z[n, k].item() * basis[k] for k in range(3)) @ x[n].numpy() for n in range(5)]
     np.testing.assert_allclose(predictor(x, z).detach(), np.stack(expected), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("names", [("rotation",), ("blur",), ("crop",), ALL])
-def test_predictor_can_be_the_identity_when_nothing_happens(names: tuple[str, ...]) -> None:
-    theta = {name: coded(name, np.array([TRANSFORMATIONS[name].identity] * 3)) for name in names}
-    code = transformation_code(views_with(theta), names)
-    torch.manual_seed(0)
-    predictor, x = HypernetworkPredictor(code_size(names), 4), torch.randn(3, 4)
-    # cos 0 = 1 for a rotation alone, else the constant; the others stay arbitrary
-    pivot = 0 if names == ("rotation",) else -1
-    assert (code[:, pivot] == 1).all()
-    rest = code[0].clone()
-    rest[pivot] = 0
-    with torch.no_grad():
-        predictor.basis[pivot] = torch.eye(4) - torch.einsum("k,koi->oi", rest, predictor.basis)
-    torch.testing.assert_close(predictor(x, code), x, atol=1e-5, rtol=0)
 
 
 def test_two_processes_give_the_loss_and_gradient_of_one(tmp_path: Path) -> None:
