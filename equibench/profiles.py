@@ -191,7 +191,7 @@ PROFILES = {
                 pairs=480, batch=16, lr=1e-3, weight_decay=1e-6, warmup=0.1, lambda_recon=1,
                 projector=(32, 8), checkpoint_every=10, log_every=5,
             ),
-            probing=Probing(pairs=(256, 64, 128), width=32, epochs=40, batch=64),
+            probing=Probing(pairs=(256, 64, 128), width=32, epochs=10, seeds=2),
             metric_sizes=MetricSizes(
                 composition_images=60, retrieval_images=30, bank=10, fixed_images=100, fixed=2, lie_images=40
             ),

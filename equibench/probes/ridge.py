@@ -25,7 +25,7 @@ KERNELS = ("relu", "relu+products")
 _PENALTIES_PER_PAIR = 10.0 ** np.arange(-7, 2)
 _BIAS, _PRODUCTS = 0.3, 10.0
 """The ReLU features' bias and the weight of the products, for inputs whose mean square is 1."""
-_PAIRS_PER_LANDMARK, _MOST_LANDMARKS, _SCREENING = 4, 2048, 512
+_PAIRS_PER_LANDMARK, _MOST_LANDMARKS, _SCREENING = 4, 2048, 256
 """One landmark for so many pairs, at most so many, and so many while shrinkage and kernel are chosen."""
 _CHUNK = 8192
 
@@ -57,7 +57,7 @@ def fit_closed_form(splits: Mapping[str, Split], whitening: Whitening) -> Closed
 
     screened = {c: float(errors(*c, _SCREENING)[1].mean()) for c in product(SHRINKAGES, KERNELS)}
     shrinkage, kernel = min(screened, key=screened.__getitem__)
-    landmarks = min(_MOST_LANDMARKS, max(_SCREENING, len(train) // _PAIRS_PER_LANDMARK))
+    landmarks = min(_MOST_LANDMARKS, max(2 * _SCREENING, len(train) // _PAIRS_PER_LANDMARK))
     predict, found = errors(shrinkage, kernel, landmarks)
     predicted = torch.where(found >= val.square().mean(dim=0), 0.0, predict(splits["test"]).double())
     return ClosedForm(predicted.numpy() * std + mean, shrinkage, kernel)

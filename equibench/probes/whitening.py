@@ -4,8 +4,9 @@ The features of most encoders have a few directions that hold nearly all of the 
 transformation may lie in the others. A probe that is trained by gradient steps on features that are standardised column
 by column hardly reaches those, so it reads the coordinates that the features happen to come in. Here every direction of
 the sum and of the difference is divided by sqrt(variance + shrinkage * mean variance): with little shrinkage all
-directions count alike, with much they keep their sizes. How much is right differs between encoders and transformations, so it is
-chosen on the validation pairs (docs/protocol.md 7.1). Rotations and a common scale of the features change nothing.
+directions count alike, with much they keep their sizes. How much is right differs between encoders and transformations,
+so it is chosen on the validation pairs (docs/protocol.md 7.1). Rotations and a common scale of the features change
+nothing.
 """
 
 import mmap
