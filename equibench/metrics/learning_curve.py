@@ -11,6 +11,8 @@ from equibench.records import Metric
 
 RISING = 0.03
 """An R² that has grown by more than this from half of the pairs to all of them is a lower bound."""
+DISAGREEMENT = 0.1
+"""Two probes whose R² differ by more than this read different things: one of them is under-trained."""
 SHARES = {"r2_eighth": 8, "r2_quarter": 4, "r2_half": 2}
 
 _STEEPEST = 0.85
@@ -22,8 +24,18 @@ _REFUSED = 0.1
 
 def rising(metrics: dict[str, Metric]) -> bool:
     """Whether R² still rises at the last doubling of the training pairs."""
-    half, whole = (found.value if (found := metrics.get(name)) else None for name in ("r2_half", "r2"))
-    return half is not None and whole is not None and whole - half > RISING
+    return _gain(metrics, "r2_half") > RISING
+
+
+def disagree(metrics: dict[str, Metric]) -> bool:
+    """Whether the MLP and the closed form differ by more than `DISAGREEMENT`."""
+    return abs(_gain(metrics, "r2_closed")) > DISAGREEMENT
+
+
+def _gain(metrics: dict[str, Metric], name: str) -> float:
+    """By how much R² is above another metric; 0 where one of them is not there."""
+    other, own = (found.value if (found := metrics.get(n)) else None for n in (name, "r2"))
+    return 0.0 if other is None or own is None else own - other
 
 
 def asymptote(curve: NDArray[np.float64]) -> NDArray[np.float64]:

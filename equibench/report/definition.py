@@ -20,12 +20,19 @@ import pandas as pd
 from equibench.errors import UserError, closest
 from equibench.evaluation.controls import CONTROLS, RIVALS, row_title
 from equibench.evaluation.evaluator import MetricInfo, evaluator_of, metric_info
+from equibench.metrics.learning_curve import DISAGREEMENT, RISING, disagree, rising
 from equibench.pretrain.method import BASELINES
 from equibench.records import Interval, Record
 from equibench.task import TASKS, Task
 
 MARK = "†"
 """Behind a number that does not beat its controls."""
+RISES, DISAGREES = "↑", "≠"
+"""Behind an R² that still rises with the training pairs, and behind one that the closed form does not confirm."""
+PROBE_LEGEND = {
+    RISES: f"still rises by more than {RISING:g} at the last doubling of the training pairs: a lower bound",
+    DISAGREES: f"the closed form's R² differs by more than {DISAGREEMENT:g}",
+}
 
 PUBLISHED = files("equibench.published")
 KEYS = ("title", "data", "known_fraction", "scale", "claim", "limit")
@@ -100,6 +107,7 @@ class Cell:
     std_seeds: float | None  # standard deviation over pretraining seeds; None for a single seed
     signatures: tuple[str, ...]  # identifier of each seed's record, for `equibench explain`
     data: str  # what it was measured on
+    marks: str = ""  # what the probes say of it: `RISES`, `DISAGREES`
     beats_controls: bool | None = None
     """Whether the interval lies beyond that of each control of `RIVALS` that is there; None for the controls
     themselves, where one with an encoder is missing, and for metrics that are not better or worse."""
@@ -191,11 +199,32 @@ def cells_of(records: Sequence[Record], features: str = "full", scale: float = 1
             for column, metric in {record.task: record.main_metric, **further}.items():
                 if value := record.interval(metric):
                     groups.setdefault((record.baseline, column), []).append((record, value))
-    cells = {key: _cell(group, scale) for key, group in groups.items()}
+    cells = {key: _cell(group, scale, _metric(key[1], group[0][0])) for key, group in groups.items()}
     return {key: replace(cells[key], beats_controls=_beats(key, group[0][0], cells)) for key, group in groups.items()}
 
 
-def _cell(group: Sequence[tuple[Record, Interval]], scale: float) -> Cell:
+def probe_marks(records: Sequence[Record]) -> str:
+    """What the probes say of the R² of these records; a mark for most of them is one for their mean."""
+    half = len(records) / 2
+    rises, differs = (sum(map(says, (r.metrics for r in records))) > half for says in (rising, disagree))
+    return RISES * rises + DISAGREES * differs
+
+
+def best_sets(records: Sequence[Record]) -> dict[tuple[str, str], tuple[str, float]]:
+    """By row and task of a regression: the feature set of the highest R², and that R², the mean over seeds."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for record in records:
+        if record.evaluator == "regression" and (found := record.interval()) and record.features != "distance":
+            values.setdefault((record.baseline, record.task), {}).setdefault(record.features, []).append(found[0])
+    means = {key: {name: float(np.mean(found)) for name, found in sets.items()} for key, sets in values.items()}
+    return {key: max(sets.items(), key=lambda item: item[1]) for key, sets in means.items() if len(sets) > 1}
+
+
+def _metric(column: str, record: Record) -> str:
+    return column.partition(":")[2] or record.main_metric
+
+
+def _cell(group: Sequence[tuple[Record, Interval]], scale: float, metric: str) -> Cell:
     found = np.array([value for _, value in group]) * scale
     value, low, high = found.mean(axis=0).tolist()
     records = [record for record, _ in group]
@@ -209,13 +238,14 @@ def _cell(group: Sequence[tuple[Record, Interval]], scale: float) -> Cell:
         std_seeds=float(np.std(found[:, 0], ddof=1)) if len(group) > 1 else None,
         signatures=tuple(r.identifier for r in records),
         data=records[0].data,
+        marks=probe_marks(records) if metric == "r2" else "",
     )
 
 
 def _beats(key: tuple[str, str], record: Record, cells: Cells) -> bool | None:
     """See `Cell.beats_controls`."""
     row, column = key
-    info = metric_info(column.partition(":")[2] or record.main_metric)
+    info = metric_info(_metric(column, record))
     better = info.better if info else "higher"
     needed = [c for c in RIVALS if CONTROLS[c].has_encoder or record.evaluator in CONTROLS[c].evaluators]
     rivals = [cells[control, column] for control in needed if (control, column) in cells]

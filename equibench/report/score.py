@@ -7,11 +7,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from equibench.encoders.vit import TOKEN_SETS
 from equibench.evaluation.context import Context
 from equibench.evaluation.controls import CONTROLS, RIVALS
 from equibench.evaluation.evaluator import EVALUATORS
 from equibench.records import Record
-from equibench.report.definition import MARK, load_leakage, plain
+from equibench.report.definition import MARK, load_leakage, plain, probe_marks
 from equibench.task import TASKS
 
 COMPARED = {"random_init": "random init", "pixels": "pixels", "image_statistics": "image stats"}
@@ -51,7 +52,8 @@ Grid = tuple[str, list[str], list[list[str]]]
 
 def score_tables(name: str, records: Sequence[Record]) -> list[Grid]:
     """The tables of a score: regression, halves, layers, and one for each further evaluator."""
-    grids = [_regression(name, records), _as_published(name, records), _halves(name, records)]
+    grids = [_regression(name, records), _as_published(name, records), _probes(name, records), _halves(name, records)]
+    grids += [_sets(name, records)]
     grids += [_layers(row, records) for row in (name, "random_init")]
     for kind in EVALUATORS.names():
         mine = [r for r in records if r.evaluator == kind and r.features == "full"]
@@ -73,7 +75,8 @@ def _regression(name: str, records: Sequence[Record]) -> Grid:
         way = _way_to_ceiling(found[0], floor, oracle.value if oracle else None)
         rivals = [r2[c, task].high or 0 for c in RIVALS if (c, task) in r2]
         behind = bool(rivals) and found[1] <= max(rivals)
-        cells = [_title(task), _cell(record) + (MARK if behind else ""), "–" if way is None else f"{way:.0%}"]
+        marks = (MARK if behind else "") + probe_marks([record])
+        cells = [_title(task), _cell(record) + marks, "–" if way is None else f"{way:.0%}"]
         cells += [plain(r2[c, task].value or 0) if (c, task) in r2 else "–" for c in controls]
         rows.append([*cells, plain(floor or 0)])
     head = ["", "R²", "to oracle", *controls.values(), "floor"]
@@ -88,6 +91,30 @@ def _as_published(name: str, records: Sequence[Record]) -> Grid:
     ]
     head = ["", "pooled R²", "its floor", "errors", "CNN, view 2 alone", "CNN, both views"]
     return "As published, in units, and what a small CNN reads from pixels", head, rows
+
+
+def _probes(name: str, records: Sequence[Record]) -> Grid:
+    """What the other probe says, and the learning curve."""
+    shown = ("r2_closed", "r2_unwhitened", "r2_quarter", "r2_half", "r2", "r2_asymptote", "bits")
+    mine = [r for r in records if r.baseline == name and r.features == "full" and "r2_closed" in r.metrics]
+    rows = [[_title(r.task), *(_number(r, metric) for metric in shown)] for r in mine]
+    pairs = mine[0].pairs[0] if mine else 0
+    curve = [f"{pairs // 4:,} pairs", f"{pairs // 2:,}", f"{pairs:,}", "extrapolated", "bits"]
+    return "R² of each probe, and with fewer training pairs", ["", "closed form", "unwhitened", *curve], rows
+
+
+def _number(record: Record, metric: str) -> str:
+    found = record.metrics.get(metric)
+    return "–" if found is None or found.value is None else plain(found.value)
+
+
+def _sets(name: str, records: Sequence[Record]) -> Grid:
+    """The representation beside what else the encoder gives, and the one number |f2 - f1|."""
+    found = {(r.features, r.task): r for r in records if r.baseline == name and r.evaluator == "regression"}
+    sets = [s for s in ("full", *TOKEN_SETS, "distance") if any(features == s for features, _ in found)]
+    tasks = list(dict.fromkeys(task for features, task in found if features != "full"))
+    rows = [[_title(t), *(_cell(found[s, t]) if (s, t) in found else "–" for s in sets)] for t in tasks]
+    return "Feature sets, R²", ["", *sets], rows
 
 
 def _leaks(record: Record) -> list[str]:

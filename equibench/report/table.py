@@ -2,9 +2,10 @@
 page of all tables of a profile.
 """
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from rich.console import Console
@@ -18,10 +19,12 @@ from equibench.profiles import get_profile
 from equibench.records import RECORDS, Record, read_records
 from equibench.report.definition import (
     MARK,
+    PROBE_LEGEND,
     Cell,
     Cells,
     Column,
     TableDefinition,
+    best_sets,
     cells_of,
     columns_of,
     load_definition,
@@ -44,7 +47,12 @@ _MEASURED_LEAKS = {
     "border": "of it the outermost ring alone",
     "interpolation": "view 2 of noise (what resampling leaves)",
 }
+_SETS = (
+    "The score above is that of full, the mean of the patch tokens; grid holds the means of their four quarters, cls the "
+    "class token (one probe seed each), invariant and equivariant are the halves."
+)
 _WIDE, _MEDIUM = 150, 118  # columns of a terminal
+_T = TypeVar("_T")
 _Text = Callable[[str, Column], str]
 """What is printed in a row and column."""
 
@@ -71,6 +79,7 @@ def markdown_table(
     lines += ["", "## Published | ours", "", *_score_grids(definition, rows, columns, full, untrained_rows(records))]
     lines += ["", *(f"Not measured, since the data are not there: {note}" for note in notes)] if notes else []
     lines += ["", f"{MARK} does not beat its controls: {_UNBEATEN}.", ""]
+    lines += [line for mark, meaning in _probe_legend(full).items() for line in (f"{mark} {meaning}.", "")]
     lines += [legend, ""] if (legend := untrained_legend(records)) else []
     if regression and not context.dataset.has_objects:
         lines += _leakage_lines(probed)
@@ -84,6 +93,9 @@ def markdown_table(
     if regression:
         lines += ["", "## Pooled R², as published", "", _floors(regression, records), ""]
         lines += _grid(rows, regression, _beside_published(definition, pooled))
+    if best := best_sets(records):
+        sets = _text_of(best, lambda found: f"{found[0]} {plain(found[1])}")
+        lines += ["", "## The best feature set", "", _SETS, "", *_grid(rows, regression, sets)]
     if split := [c for c in columns if any(name == c.name for _, name in inv)]:
         lines += ["", "## The halves alone", "", "From the invariant | the equivariant half.", ""]
         there = [row for row in rows if any(name == row for name, _ in inv)]
@@ -130,12 +142,23 @@ def _score(cell: Cell, scale: float) -> str:
     """0.345 ±0.012, or 34.50 ±1.20 where numbers are percentages, with a mark where it does not beat its controls."""
     mark = MARK if cell.beats_controls is False else ""
     digits = 3 if scale == 1 else 2
-    return f"{plain(cell.value, digits)} ±{(cell.high - cell.low) / 2:.{digits}f}{mark}"
+    return f"{plain(cell.value, digits)} ±{(cell.high - cell.low) / 2:.{digits}f}{mark}{cell.marks}"
 
 
 def _text(cells: Cells, text: Callable[[Cell], str]) -> _Text:
     """What is printed of a cell; a dash where there is none."""
     return lambda row, column: text(cell) if (cell := cells.get((row, column.name))) else "–"
+
+
+def _text_of(found: Mapping[tuple[str, str], _T], text: Callable[[_T], str]) -> _Text:
+    """The same of anything that is known by row and task."""
+    return lambda row, column: text(found[row, column.task.name]) if (row, column.task.name) in found else "–"
+
+
+def _probe_legend(cells: Cells) -> dict[str, str]:
+    """The probes' marks that occur, with their meanings."""
+    used = {mark for cell in cells.values() for mark in cell.marks}
+    return {mark: meaning for mark, meaning in PROBE_LEGEND.items() if mark in used}
 
 
 def _beside_published(definition: TableDefinition, ours: _Text) -> _Text:
@@ -212,6 +235,8 @@ def print_table(
     shown = {column.name for column in columns}
     if any(cell.beats_controls is False for (_, name), cell in cells.items() if name in shown):
         console.print(f"{MARK} does not beat random init, pixels and image statistics", style="dim")
+    for mark, meaning in _probe_legend(cells).items():
+        console.print(f"{mark} {meaning}", style="dim", highlight=False)
     if untrained:
         console.print(untrained_legend(records), style="dim", highlight=False)
 
