@@ -257,9 +257,9 @@ def test_where_nothing_can_be_learned_r2_is_that_of_the_training_mean_but_for_sa
 def test_the_training_mean_is_the_answer_by_target() -> None:
     splits, rng = data(noise=0.0, features=3, sizes=(512, 200, 100)), np.random.default_rng(1)
     mixed = {
-        n: replace(s, targets=np.stack([s.targets[:, 0], 5 + rng.normal(size=len(s.targets)), np.full(len(s.first), 7)], axis=1))
+        n: replace(s, targets=np.c_[s.targets[:, 0], 5 + rng.normal(size=len(s.targets)), np.full(len(s.targets), 7)])
         for n, s in splits.items()
-    }  # fmt: skip
+    }
     predictions = fitted(mixed, replace(SETTINGS, epochs=20, width=32, lr=1e-2)).predictions
     for of_seed in predictions:
         assert r2_score(mixed["test"].targets[:, 0], of_seed[:, 0]) > 0.97
