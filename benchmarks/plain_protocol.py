@@ -1,9 +1,9 @@
 """The usual protocol, written plainly: every probe seed of every task loads, transforms and encodes in every epoch.
 
 This is the loop that equivariance papers publish (SIE's): the encoder is frozen and in eval mode, yet each epoch of
-each probe encodes both views of every pair again. Pairs, initialisation, batches, optimiser and the choice of the
-epoch are those of `equibench.probes.mlp`, so that the same numbers must come out, but for two roundings: the suite
-stores views in 8 bits and features in float16.
+each probe encodes both views of every pair again. Pairs, whitening, initialisation, batches, optimiser, averages and
+the choice of the epoch are those of `equibench.probes`, so that the same numbers must come out where nothing is dropped
+out, but for two roundings: the suite stores views in 8 bits and features in float16.
 """
 
 from __future__ import annotations
@@ -15,22 +15,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from equibench.data.dataset import image_source
 from equibench.encoders.adapter import ImageEncoder
 from equibench.encoders.vit import ViTEncoder
 from equibench.evaluation.context import Context
 from equibench.pairs.manifest import Pairs
-from equibench.probes.mlp import STD_FLOOR, _initial_layers
-from equibench.transforms.transformation import TRANSFORMATIONS, transform
+from equibench.probes.mlp import _initial_layers
+from equibench.probes.ridge import fit_closed_form
+from equibench.probes.whitening import Split, Whitening
+from equibench.transforms.transformation import TRANSFORMATIONS, transform_sequence
 
 
 class PlainProbe(nn.Module):
-    """Two hidden layers with ReLU on both views' features, standardised with the training pairs' moments."""
+    """Two hidden layers with ReLU and dropout on both views' features (n, 2 D), of which it sees (x - mean) @ seen."""
 
-    def __init__(self, inputs: int, width: int, targets: int, seed: int, mean: Tensor, std: Tensor) -> None:
+    def __init__(
+        self, width: int, targets: int, seed: int, mean: Tensor, seen: Tensor, dropout: float
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.mean, self.std = mean, std
+        self.mean, self.seen, self.dropout = mean, seen, nn.Dropout(dropout)
+        inputs = seen.shape[1]
         sizes = ((inputs, width), (width, width), (width, targets))
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in sizes)
         for layer, (weight, bias) in zip(self.layers, _initial_layers(inputs, width, targets, seed), strict=True):
@@ -38,7 +44,9 @@ class PlainProbe(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, hidden, out = self.layers
-        x = torch.relu(hidden(torch.relu(first((x - self.mean) / self.std))))
+        with torch.autocast(x.device.type, enabled=False):
+            x = (x - self.mean) @ self.seen
+        x = self.dropout(torch.relu(hidden(self.dropout(torch.relu(first(x))))))
         with torch.autocast(x.device.type, enabled=False):
             return out(x.float())
 
@@ -60,44 +68,55 @@ class PlainProtocol:
     rounded: bool = False
 
     def run(self, seed: int) -> NDArray[np.float64]:
-        """Train one probe, keep the epoch that is best on the validation pairs, predict test: (N, K)."""
-        probe, order = self.probe(seed, self.moments), torch.Generator().manual_seed(0)
-        optimizer = torch.optim.Adam(probe.parameters(), lr=self.context.probing.lr, fused=True)
-        best, kept = float("inf"), {}
-        for _ in range(self.context.probing.epochs):
-            self.train_epoch(probe, optimizer, order)
-            error = (self.predict(probe, "val") - self.targets("val")).square().mean().item()
-            if error < best:
-                best, kept = error, {name: value.clone() for name, value in probe.state_dict().items()}
+        """Train one probe, keep the epoch whose average is best on the validation pairs, predict test: (N, K)."""
+        settings = self.context.probing
+        probe, order = self.probe(seed, *self.conditioning), torch.Generator().manual_seed(0)
+        averaged = AveragedModel(probe, avg_fn=self._average)
+        averaged.update_parameters(probe)
+        optimizer = torch.optim.Adam(probe.parameters(), lr=settings.lr, fused=True)
+        best, at, kept = torch.tensor(float("inf")), 0, probe.state_dict()
+        for epoch in range(1, settings.epochs + 1):
+            self.train_epoch(probe, optimizer, order, averaged)
+            errors = (self.predict(averaged.module, "val") - self.targets("val")).square().mean(dim=0)
+            if errors.mean() < best.mean():
+                best, at = errors, epoch
+                kept = {name: value.clone() for name, value in averaged.module.state_dict().items()}
+            if epoch - at >= settings.patience:
+                break
         probe.load_state_dict(kept)
+        learned = (best < self.targets("val").square().mean(dim=0)).numpy()  # else the training mean is as good
         mean, std = self._target_moments
-        return self.predict(probe, "test").double().numpy() * std + mean
+        return self.predict(probe, "test").double().numpy() * learned * std + mean
 
-    def probe(self, seed: int, moments: tuple[Tensor, Tensor]) -> PlainProbe:
-        """An untrained probe, for features (2 D,) of this mean and standard deviation."""
-        outputs = self.targets("train").shape[1]
-        return PlainProbe(len(moments[0]), self.context.probing.width, outputs, seed, *moments)
+    def probe(self, seed: int, mean: Tensor, seen: Tensor) -> PlainProbe:
+        """An untrained probe that sees (x - mean) @ seen of features x (n, 2 D)."""
+        settings = self.context.probing
+        return PlainProbe(settings.width, self.targets("train").shape[1], seed, mean, seen, settings.dropout)
 
-    def train_epoch(self, probe: PlainProbe, optimizer: torch.optim.Optimizer, order: torch.Generator) -> None:
+    def train_epoch(
+        self, probe: PlainProbe, optimizer: torch.optim.Optimizer, order: torch.Generator, averaged: AveragedModel
+    ) -> None:  # fmt: skip
         """Load, transform and encode every training pair, and train the probe on it."""
         targets = self.targets("train")
-        for rows in torch.randperm(len(targets), generator=order).split(self.context.probing.batch):
+        batch = min(self.context.probing.batch, max(32, len(targets) // 16))
+        probe.train()
+        for rows in torch.randperm(len(targets), generator=order).split(batch):
             features = self.features("train", rows)
             with self._autocast():
                 loss = (probe(features) - targets[rows]).square().mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            averaged.update_parameters(probe)
 
     @torch.no_grad()
-    def predict(self, probe: PlainProbe, split: str) -> Tensor:
+    def predict(self, probe: nn.Module, split: str) -> Tensor:
         """Standardised predictions (N, K) of a split, whose pairs are loaded, transformed and encoded."""
-        rows = torch.arange(len(self.targets(split))).split(self.context.probing.batch)
         parts = []
-        for part in rows:
+        for part in torch.arange(len(self.targets(split))).split(self.context.probing.batch):
             features = self.features(split, part)
             with self._autocast():
-                parts.append(probe(features))
+                parts.append(probe.eval()(features))
         return torch.cat(parts)
 
     def targets(self, split: str) -> Tensor:
@@ -106,20 +125,39 @@ class PlainProtocol:
         return torch.from_numpy((self._coded[self.pairs.rows(split)] - mean) / std).float()
 
     @cached_property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (2 D,) of the training pairs' features, from one more pass over them."""
-        rows = torch.arange(self.pairs.sizes[0]).split(self.context.probing.batch)
-        x = torch.cat([self.features("train", part) for part in rows])
-        std, mean = torch.std_mean(x, dim=0, correction=0)
-        size = float((std.square() + mean.square()).mean().sqrt())
-        return mean, std.clamp_min(STD_FLOOR * size + 1e-12)
+    def conditioning(self) -> tuple[Tensor, Tensor]:
+        """Mean (2 D,) and map (2 D, inputs) of the features, which whiten their views' sum and difference.
+
+        From one more pass over the pairs. The shrinkage is the one that the suite's closed form chooses for them.
+        """
+        splits = {}
+        for split, count in zip(("train", "val", "test"), self.pairs.sizes, strict=True):
+            rows = torch.arange(count).split(self.context.probing.batch)
+            x = torch.cat([self.features(split, part) for part in rows]).numpy().astype(np.float64)
+            first, second = np.split(x, 2, axis=1)
+            splits[split] = Split(first, second, self._coded[self.pairs.rows(split)])
+        shrinkage = fit_closed_form(splits, Whitening.of(splits["train"])).shrinkage
+        maps, sizes = [], []
+        for sign in (1, -1):  # of the first view in the sum and in the difference
+            values = splits["train"].second + sign * splits["train"].first
+            variances, directions = np.linalg.eigh(np.cov(values.T, ddof=0))
+            kept = variances > 1e-9 * variances.max()
+            variances, directions = variances[kept][::-1], directions[:, kept][:, ::-1]
+            scaled = directions / np.sqrt(variances + shrinkage * variances.mean())
+            sizes.append(variances / (variances + shrinkage * variances.mean()))
+            maps.append(np.concatenate([sign * scaled, scaled]))
+        seen = np.concatenate(maps, axis=1) / np.sqrt(np.concatenate(sizes).mean())
+        mean = np.concatenate([splits["train"].first.mean(axis=0), splits["train"].second.mean(axis=0)])
+        return torch.from_numpy(mean).float(), torch.from_numpy(seen).float()
 
     @torch.no_grad()
     def features(self, split: str, rows: Tensor) -> Tensor:
         """Both views' representations side by side (n, 2 D) of these pairs of a split."""
         self.encoder.eval()
-        images, theta = self._load(split, rows)
-        moved = transform(images, {self.pairs.transformation: theta}, self.context.spec.fill)
+        mine = self.pairs.rows(split).start + rows.numpy()
+        stored = image_source(self.context.dataset, split).images[self.pairs.image[mine]]
+        images = torch.from_numpy(stored).float() / 255
+        moved = transform_sequence(images, self.pairs.steps(mine), self.context.spec.fill)
         if self.rounded:
             moved = moved.mul(255).round().clamp(0, 255) / 255
         with self._autocast():
@@ -127,11 +165,10 @@ class PlainProtocol:
         features = torch.cat(torch.cat(encoded).chunk(2), dim=1)
         return features.half().float() if self.rounded else features
 
-    def _load(self, split: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images in [0, 1] and parameters of these pairs of a split."""
-        mine = self.pairs.rows(split).start + rows.numpy()
-        images = image_source(self.context.dataset, split).images[self.pairs.image[mine]]
-        return torch.from_numpy(images).float() / 255, torch.from_numpy(self.pairs.theta[mine]).float()
+    def _average(self, kept: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
+        """The running average of the weights, of which the first steps are soon forgotten."""
+        share = min(self.context.probing.averaging, int(steps) / (int(steps) + 10))
+        return share * kept + (1 - share) * new
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.context.device.type, dtype=torch.bfloat16, enabled=self.context.bf16)

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from plain_protocol import PlainProtocol
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from equibench.data.dataset import Dataset, ImageSet
 from equibench.data.load import load_dataset
@@ -145,15 +146,16 @@ def demo(sizes: Sizes, folder: Path) -> dict[str, Any]:
 def against_floor_and_plain(case: Case, batches: Sequence[int]) -> dict[str, Any]:
     """Seconds of scoring on all tasks from nothing, of the bare forward passes, and of the usual protocol."""
     batch, found = best_batch(case, batches)
-    rendering, scoring, floor = [], [], []
+    rendering, scoring, floor, records = [], [], [], []
     for task, views in zip(case.tasks, case.views, strict=True):
         pairs = case.context.pairs(task)
         rendering.append(seconds(lambda p=pairs: render(case.context, p)))
-        scoring.append(seconds(lambda t=task: evaluate(case.row, t, case.context)))
+        scoring.append(seconds(lambda t=task: records.extend(evaluate(case.row, t, case.context))))
         floor.append(bare_seconds(case, batch, max(batch, views // FLOOR_SHARE)) * views)
     probes = seconds(lambda: [evaluate(case.row, task, case.context) for task in case.tasks])
     whole, bare = sum(rendering) + sum(scoring), sum(floor)
-    plain = plain_seconds(case, batch)
+    probing, best = case.context.probing, [e for r in records if r.features == "full" for e in r.probe["best_epochs"]]
+    plain = plain_seconds(case, batch, sum(min(epoch + probing.patience, probing.epochs) for epoch in best))
     return {
         "pairs": list(case.context.probing.pairs),
         "views": sum(case.views),
@@ -200,27 +202,30 @@ def bare_seconds(case: Case, batch: int, count: int) -> float:
         return seconds(lambda: [network(images) for _ in range(passes)]) / (passes * batch)
 
 
-def plain_seconds(case: Case, batch: int) -> dict[str, float]:
+def plain_seconds(case: Case, batch: int, epochs: int) -> dict[str, float]:
     """One epoch of the usual protocol on one task, measured, and what all tasks, seeds and epochs make of it.
 
-    The task is rotation, whose views are among the quickest to make. Every probe is charged for its epochs and for
-    one evaluation of the validation and of the test pairs: less than a choice of the epoch would cost.
+    The task is rotation, whose views are among the quickest to make. It is charged for the MLP on the representation
+    alone: for as many epochs as the suite has trained on all tasks and seeds until its patience ended, and for one
+    evaluation of the validation and of the test pairs, less than a choice of the epoch would cost. The suite's closed
+    form, learning curve, literal probe, and probes of token sets and of the distance are not charged for.
     """
     task = next(t for t in case.tasks if t.transformation == "rotation")
     protocol = PlainProtocol(case.encoder, case.context.pairs(task), case.context, batch)
     inputs = protocol.features("val", torch.arange(2)).shape[1]
-    probe = protocol.probe(0, (torch.zeros(inputs), torch.ones(inputs)))  # not charged for the pass that finds them
+    probe = protocol.probe(0, torch.zeros(inputs), torch.eye(inputs))  # not charged for the pass that finds them
     probing = case.context.probing
-    optimizer = torch.optim.Adam(probe.parameters(), lr=probing.lr, fused=True)
-    epoch = seconds(lambda: protocol.train_epoch(probe, optimizer, torch.Generator().manual_seed(0)))
+    optimizer, averaged = torch.optim.Adam(probe.parameters(), lr=probing.lr, fused=True), AveragedModel(probe)
+    epoch = seconds(lambda: protocol.train_epoch(probe, optimizer, torch.Generator().manual_seed(0), averaged))
     val = seconds(lambda: protocol.predict(probe, "val"))
     once = val * (1 + probing.pairs[2] / probing.pairs[1])
     runs = len(case.tasks) * probing.seeds
     return {
         "epoch_seconds": epoch,
         "validation_seconds": val,
-        "seconds": runs * (probing.epochs * epoch + once),
-        "seconds_if_validated_in_every_epoch": runs * (probing.epochs * (epoch + val) + once - val),
+        "epochs": epochs,
+        "seconds": epochs * epoch + runs * once,
+        "seconds_if_validated_in_every_epoch": epochs * (epoch + val) + runs * (once - val),
     }
 
 
@@ -237,10 +242,12 @@ def seeds(case: Case) -> dict[str, Any]:
 def agreement(sizes: Sizes, folder: Path) -> dict[str, Any]:
     """R² of the suite and of the usual protocol, run in full in float32, on the same pairs with the same probes.
 
+    Nothing is dropped out, since each would draw masks of its own.
+
     The protocol runs twice: as it is, and with views and features rounded as the suite stores them.
     """
     data = load_dataset("solids", sizes=(10 * sizes.agreement[1], sizes.agreement[2]))
-    profile = with_probing(get_profile("tiny"), pairs=sizes.agreement, epochs=sizes.agreement_epochs)
+    profile = with_probing(get_profile("tiny"), pairs=sizes.agreement, epochs=sizes.agreement_epochs, dropout=0.0)
     case, found = own_case(profile, data, folder), {}
     case = dataclasses.replace(case, context=dataclasses.replace(case.context, bf16=False))
     for task in case.tasks:
