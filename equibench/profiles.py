@@ -161,7 +161,7 @@ _DEMO = Profile(
         pairs=45_000, batch=64, lr=7e-4, weight_decay=1e-6, warmup=0.05, lambda_recon=1,
         projector=(512, 512, 48), checkpoint_every=75, log_every=25,
     ),
-    probing=Probing(pairs=(4000, 1000, 3000), width=256),
+    probing=Probing(pairs=(4000, 1000, 3000), width=128, epochs=40, patience=12),
     encode_batch=CPU_BATCH,
     rendered=RenderedData(objects=120, views=12, scenes=(200, 80)),
     snapshots=(75, 225, 450),
@@ -172,7 +172,7 @@ _CIFAR10_CPU = replace(
     name="cifar10_cpu",
     title="complete CIFAR-10 on two CPU cores: the demo's small ViT, two epochs of pairs, larger probes",
     pretraining=replace(_DEMO.pretraining, pairs=90_000, checkpoint_every=175),
-    probing=replace(_DEMO.probing, pairs=(16_000, 1000, 5000)),
+    probing=Probing(pairs=(16_000, 1000, 5000), width=256),
     rendered=None,
     snapshots=(175, 350, 700, 1050),
 )

@@ -139,13 +139,14 @@ def _probe(
     """Test predictions (seeds, N, K) of the MLP, and (N, K) of the closed form, which chooses the shrinkage.
 
     The representation itself gets a learning curve (3, N, K) and P1's literal probe besides. What only stands beside it
-    (class token, token grid, distance) gets one probe seed.
+    (class token, token grid, distance) is read by the closed form alone.
     """
-    settings, beside = context.probing, name in (*TOKEN_SETS, "distance")
-    seeds = context.probe_seeds[:1] if beside else context.probe_seeds
+    settings, seeds = context.probing, context.probe_seeds
     options: dict[str, Any] = {"device": context.device, "bf16": context.bf16}
     whitening = Whitening.of(splits["train"])
     closed = fit_closed_form(splits, whitening)
+    if name in (*TOKEN_SETS, "distance"):
+        return {"predictions": closed.predictions[None], "closed": closed.predictions}
     best = fit_mlp(splits, whitening.shrunk(closed.shrinkage), settings, seeds=seeds, **options)
     found, epochs[name] = {"predictions": best.predictions, "closed": closed.predictions}, best.best_epochs
     if name == "full":

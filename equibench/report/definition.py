@@ -211,10 +211,10 @@ def probe_marks(records: Sequence[Record]) -> str:
 
 
 def best_sets(records: Sequence[Record]) -> dict[tuple[str, str], tuple[str, float]]:
-    """By row and task of a regression: the feature set of the highest R², and that R², the mean over seeds."""
+    """By row and task: the feature set of which the closed form reads most, and its R², the mean over seeds."""
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for record in records:
-        if record.evaluator == "regression" and (found := record.interval()) and record.features != "distance":
+        if record.features != "distance" and (found := record.interval("r2_closed")):
             values.setdefault((record.baseline, record.task), {}).setdefault(record.features, []).append(found[0])
     means = {key: {name: float(np.mean(found)) for name, found in sets.items()} for key, sets in values.items()}
     return {key: max(sets.items(), key=lambda item: item[1]) for key, sets in means.items() if len(sets) > 1}

@@ -48,8 +48,8 @@ _MEASURED_LEAKS = {
     "interpolation": "view 2 of noise (what resampling leaves)",
 }
 _SETS = (
-    "The score above is that of full, the mean of the patch tokens; grid holds the means of their four quarters, cls "
-    "the class token (one probe seed each), invariant and equivariant are the halves."
+    "Of which the closed form reads most: full is the mean of the patch tokens (the score above), grid holds the means "
+    "of their four quarters, cls is the class token, invariant and equivariant are the halves."
 )
 _WIDE, _MEDIUM = 150, 118  # columns of a terminal
 _T = TypeVar("_T")
