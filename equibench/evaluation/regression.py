@@ -19,7 +19,7 @@ from equibench.evaluation.evaluator import Arrays, Evaluator, Measurement, Metri
 from equibench.metrics.learning_curve import SHARES, curve_metrics
 from equibench.metrics.regression import Targets, bits, floors, in_units, r2_scores, resampled_r2
 from equibench.pairs.manifest import Pairs
-from equibench.probes.mlp import fit_mlp, published
+from equibench.probes.mlp import fit_mlp, literal_schedule
 from equibench.probes.ridge import fit_closed_form, fit_linear
 from equibench.probes.whitening import Features, Split, Whitening, standardised
 from equibench.records import Metric
@@ -150,7 +150,7 @@ def _probe(
     best = fit_mlp(splits, whitening.shrunk(closed.shrinkage), settings, seeds=seeds, **options)
     found, epochs[name] = {"predictions": best.predictions, "closed": closed.predictions}, best.best_epochs
     if name == "full":
-        plain = fit_mlp(splits, standardised(splits["train"]), published(settings), seeds=seeds, **options)
+        plain = fit_mlp(splits, standardised(splits["train"]), literal_schedule(settings), seeds=seeds, **options)
         found["unwhitened"] = plain.predictions
         points = []
         for share in SHARES.values():

@@ -31,7 +31,7 @@ class ProbeResult:
     validation_mse: list[float]  # per seed, of standardised targets, at that epoch
 
 
-def published(settings: Probing) -> Probing:
+def literal_schedule(settings: Probing) -> Probing:
     """The schedule of P1's literal probe: few epochs, no dropout, no averaging, each epoch a candidate."""
     epochs, lr = settings.unwhitened_epochs, settings.unwhitened_lr
     return replace(settings, epochs=epochs, lr=lr, patience=epochs, dropout=0.0, averaging=0.0)

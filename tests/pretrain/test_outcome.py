@@ -17,9 +17,8 @@ from equibench.data.dataset import Dataset, split_indices
 from equibench.encoders.vit import Tokens, ViTEncoder
 from equibench.errors import UserError
 from equibench.pretrain.batches import PairStream, open_stream
-from equibench.pretrain.loop import FINAL_BATCHES, build_step, run_pretraining
+from equibench.pretrain.loop import FINAL_BATCHES, build_step, halves_overlap, held_out_diagnostics, run_pretraining
 from equibench.pretrain.method import BASELINES, Baseline, Criterion, encode_pair
-from equibench.pretrain.outcome import halves_overlap, held_out_diagnostics
 from equibench.profiles import PROFILES
 from equibench.transforms.transformation import view_spec
 

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from equibench.probes.mlp import SeedProbes, fit_mlp, published
+from equibench.probes.mlp import SeedProbes, fit_mlp, literal_schedule
 from equibench.probes.whitening import Split, Whitening, standardised
 from equibench.profiles import Probing
 
@@ -311,5 +311,5 @@ def test_large_splits_are_read_in_blocks_and_taught_as_well(monkeypatch: pytest.
 
 
 def test_the_published_schedule_has_neither_dropout_nor_averages_and_tries_each_epoch() -> None:
-    short = published(Probing((1, 1, 1), width=8, unwhitened_epochs=7, unwhitened_lr=0.5))
+    short = literal_schedule(Probing((1, 1, 1), width=8, unwhitened_epochs=7, unwhitened_lr=0.5))
     assert (short.epochs, short.patience, short.lr, short.dropout, short.averaging) == (7, 7, 0.5, 0, 0)

@@ -13,7 +13,7 @@ from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
 from equibench.probes import whitening
-from equibench.probes.mlp import fit_mlp, published
+from equibench.probes.mlp import fit_mlp, literal_schedule
 from equibench.probes.ridge import fit_closed_form
 from equibench.probes.whitening import Split, Whitening, standardised
 from equibench.profiles import Probing
@@ -223,7 +223,7 @@ def unchanged() -> dict[str, float]:
 def literal(change: Map = lambda x: x) -> float:
     """R² of P1's literal probe."""
     splits = splits_of(change)
-    found = fit_mlp(splits, standardised(splits["train"]), published(SETTINGS), seeds=[0, 1])
+    found = fit_mlp(splits, standardised(splits["train"]), literal_schedule(SETTINGS), seeds=[0, 1])
     return float(np.mean([r2_score(splits["test"].targets, predictions) for predictions in found.predictions]))
 
 
