@@ -8,11 +8,11 @@ metrics.
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,10 +23,12 @@ from equibench.evaluation.evaluator import MetricInfo, evaluator_of, metric_info
 from equibench.metrics.learning_curve import DISAGREEMENT, RISING, disagree, rising
 from equibench.pretrain.method import BASELINES
 from equibench.records import Interval, Record
-from equibench.task import TASKS, Task
+from equibench.task import CLEAN_LEAK, TASKS, Task
 
 MARK = "†"
 """Behind a number that does not beat its controls."""
+UNTRAINED = "‡"
+"""Behind the name of a row that has not learned what it is for."""
 RISES, DISAGREES = "↑", "≠"
 """Behind an R² that still rises with the training pairs, and behind one that the closed form does not confirm."""
 PROBE_LEGEND = {
@@ -35,6 +37,13 @@ PROBE_LEGEND = {
 }
 
 PUBLISHED = files("equibench.published")
+_T = TypeVar("_T")
+_MEASURED_LEAKS = {
+    "both_views": "both views (the pixels' ceiling)",
+    "view2_alone": "view 2 alone (the leak)",
+    "border": "of it the outermost ring alone",
+    "interpolation": "view 2 of noise (what resampling leaves)",
+}
 KEYS = ("title", "data", "known_fraction", "scale", "claim", "limit")
 
 
@@ -318,3 +327,72 @@ def leakage_path() -> Path:
 def load_leakage() -> dict[str, dict[str, Any]]:
     """What a small CNN gets from pixels, by task; made by `equibench certify`."""
     return dict(json.loads(leakage_path().read_text(encoding="utf-8")))
+
+
+def untrained_rows(records: Sequence[Record]) -> dict[str, str]:
+    """Rows of which a run has not learned what it is for, with the diagnostics that say so."""
+    found = _by_run(records, _failed)
+    several = {r.seeds.pretraining for r in records if r.trained is not None}
+    return {
+        row: ", ".join(f"seed {seed}: {said}" if len(several) > 1 else said for seed, said in runs.items())
+        for row, runs in found.items()
+    }
+
+
+def untrained_legend(records: Sequence[Record]) -> str:
+    """What the mark means, and which diagnostic failed for which row; nothing where no row is marked."""
+    rows = "; ".join(f"{row_title(row)} ({why})" for row, why in untrained_rows(records).items())
+    said = "has not learned what it is for, by held-out diagnostics when pretraining ended"
+    return f"{UNTRAINED} {said}: {rows}." if rows else ""
+
+
+def with_overlaps(lines: Sequence[str], rows: Sequence[str], records: Sequence[Record]) -> list[str]:
+    """A markdown table of the rows' halves with a column more: how far these overlap, where that is known of any."""
+    found = _by_run(records, lambda record: (record.diagnostics or {}).get("halves_overlap"))
+    if not found:
+        return list(lines)
+    means = [plain(float(np.mean(list(found[row].values())))) if row in found else "–" for row in rows]
+    said = "Overlap: R² of the equivariant half as a linear function of the invariant one, on validation images."
+    return [*(f"{line} {cell} |" for line, cell in zip(lines, ["Overlap", "---", *means], strict=True)), "", said]
+
+
+def _failed(record: Record) -> str | None:
+    if record.trained is not False:
+        return None
+    return " and ".join(BASELINES.get(record.baseline).method.not_learned(record.diagnostics or {}))
+
+
+def _by_run(records: Sequence[Record], told: Callable[[Record], _T | None]) -> dict[str, dict[int | None, _T]]:
+    """What is told of each row and pretraining seed, where anything is."""
+    found: dict[str, dict[int | None, _T]] = {}
+    for record in records:
+        if (value := told(record)) is not None:
+            found.setdefault(record.baseline, {})[record.seeds.pretraining] = value
+    return found
+
+
+def markdown_head(titles: Iterable[str]) -> list[str]:
+    """The first two lines of a table in markdown, whose first column has no title."""
+    titles = list(titles)
+    return ["| | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
+
+
+def leakage_lines(tasks: Sequence[Task]) -> list[str]:
+    """What pixels hold (a CNN on both views) and what leaks (the CNN on view 2 alone)."""
+    leakage = load_leakage()
+    known = [t for t in tasks if leakage.get(t.name, {}).get("task_version") == t.version]
+    if not known:
+        return ["No measurement is on file for these tasks: run `equibench certify`."]
+    some = leakage[known[0].name]
+    lines = [
+        f"A small CNN trained from scratch on {some['pairs']:,} pairs of {some['data']}, headline views; a task that "
+        f"claims to be clean leaks at most {CLEAN_LEAK:g}:",
+        "",
+        *markdown_head(task.title for task in known),
+    ]
+    for name, title in _MEASURED_LEAKS.items():
+        values = [leakage[task.name].get(f"{name}_r2") for task in known]
+        if any(value is not None for value in values):
+            lines.append(f"| {title} | " + " | ".join("–" if v is None else plain(v) for v in values) + " |")
+    lines.append("| claims to be clean | " + " | ".join("yes" if t.claims_clean else "no" for t in known) + " |")
+    return lines

@@ -2,7 +2,7 @@
 page of all tables of a profile.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ from equibench.records import RECORDS, Record, read_records
 from equibench.report.definition import (
     MARK,
     PROBE_LEGEND,
+    UNTRAINED,
     Cell,
     Cells,
     Column,
@@ -27,26 +28,23 @@ from equibench.report.definition import (
     best_sets,
     cells_of,
     columns_of,
+    leakage_lines,
     load_definition,
-    load_leakage,
+    markdown_head,
     plain,
     published,
     table_names,
+    untrained_legend,
+    untrained_rows,
+    with_overlaps,
 )
-from equibench.report.training import UNTRAINED, untrained_legend, untrained_rows, with_overlaps
-from equibench.task import CLEAN_LEAK, Task
+from equibench.task import Task
 from equibench.transforms.transformation import BLUR_RANGE, COLOR_RANGE, CROP_SCALE, MAX_ANGLE, max_shift
 
 _UNBEATEN = (
     "its interval does not lie beyond that of the best of random init, pixels and image statistics (of those that the "
     "column has), so the score says nothing about the training"
 )
-_MEASURED_LEAKS = {
-    "both_views": "both views (the pixels' ceiling)",
-    "view2_alone": "view 2 alone (the leak)",
-    "border": "of it the outermost ring alone",
-    "interpolation": "view 2 of noise (what resampling leaves)",
-}
 _SETS = (
     "Of which the closed form reads most: full is the mean of the patch tokens (the score above), grid holds the means "
     "of their four quarters, cls is the class token, invariant and equivariant are the halves."
@@ -82,7 +80,7 @@ def markdown_table(
     lines += [line for mark, meaning in _probe_legend(full).items() for line in (f"{mark} {meaning}.", "")]
     lines += [legend, ""] if (legend := untrained_legend(records)) else []
     if regression and not context.dataset.has_objects:
-        lines += _leakage_lines(probed)
+        lines += leakage_lines(probed)
     if scattered := {row for (row, _), cell in full.items() if cell.std_seeds is not None}:
         lines += ["", "## Standard deviation over pretraining seeds", ""]
         lines += _grid([row for row in rows if row in scattered], columns, std)
@@ -173,16 +171,11 @@ def _grid(
     untrained: Container[str] = (),
 ) -> list[str]:
     """A table in markdown; with cells, its head says which columns were measured on rendered data."""
-    lines = _head(_column_title(column, cells or {}) for column in columns)
+    lines = markdown_head(_column_title(column, cells or {}) for column in columns)
     for row in rows:
         name = f"*{row_title(row)}*" if row in CONTROLS else row_title(row) + UNTRAINED * (row in untrained)
         lines.append(f"| {name} | " + " | ".join(text(row, column) for column in columns) + " |")
     return lines
-
-
-def _head(titles: Iterable[str]) -> list[str]:
-    titles = list(titles)
-    return ["| | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
 
 
 def _floors(columns: Sequence[Column], records: Sequence[Record]) -> str:
@@ -190,27 +183,6 @@ def _floors(columns: Sequence[Column], records: Sequence[Record]) -> str:
     floors = {task: metric.floor for task, metric in pooled.items() if metric and metric.floor is not None}
     named = [f"{c.title} {plain(floors[c.task.name])}" for c in columns if c.task.name in floors]
     return "One scalar mean over all dimensions (SIE's formula); a constant predictor scores: " + ", ".join(named) + "."
-
-
-def _leakage_lines(tasks: Sequence[Task]) -> list[str]:
-    """What pixels hold (a CNN on both views) and what leaks (the CNN on view 2 alone)."""
-    leakage = load_leakage()
-    known = [t for t in tasks if leakage.get(t.name, {}).get("task_version") == t.version]
-    if not known:
-        return ["No measurement is on file for these tasks: run `equibench certify`."]
-    some = leakage[known[0].name]
-    lines = [
-        f"A small CNN trained from scratch on {some['pairs']:,} pairs of {some['data']}, headline views; a task that "
-        f"claims to be clean leaks at most {CLEAN_LEAK:g}:",
-        "",
-        *_head(task.title for task in known),
-    ]
-    for name, title in _MEASURED_LEAKS.items():
-        values = [leakage[task.name].get(f"{name}_r2") for task in known]
-        if any(value is not None for value in values):
-            lines.append(f"| {title} | " + " | ".join("–" if v is None else plain(v) for v in values) + " |")
-    lines.append("| claims to be clean | " + " | ".join("yes" if t.claims_clean else "no" for t in known) + " |")
-    return lines
 
 
 def print_table(

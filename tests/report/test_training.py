@@ -13,9 +13,16 @@ from rich.console import Console
 from equibench.audit.find import Explanation, recipe_lines
 from equibench.pretrain.method import BASELINES
 from equibench.records import Record, read_records, record_line
-from equibench.report.definition import MARK, load_definition, table_frame
+from equibench.report.definition import (
+    MARK,
+    UNTRAINED,
+    load_definition,
+    table_frame,
+    untrained_legend,
+    untrained_rows,
+    with_overlaps,
+)
 from equibench.report.table import print_table
-from equibench.report.training import UNTRAINED, untrained_legend, untrained_rows, with_overlaps
 from equibench.runner import table as api
 
 DEMO = Path(__file__).parents[2] / "results/demo"
