@@ -30,7 +30,7 @@ def of(law: Callable[[float], float]) -> np.ndarray:
     return np.array([law(pairs) for pairs in AT])
 
 
-@pytest.mark.parametrize(("law", "end"), zip(CURVES, (0.9, 0.7, 0.95, 0.9, 0.8), strict=True))
+@pytest.mark.parametrize(("law", "end"), list(zip(CURVES, (0.9, 0.7, 0.95, 0.9, 0.8), strict=True)))
 def test_the_end_of_geometric_curves_and_power_laws_is_found(law: Callable[[float], float], end: float) -> None:
     assert law(PAIRS) < end - 1e-6
     assert asymptote(of(law)) == pytest.approx(end)
