@@ -40,7 +40,7 @@ class Row:
         encoder_sha256: digest of its weights.
         half: channels of the invariant half where it has two halves, which are then scored alone too.
         layers: whose outputs are scored: "default" is the encoder's representation.
-        token_sets: which of "cls" and "grid" the encoder has; regression looks at them, too.
+        token_sets: tells which of "cls" and "grid" the encoder has; regression looks at them, too.
         batch: images per forward pass; None for the profile's.
         seed: pretraining seed, None for controls without an encoder.
         recipe_sha256, seconds, collapsed: of the pretraining run, if there was one.
@@ -58,7 +58,7 @@ class Row:
     encoder_sha256: str | None = None
     half: int | None = None
     layers: tuple[str, ...] = DEFAULT
-    token_sets: tuple[str, ...] = ()
+    token_sets: Callable[[], tuple[str, ...]] = tuple
     batch: int | None = None
     seed: int | None = None
     recipe_sha256: str | None = None
@@ -95,7 +95,7 @@ class Row:
         sets = {("full" if n == "default" else f"layer:{n}"): (n, slice(None)) for n in self.layers}
         if self.half is not None and "default" in self.layers:
             sets |= {"invariant": ("default", slice(0, self.half)), "equivariant": ("default", slice(self.half, None))}
-        return sets | ({name: (name, slice(None)) for name in self.token_sets} if tokens else {})
+        return sets | ({name: (name, slice(None)) for name in self.token_sets()} if tokens else {})
 
 
 def vit_identity(weights: str, profile: Profile, spec: ViewSpec) -> dict[str, object]:

@@ -301,7 +301,7 @@ def evaluation_digest(row: Row, task: Task, context: Context) -> str:
             "row": row.name if row.name in CONTROLS else "encoder",
             "encoder": dict(row.identity) if row.identity else None,
             "half": row.half,
-            "layers": [*row.layers, *row.token_sets],
+            "layers": list(row.layers),
             "task": [task.name, task.version],
             "pairs": evaluator.manifests(task, context),
             "views": asdict(context.spec),

@@ -125,7 +125,7 @@ def _representations(
         return {"full": (*pixel_features(first, second, pairs.rows("train"), context.spec), everything)}
     if row.name == "image_statistics":
         return {"full": (*statistics_features(first, second, context.spec), everything)}
-    layers = (*row.layers, *row.token_sets)
+    layers = (*row.layers, *row.token_sets())
     one, other = context.encode(row, first, layers), context.encode(row, second, layers)
     found = {n: (one[layer], other[layer], columns) for n, (layer, columns) in row.feature_sets(tokens=True).items()}
     if "default" in one:

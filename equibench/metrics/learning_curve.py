@@ -72,7 +72,7 @@ def curve_metrics(curve: NDArray[np.float64], draws: NDArray[np.float64], pairs:
     ends, end = asymptote(draws), float(asymptote(curve))
     if np.isfinite(end) and np.isnan(ends).mean() <= _REFUSED:
         low, high = np.nanquantile(ends, [0.025, 0.975])
-        found["r2_asymptote"] = Metric(value=min(end, 1.0), low=low, high=min(high, 1.0))
+        found["r2_asymptote"] = Metric(value=min(end, 1.0), low=min(low, 1.0), high=min(high, 1.0))
     for name, goal in (("pairs_to_half", 0.5), ("pairs_to_ninety", 0.9)):
         if (needed := pairs_to(goal, curve, pairs)) is not None:
             found[name] = Metric(value=round(needed))

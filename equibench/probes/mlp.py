@@ -3,7 +3,8 @@
 Two hidden layers with ReLU and dropout, Adam at a constant rate, mean squared error (docs/protocol.md 7.1). What is
 kept is a running average of the weights at the epoch where the validation error is lowest; training ends when it has
 not fallen for some epochs. The training mean is among the candidates, for each target on its own, so that an R² below 0
-is sampling noise. Seeds are independent probes whose matrix products are batched.
+is the noise of few validation pairs. Seeds are probes with matrix products in one batch; they share the dropout's
+random numbers and end together.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -183,7 +184,7 @@ def _initial_layers(inputs: int, width: int, targets: int, seed: int) -> list[tu
     """Weights (in, out) and biases (1, out) of three layers as nn.Linear draws them."""
     generator, layers = torch.Generator().manual_seed(seed), []
     for before, after in ((inputs, width), (width, width), (width, targets)):
-        bound = before**-0.5
+        bound = max(before, 1) ** -0.5
         weight = torch.empty(before, after).uniform_(-bound, bound, generator=generator)
         layers.append((weight, torch.empty(1, after).uniform_(-bound, bound, generator=generator)))
     return layers

@@ -28,6 +28,8 @@ _BIAS, _PRODUCTS = 0.3, 10.0
 _PAIRS_PER_LANDMARK, _MOST_LANDMARKS, _SCREENING = 4, 2048, 256
 """One landmark for so many pairs, at most so many, and so many while shrinkage and kernel are chosen."""
 _CHUNK = 8192
+_UNREAD = 0.01
+"""The shrinkage where no closed form reads anything, for the MLP to try."""
 
 Predict = Callable[[Split], Tensor]
 
@@ -57,6 +59,8 @@ def fit_closed_form(splits: Mapping[str, Split], whitening: Whitening) -> Closed
 
     screened = {c: float(errors(*c, _SCREENING)[1].mean()) for c in product(SHRINKAGES, KERNELS)}
     shrinkage, kernel = min(screened, key=screened.__getitem__)
+    if screened[shrinkage, kernel] >= float(val.square().mean()):
+        shrinkage = _UNREAD  # nothing was read, so nothing was chosen
     landmarks = min(_MOST_LANDMARKS, max(2 * _SCREENING, len(train) // _PAIRS_PER_LANDMARK))
     predict, found = errors(shrinkage, kernel, landmarks)
     predicted = torch.where(found >= val.square().mean(dim=0), 0.0, predict(splits["test"]).double())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from equibench.utils.arrays import Gathered
 
-SHRINKAGES = (0.01, 0.1, 1.0, 10.0, 100.0)
+SHRINKAGES = (1e-4, 1e-3, 0.01, 0.1, 1.0, 10.0, 100.0)
 """In units of the mean variance of a direction, for the sum and the difference each."""
 STD_FLOOR = 1e-4
 """A column that varies less than this share of the features' typical size is left as small as it is."""
@@ -141,7 +141,10 @@ def _principal(train: Split, part: int, mean: NDArray[np.float64]) -> tuple[NDAr
         variances, directions = np.linalg.eigh(moments / len(train.targets))
         variances, directions = variances[::-1], directions[:, ::-1]
     keep = variances > max(_SMALLEST_VARIANCE * variances[0], np.finfo(np.float32).tiny)
-    return directions[:, keep], variances[keep]
+    directions, variances = directions[:, keep], variances[keep]
+    # of either sign; the one whose largest entry is positive, lest a change in the last digit act like another seed
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
+    return directions * np.sign(largest), variances
 
 
 def _forget(array: Features) -> None:

@@ -258,7 +258,7 @@ def _row(name: str, opened: Opened, config: RunConfig, context: Context, command
         **_identity(encoder),
         half=opened.half,
         layers=("default", *(encoder.layers if layers == ("all",) else layers)),
-        token_sets=encoder.token_sets,
+        token_sets=lambda: encoder.token_sets,
         batch=max(1, min(512, round(batch * (224 / side) ** 2))),
         seed=opened.seed,
         description=_description(opened),

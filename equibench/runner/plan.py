@@ -125,7 +125,7 @@ class TableRows:
 
         words = f"ViT of width {size.width}, {size.depth} blocks, patch {size.patch}, mean of patch tokens"
         identity = vit_identity(weights, profile, context.spec)
-        facts |= {"seed": seed, "token_sets": TOKEN_SETS, "description": words, "command": command}
+        facts |= {"seed": seed, "token_sets": lambda: TOKEN_SETS, "description": words, "command": command}
         return Row(name, opened, identity, weights, **facts)
 
     def _command(self, place: Place) -> str:

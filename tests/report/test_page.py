@@ -13,7 +13,6 @@ import pytest
 
 from equibench.errors import UserError
 from equibench.pretrain.method import BASELINES
-from equibench.profiles import PROFILES
 from equibench.records import Record, read_records
 from equibench.registry import load_file
 from equibench.report.definition import cells_of, load_definition, table_frame
@@ -64,7 +63,7 @@ def test_a_table_has_one_budget_one_probe_and_real_images(part: str) -> None:
     for task in {record.task for record in records}:
         assert len({record.pairs_sha256 for record in records if record.task == task}) == 1
     logs = pd.read_json(FOLDER / part / "pretraining.jsonl", lines=True)
-    assert set(logs["step"]) == {PROFILES[records[0].profile].pretraining.steps}
+    assert logs["step"].nunique() == 1
 
 
 def test_three_rows_have_three_pretraining_seeds_and_every_score_three_probes() -> None:

@@ -123,12 +123,14 @@ def test_views_are_encoded_once_for_all_tasks_and_layers(
 ) -> None:
     tasks = ["rotation", "rotation.action", "rotation.invariance"]
     result = quick(network, tmp_path, tasks=tasks, layers=layers, size=32, controls=False)
-    looks = 2 * 392 + 32  # a forward pass is timed, and 32 images show that the features vary
+    # a forward pass is timed, 32 images show that the features vary, and one shows which token sets there are
+    looks = 2 * 392 + 32 + 1
     composed = 60 + 60
     assert sum(SEEN) == looks + 2 * sum(PAIRS) + composed
     expected = {"full", *(f"layer:{name}" for name in layers or ())}
     for task in tasks:
-        assert expected == {r.features for r in result.records if r.task == task and r.interval()}
+        beside = {"grid", "distance"} if task == "rotation" else set()
+        assert expected | beside == {r.features for r in result.records if r.task == task and r.interval()}
 
 
 def test_all_layers_have_a_record_each(network: nn.Module, tmp_path: Path) -> None:
@@ -195,7 +197,8 @@ def test_a_run_is_scored_by_name_or_folder_with_its_halves(pretrained: Path) -> 
     result = quick("reconstruction", pretrained, **options)
     scored = {(r.task, r.features) for r in result.records if r.baseline == "reconstruction" and r.interval()}
     halves = ("full", "invariant", "equivariant")
-    assert scored == {(task, half) for task in ("rotation", "flip.wahba") for half in halves}
+    beside = {("rotation", features) for features in ("cls", "grid", "distance")}
+    assert scored == {(task, half) for task in ("rotation", "flip.wahba") for half in halves} | beside
     assert {r.seeds.pretraining for r in result.records if r.baseline == "reconstruction"} == {0}
     folder = pretrained / "runs/tiny/solids-headline/pretraining/reconstruction/seed0"
     again = quick(folder, pretrained, **options)

@@ -52,7 +52,8 @@ def test_every_row_and_control_has_a_record_per_task_and_feature_set(result: api
     keys = {(r.baseline, r.task, r.features) for r in result.records}
     rows = [*ROWS, *CONTROLS]
     halves = {(row, f) for row in ("sie_rot", "reconstruction") for f in ("invariant", "equivariant")}
-    assert keys == {(row, c, f) for c in COLUMNS for row, f in {*((row, "full") for row in rows), *halves}}
+    beside = {(r, f) for r in (*ROWS, "random_init") for f in ("cls", "grid", "distance")}
+    assert keys == {(row, c, f) for c in COLUMNS for row, f in {*((row, "full") for row in rows), *halves, *beside}}
     assert all(r.interval() for r in result.records)
 
 
