@@ -1,6 +1,6 @@
 """What the R² of fewer training pairs says about that of all: where the curve leads, and how many pairs it takes.
 
-A curve is R² at n/8, n/4, n/2 and n pairs (docs/protocol.md 8.8). Its last two steps, d1 and d2, are taken for the
+A curve is R² at n/8, n/4, n/2 and n pairs (docs/protocol.md 8.13). Its last two steps, d1 and d2, are taken for the
 start of a geometric series with ratio d2 / d1, which ends at R²(n) + d2 r / (1 - r).
 """
 
