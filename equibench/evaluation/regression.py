@@ -76,7 +76,11 @@ class RegressionEvaluator(Evaluator):
         for name, (first, second, columns) in _representations(row, pairs, coded, context).items():
             rows = {split: pairs.rows(split) for split in SPLITS}
             splits = {s: Split(first[r], second[r], coded[r], columns) for s, r in rows.items()}
-            found = _constant(splits, context) if row.name == "constant" else _probe(name, splits, context, epochs)
+            if row.name == "constant":
+                found = {"predictions": np.repeat(constant_prediction(splits)[None], len(context.probe_seeds), axis=0)}
+            else:
+                found, chosen = _probe(name, splits, context)
+                epochs |= {name: chosen} if chosen else {}
             if task.observed and row.name != "constant":  # as the field has it for colors of 3DIEBench
                 found["linear"] = fit_linear(splits)
             arrays |= {f"{name}/{what}": values.astype(np.float32) for what, values in found.items()}
@@ -133,10 +137,8 @@ def _representations(
     return found
 
 
-def _probe(
-    name: str, splits: dict[str, Split], context: Context, epochs: dict[str, list[int]]
-) -> dict[str, NDArray[np.float64]]:
-    """Test predictions (seeds, N, K) of the MLP, and (N, K) of the closed form, which chooses the shrinkage.
+def _probe(name: str, splits: dict[str, Split], context: Context) -> tuple[dict[str, NDArray[np.float64]], list[int]]:
+    """Test predictions (seeds, N, K) of the MLP, (N, K) of the closed form, which chooses the shrinkage; best epochs.
 
     The representation itself gets a learning curve (3, N, K) and P1's literal probe besides. What only stands beside it
     (class token, token grid, distance) is read by the closed form alone.
@@ -146,9 +148,9 @@ def _probe(
     whitening = Whitening.of(splits["train"])
     closed = fit_closed_form(splits, whitening)
     if name in (*TOKEN_SETS, "distance"):
-        return {"predictions": closed.predictions[None], "closed": closed.predictions}
+        return {"predictions": closed.predictions[None], "closed": closed.predictions}, []
     best = fit_mlp(splits, whitening.shrunk(closed.shrinkage), settings, seeds=seeds, **options)
-    found, epochs[name] = {"predictions": best.predictions, "closed": closed.predictions}, best.best_epochs
+    found = {"predictions": best.predictions, "closed": closed.predictions}
     if name == "full":
         plain = fit_mlp(splits, standardised(splits["train"]), literal_schedule(settings), seeds=seeds, **options)
         found["unwhitened"] = plain.predictions
@@ -158,11 +160,7 @@ def _probe(
             conditioning = Whitening.of(fewer["train"]).shrunk(closed.shrinkage)
             points.append(fit_mlp(fewer, conditioning, settings, seeds=seeds[:1], **options).predictions[0])
         found["curve"] = np.stack(points)
-    return found
-
-
-def _constant(splits: dict[str, Split], context: Context) -> dict[str, NDArray[np.float64]]:
-    return {"predictions": np.repeat(constant_prediction(splits)[None], len(context.probe_seeds), axis=0)}
+    return found, best.best_epochs
 
 
 def _names(arrays: Arrays) -> list[str]:
