@@ -232,6 +232,6 @@ def _units(record: Record) -> str:
     for name, metric in record.metrics.items():
         if name.startswith("degrees") and metric.value is not None:
             texts.append(f"{name.removeprefix('degrees_')} {metric.value:.1f}°")
-        elif name not in ("r2", "r2_pooled") and metric.value is not None:
+        elif not name.startswith(("r2", "bits", "pairs")) and metric.value is not None:
             texts.append(f"{infos[name].title if name in infos else name} {metric.value:.3f}")
     return ", ".join(texts) or "–"
