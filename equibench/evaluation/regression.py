@@ -19,7 +19,7 @@ from equibench.evaluation.evaluator import Arrays, Evaluator, Measurement, Metri
 from equibench.metrics.learning_curve import SHARES, curve_metrics
 from equibench.metrics.regression import Targets, bits, floors, in_units, r2_scores, resampled_r2
 from equibench.pairs.manifest import Pairs
-from equibench.probes.mlp import fit_mlp, literal_schedule
+from equibench.probes.mlp import choose_shrinkage, fit_mlp, literal_schedule
 from equibench.probes.ridge import fit_closed_form, fit_linear
 from equibench.probes.whitening import Features, Split, Whitening, standardised
 from equibench.records import Metric
@@ -138,7 +138,7 @@ def _representations(
 
 
 def _probe(name: str, splits: dict[str, Split], context: Context) -> tuple[dict[str, NDArray[np.float64]], list[int]]:
-    """Test predictions (seeds, N, K) of the MLP, (N, K) of the closed form, which chooses the shrinkage; best epochs.
+    """Test predictions (seeds, N, K) of the MLP, (N, K) of the closed form, which proposes a shrinkage; best epochs.
 
     The representation itself gets a learning curve (3, N, K) and P1's literal probe besides. What only stands beside it
     (class token, token grid, distance) is read by the closed form alone.
@@ -149,7 +149,8 @@ def _probe(name: str, splits: dict[str, Split], context: Context) -> tuple[dict[
     closed = fit_closed_form(splits, whitening)
     if name in (*TOKEN_SETS, "distance"):
         return {"predictions": closed.predictions[None], "closed": closed.predictions}, []
-    best = fit_mlp(splits, whitening.shrunk(closed.shrinkage), settings, seeds=seeds, **options)
+    shrinkage = choose_shrinkage(splits, whitening, closed.shrinkage, settings, **options)
+    best = fit_mlp(splits, whitening.shrunk(shrinkage), settings, seeds=seeds, **options)
     found = {"predictions": best.predictions, "closed": closed.predictions}
     if name == "full":
         plain = fit_mlp(splits, standardised(splits["train"]), literal_schedule(settings), seeds=seeds, **options)
@@ -157,7 +158,7 @@ def _probe(name: str, splits: dict[str, Split], context: Context) -> tuple[dict[
         points = []
         for share in SHARES.values():
             fewer = {**splits, "train": splits["train"].head(len(splits["train"].targets) // share)}
-            conditioning = Whitening.of(fewer["train"]).shrunk(closed.shrinkage)
+            conditioning = Whitening.of(fewer["train"]).shrunk(shrinkage)
             points.append(fit_mlp(fewer, conditioning, settings, seeds=seeds[:1], **options).predictions[0])
         found["curve"] = np.stack(points)
     return found, best.best_epochs
