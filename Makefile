@@ -39,7 +39,7 @@ $(DEV): pyproject.toml | .venv/bin/python
 tables: $(TABLES)  ## all six tables of the paper, one after the other: an hour in the demo profile, resumable
 
 table1: $(USE)  ## Table 1, 3DIEBench (in the small profiles, objects that equibench renders in its layout)
-table2: $(USE)  ## Table 2: pretrain, score, print, write results/demo (PROFILE=tiny: in a minute)
+table2: $(USE)  ## Table 2: pretrain, score, print, write results/demo (PROFILE=tiny: in a minute or two)
 table3: $(USE)  ## Table 3, CIFAR-10 with 80 % of the transformations unknown
 table4: $(USE)  ## Table 4, CIFAR-10
 table5: $(USE)  ## Table 5, linear transfer to seven data sets

@@ -181,7 +181,7 @@ PROFILES = {
     for p in [
         Profile(
             name="tiny",
-            title="every path in under a minute on generated images; its numbers claim nothing",
+            title="every path in a minute or two on generated images; its numbers claim nothing",
             dataset="solids",
             dataset_sizes=(800, 200),
             image_size=32,
