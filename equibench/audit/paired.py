@@ -51,8 +51,9 @@ def _untestable(column: Column, mine: dict[str, list[Record]], predictions: Pred
         return "only a task's main metric is tested"
     if len({(r.task_version, r.pairs_sha256, r.variant) for r in records}) > 1:
         return "the rows were scored on different pairs"
-    if absent := [row for row, found in mine.items() if not any(map(predictions.path, found))]:
-        return f"the predictions of {', '.join(absent)} are not here"
+    absent = sorted(row for row, found in mine.items() if not any(map(predictions.path, found)))
+    if absent:
+        return f"the predictions{'' if len(absent) == len(mine) else ' of ' + ', '.join(absent)} are not here"
     return ""
 
 

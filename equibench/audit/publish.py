@@ -22,7 +22,7 @@ from equibench.records import RECORDS, Record, read_records
 from equibench.registry import load_file
 from equibench.report.definition import Column, TableDefinition, columns_of, load_definition, table_names
 from equibench.report.html import build_page, render_page
-from equibench.report.html_pictures import pictures_of
+from equibench.report.html_pictures import Picture, pictures_of
 from equibench.report.html_recipes import Opened
 from equibench.report.html_tables import Source, main_columns
 from equibench.report.score import score_frame
@@ -31,6 +31,10 @@ from equibench.utils.files import read_lines, write_text
 
 _TABLE_HEAD = "baseline,title,pretraining_seeds"
 _KINDS = {"score.csv": "score", "curve.csv": "curve"}
+_DROPPED = ("histograms of per-image errors", "pictures")
+LARGEST = 2_000_000
+"""Bytes of a report, which is sent by mail and opened on phones."""
+Shown = tuple[Sequence[Picture], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,25 @@ def report_html(
     shown = pictures_of(sources, logs, None if data_root is None else Path(data_root)) if pictures else ([], [])
     command = f"equibench report {' '.join(shlex.quote(str(place)) for place in places)}"
     named = title or f"equibench: {', '.join(str(place) for place in places)}"
-    page = build_page(sources, _opener(predictions), logs, shown, named, command)
-    target = Path(out)
-    write_text(target, render_page(page, sources))
-    return WrittenReport(target, list(page.left_out))
+    text, left_out = _small_enough(sources, _opener(predictions), logs, shown, named, command)
+    write_text(Path(out), text)
+    return WrittenReport(Path(out), left_out)
+
+
+def _small_enough(
+    sources: Sequence[Source], opened: Opened, logs: dict[str, Path], shown: Shown, title: str, command: str
+) -> tuple[str, list[str]]:
+    """The page and what it lacks: without histograms, then without pictures too, where it is larger than `LARGEST`."""
+    for less in range(3):
+        dropped = [f"{what}: the file would be larger than {LARGEST / 1e6:g} MB" for what in _DROPPED[:less]]
+        pictures, reasons = ([], []) if less > 1 else shown
+        page = build_page(
+            sources, (lambda _: None) if less else opened, logs, (pictures, [*reasons, *dropped]), title, command
+        )
+        text = render_page(page, sources)
+        if len(text.encode()) < LARGEST:
+            break
+    return text, list(page.left_out)
 
 
 def _source(path: Path, predictions: Predictions) -> Source | None:
@@ -148,7 +167,7 @@ def _column_name(printed: str) -> str | None:
 
 
 def _no_definition(folder: Path) -> TableDefinition:
-    return TableDefinition(folder.name, (), (), pd.DataFrame(), str(folder))
+    return TableDefinition(folder.name, (), (), pd.DataFrame())
 
 
 def _names(text: str, records: Sequence[Record], kind: str) -> dict[str, str]:

@@ -90,4 +90,6 @@ def print_formatted(result: TableResult, format: str) -> None:
 
     found = standings(result.rows, result.columns, result.records, Predictions([result.config.runs]))
     names = {row: row_title(row) for row in result.rows}
-    typer.echo(formatted(PrintedTable(result.definition, names, result.columns, result.records, found), format), nl=False)
+    typer.echo(
+        formatted(PrintedTable(result.definition, names, result.columns, result.records, found), format), nl=False
+    )

@@ -1,4 +1,4 @@
-"""The report: one HTML file of results, which loads nothing, reads without scripts, and leads each number to its recipe.
+"""The report: one HTML file of results, which loads nothing, reads without scripts, and tells each number's recipe.
 
 Tables, figures and recipes are made here, by `html_tables`, `html_figures` and `html_recipes`; `page.html` is the
 Jinja template, `page.css` its style, `page.js` sorts, filters and opens recipes. The JSON in the page holds the lines
@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 
 from equibench.report.html_figures import Figure, can_draw, figures_of
 from equibench.report.html_pictures import Picture
-from equibench.report.html_recipes import BINS, Opened, Recipe, recipes_of
+from equibench.report.html_recipes import BINS, HEIGHT, Opened, Recipe, recipes_of
 from equibench.report.html_tables import Anchors, Grid, Source, grids_of
 from equibench.task import TASKS
 from equibench.utils.digests import __version__
@@ -84,7 +84,11 @@ def build_page(
     tasks = {r.task: TASKS.get(r.task).title if r.task in TASKS.names() else r.task for r in records}
     profiles, data = (sorted({key for s in sections for key in getattr(s, what)}) for what in ("profiles", "data"))
     choices = [
-        ("task", "Column", [(task, f"{said} ({task})" if said.lower() != task else said) for task, said in tasks.items()]),
+        (
+            "task",
+            "Column",
+            [(task, f"{said} ({task})" if said.lower() != task else said) for task, said in tasks.items()],
+        ),
         ("profile", "Profile", [(name, name) for name in profiles]),
         ("data", "Data", [(name, name) for name in data]),
     ]
@@ -126,5 +130,11 @@ def render_page(page: ReportPage, sources: Sequence[Source]) -> str:
     )
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     return environment.from_string(template).render(
-        page=page, policy=policy, style=style, script=script, payload=payload_of(sources), version=__version__, bins=BINS
+        page=page,
+        policy=policy,
+        style=style,
+        script=script,
+        payload=payload_of(sources),
+        version=__version__,
+        box=f"{BINS} {HEIGHT}",
     )

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import itertools
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ COLOURS = ("#3b7dd8", "#d1661f", "#2e9455", "#9b6bd6", "#d64550", "#1f96a3", "#a
 _GREY, _MARKERS = "#808080", "osD^vP*X"
 _INK = "#010203"
 """Stands for the page's own colour until the SVG is finished."""
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif", "axes.spines.top": False,
     "axes.spines.right": False, "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK,
     "xtick.color": _INK, "ytick.color": _INK, "axes.titlesize": 10, "legend.frameon": False,
@@ -75,7 +76,7 @@ def figures_of(source: Source, logs: Mapping[str, Path]) -> list[Figure]:
 
 @dataclass(frozen=True)
 class _Curve:
-    """What is drawn of a row in one panel: x, y (N,), errors below and above (2, N), and where the line is dashed to."""
+    """What is drawn of a row in one panel: x and y (N,), errors below and above (2, N), where a dotted line leads."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -90,6 +91,7 @@ def _panels(
     labels: tuple[str, str],
     names: Mapping[str, str],
     points: bool = False,
+    diagonal: bool = False,
     log: bool = False,
     ticks: Sequence[str] = (),
 ) -> Figure | None:
@@ -103,6 +105,10 @@ def _panels(
         drawing, axes = _axes(name, labels)
         for row, curve in curves.items():
             _draw(axes, curve, styles[row], points)
+        if diagonal:
+            limits = axes.axis()
+            axes.axline((0, 0), slope=1, color=_GREY, linewidth=0.8, linestyle=":")
+            axes.axis(limits)
         if log:
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -137,7 +143,8 @@ def _axes(name: str, labels: tuple[str, str]) -> tuple[Drawing, Axes]:
     axes = drawing.subplots()
     axes.patch.set_alpha(0)
     axes.set(title=name, xlabel=labels[0], ylabel=labels[1])
-    axes.locator_params(nbins=5)
+    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="y", nbins=5)
     return drawing, axes
 
 
@@ -147,34 +154,29 @@ def _legend(styles: Mapping[str, Mapping[str, Any]], points: bool) -> str:
 
     drawing = Drawing(figsize=(3.2, 0.2 * len(styles) + 0.2))
     drawing.patch.set_alpha(0)
-    line = "none" if points else "-"
+    line: Any = "none" if points else "-"
     handles = [Line2D([], [], linestyle=line, markersize=4, label=name, **style) for name, style in styles.items()]
     drawing.legend(handles=handles, loc="center left")
     return _svg(drawing, "legend: " + ", ".join(styles))
 
 
 def _svg(drawing: Drawing, label: str) -> str:
-    """The drawing as an element: no size, no style and no id of its own that another could share, the page's ink."""
+    """The drawing as an element of the page: in its ink and font, of no size, with ids that no other drawing has."""
     buffer = io.StringIO()
     drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<(defs>\s*<style.*?</style>\s*</defs|metadata.*?</metadata|!--.*?--)>", "", text, flags=re.DOTALL)
-    prefix = f"p{abs(hash_of(text)):x}"
+    prefix = f"p{zlib.crc32(text.encode()):x}"
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r"#(?=[\w-]+[\")])(?![0-9a-f]{6}\b)", f"#{prefix}-", text)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
+    text = re.sub(r" ?font-family: [^;\"]*;?", "", text)
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d\d+", lambda n: f"{float(n[0]):.1f}", tag[0]), text)
     said = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
     text = text.replace("<svg", f'<svg role="img" aria-label="{said}"', 1)
     return re.sub(r"\n\s*", "\n", text.replace(_INK, "currentColor")).strip()
-
-
-def hash_of(text: str) -> int:
-    """A number that is the same in every process, by which one drawing's ids differ from another's."""
-    import zlib
-
-    return zlib.crc32(text.encode())
 
 
 def _by_task(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:
@@ -210,10 +212,13 @@ def _halves(source: Source) -> Figure | None:
                 panels.setdefault(task, {})[row] = _Curve([one[0]], [other[0]], _spread(*other))
     caption = (
         "R² read from the equivariant half against R² read from the invariant half. A method that separates them is at "
-        "the upper left: its invariant half forgets the transformation, its equivariant half keeps it."
+        "the upper left: its invariant half forgets the transformation, its equivariant half keeps it. "
+        "On the dotted line both tell the same."
     )
     labels = ("R², invariant half", "R², equivariant half")
-    return _panels("Invariance and equivariance of the halves", caption, panels, labels, source.names, points=True)
+    return _panels(
+        "Invariance and equivariance of the halves", caption, panels, labels, source.names, points=True, diagonal=True
+    )
 
 
 def _trade_off(source: Source) -> Figure | None:
@@ -231,7 +236,9 @@ def _trade_off(source: Source) -> Figure | None:
         "R² of the transformation against the invariance ratio E|f(x)-f(gx)|² / E|f(x)-f(x')|²: 0 is invariant, 1 is "
         "moved as far as another image."
     )
-    return _panels("Invariance and equivariance", caption, panels, ("invariance ratio", "R²"), source.names, points=True)
+    return _panels(
+        "Invariance and equivariance", caption, panels, ("invariance ratio", "R²"), source.names, points=True
+    )
 
 
 def _layers(source: Source) -> Figure | None:
@@ -294,8 +301,8 @@ def _training(source: Source, logs: Mapping[str, Path]) -> Figure | None:
     """Losses and held-out diagnostics over pretraining, of the first seed of each row whose log is here."""
     folders: dict[str, Path] = {}
     for record in source.records:
-        if record.encoder_sha256 in logs:
-            folders.setdefault(record.baseline, logs[record.encoder_sha256])
+        if log := logs.get(record.encoder_sha256 or ""):
+            folders.setdefault(record.baseline, log)
     panels: dict[str, dict[str, _Curve]] = {"loss": {}, "feature_std": {}}
     for row, path in folders.items():
         lines = read_lines(path)

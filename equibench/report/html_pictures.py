@@ -126,9 +126,9 @@ def _runs(sources: Sequence[Source], logs: Mapping[str, Path], scene: _Scene) ->
     """Folders of finished runs of the scene's profile, by row, as far as they are here."""
     found: dict[str, Path] = {}
     for record in (record for source in sources for record in source.records):
-        folder = logs[record.encoder_sha256].parent if record.encoder_sha256 in logs else None
-        if folder and record.baseline in BASELINES.names() and record.profile == scene.profile.name:
-            found.setdefault(record.baseline, folder)
+        log = logs.get(record.encoder_sha256 or "")
+        if log and record.baseline in BASELINES.names() and record.profile == scene.profile.name:
+            found.setdefault(record.baseline, log.parent)
     return found
 
 
@@ -138,9 +138,11 @@ def _views(scene: _Scene) -> list[Picture]:
     for name in BUILT_IN:
         transformation = TRANSFORMATIONS[name]
         spread = np.linspace(0, 1 - 1e-9, STEPS)
-        theta = transformation.draw(np.repeat(spread[:, None], transformation.uniforms, axis=1), scene.profile.image_size)
+        theta = transformation.draw(
+            np.repeat(spread[:, None], transformation.uniforms, axis=1), scene.profile.image_size
+        )
         rows = [torch.cat([(x * scene.mask)[None], scene.row(x, name, theta)]) for x in scene.images(0, IMAGES)]
-        said = "; ".join(", ".join(f"{value:.2g}" for value in one) for one in theta)
+        said = "; ".join(", ".join(f"{round(value, 3) + 0.0:.2g}" for value in one) for one in theta)
         title = TASKS.get(name).title if name in TASKS.names() else name
         caption = f"View 1, then view 2 at θ = {said} ({', '.join(transformation.parameters)})."
         pictures.append(_picture(f"Views: {title}", caption, rows))
@@ -164,19 +166,19 @@ def _redrawn(scene: _Scene, runs: Mapping[str, Path]) -> Picture:
     images = scene.images(0, _REDRAWN)
     theta = {name: torch.from_numpy(draw_theta(name, _REDRAWN, size, "report")).float() for name in BUILT_IN}
     second = transform(images, theta, scene.spec.fill)
-    views = [step.encoder.normalise(each) for each in (images, second)]
-    pair = ViewPair(*views, theta={}, known={}, mask=scene.mask)
+    first, moved = step.encoder.normalise(images), step.encoder.normalise(second)
+    pair = ViewPair(first, moved, theta={}, known={}, mask=scene.mask)
     with torch.inference_mode():
         tokens = encode_pair(step.encoder, pair)
         patches = method.decoder(method.equivariant(tokens.v2), method.equivariant(tokens.v1)).float()
-    blank = patches_of(views[1], method.patch)
+    blank = patches_of(moved, method.patch)
     blank[:, method.visible] = patches
     redrawn = _unpatched(blank, method.patch, size) * step.encoder.std + step.encoder.mean
     shown = [each * scene.mask for each in (images, second, redrawn.clamp(0, 1))]
     steps = json.loads((folder / FACTS).read_text(encoding="utf-8"))["steps"]
     caption = (
-        f"{BASELINES.get(rows[0]).title} after {steps:,} steps. From above: view 1, view 2, view 2 as the decoder redraws "
-        "it. A run keeps its decoder when it ends and not on its way, so earlier steps cannot be shown."
+        f"{BASELINES.get(rows[0]).title} after {steps:,} steps. From above: view 1, view 2, view 2 as the decoder "
+        "redraws it. A run keeps its decoder when it ends and not on its way, so earlier steps cannot be shown."
     )
     return _picture("Reconstruction of view 2", caption, list(shown))
 

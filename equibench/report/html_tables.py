@@ -55,7 +55,11 @@ class Source:
 
     @property
     def title(self) -> str:
-        return self.definition.title or self.path
+        """The table's; of anything else what it is and of whom."""
+        rows = [name for row, name in self.names.items() if row not in CONTROLS]
+        of = ", ".join(rows[:3]) + (" and others" if len(rows) > 3 else "")
+        kinds = {"score": f"Score of {of}", "curve": "R² over pretraining"}
+        return self.definition.title or kinds.get(self.kind, self.path)
 
     @property
     def digits(self) -> int:
@@ -65,8 +69,10 @@ class Source:
         return cells_of(self.records, features, self.definition.scale)
 
     def payload(self) -> dict[str, object]:
-        """What the page's JSON holds of it: the lines of its CSV."""
-        return {"path": self.path, "kind": self.kind, "rows": csv_payload(self.csv)}
+        """What the page's JSON holds of it: the head of its CSV, and the values of its lines."""
+        rows = csv_payload(self.csv)
+        columns = list(rows[0]) if rows else []
+        return {"path": self.path, "kind": self.kind, "columns": columns, "rows": [list(r.values()) for r in rows]}
 
 
 @dataclass(frozen=True)
@@ -175,9 +181,7 @@ def _head(column: Column, source: Source, cells: Cells) -> Head:
     return Head(title, column.task.name, " ".join(data), both, f"{column.info.title}: {column.info.meaning}")
 
 
-def _number(
-    source: Source, cell: Cell | None, row: str, column: Column, said: str, anchors: Anchors
-) -> Number:
+def _number(source: Source, cell: Cell | None, row: str, column: Column, said: str, anchors: Anchors) -> Number:
     if cell is None:
         return Number(published=said)
     standing = source.standings.get(column.name)
@@ -230,7 +234,7 @@ def _share_of_oracle(source: Source, anchors: Anchors) -> Grid:
             numbers.append(Number(f"{plain(100 * share, 0)} %", share, anchor=anchor, share=min(max(share, 0), 1)))
         lines.append(Line(name, numbers, row in CONTROLS))
     heads = [_head(column, source, cells) for column in columns]
-    said = "R² between the floor, what is reached without an image (0 %), and the oracle (100 %); darker is more."
+    said = "R² between the floor, what is reached without an image (0 %), and the oracle (100 %)."
     return Grid("Share of the oracle", said, [Head(h.title, h.task, h.data, note=h.note) for h in heads], lines, True)
 
 

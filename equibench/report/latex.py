@@ -158,7 +158,8 @@ def _latex(table: PrintedTable) -> str:
         at += 1 + both
     under = ["published & ours" if both else "ours" for both in two]
     untrained = untrained_rows(table.records)
-    lines, was_control = [], False
+    lines: list[str] = []
+    was_control = False
     for row, name in table.names.items():
         control = row in CONTROLS
         if control and not was_control and lines:

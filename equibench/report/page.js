@@ -106,13 +106,12 @@ document.addEventListener("click", (event) => {
 
 // The CSV of a section, made of the page's payload.
 
-function csv(rows) {
-  const names = Object.keys(rows[0] || {});
+function csv(source) {
   const text = (value) => {
     const said = value === null || value === undefined ? "" : String(value);
     return /[",\n]/.test(said) ? `"${said.replaceAll('"', '""')}"` : said;
   };
-  return [names, ...rows.map((row) => names.map((name) => row[name]))].map((row) => row.map(text).join(",")).join("\n");
+  return [source.columns, ...source.rows].map((row) => row.map(text).join(",")).join("\n");
 }
 
 for (const button of all("button[data-csv]")) {
@@ -120,7 +119,7 @@ for (const button of all("button[data-csv]")) {
   button.addEventListener("click", () => {
     const source = payload.sources[Number(button.dataset.csv)];
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([csv(source.rows) + "\n"], { type: "text/csv" }));
+    link.href = URL.createObjectURL(new Blob([csv(source) + "\n"], { type: "text/csv" }));
     link.download = `${source.path.replaceAll(/[^\w.-]+/g, "-")}.csv`;
     link.click();
     URL.revokeObjectURL(link.href);

@@ -39,8 +39,8 @@ def contenders(column: Column, rows: Sequence[str], cells: Cells) -> list[str]:
 
 
 def by_overlap(column: Column, rows: Sequence[str], cells: Cells, reason: str) -> Standing:
-    """Without a paired test: which intervals overlap that of the best score. Nobody is called best by it."""
+    """Without a paired test: the best score, and the rows whose intervals overlap its own; nobody is called best."""
     order = contenders(column, rows, cells)
     top = cells[order[0], column.name] if order else None
     level = [row for row in order if top and (c := cells[row, column.name]).low <= top.high and c.high >= top.low]
-    return Standing(level=tuple(level), reason=reason)
+    return Standing(level=tuple(level) if len(level) > 1 else (), reason=reason)
