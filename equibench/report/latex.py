@@ -6,8 +6,10 @@ Best is bold and second best underlined only where the paired test separates the
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -32,6 +34,7 @@ from equibench.report.definition import (
 from equibench.report.standing import Standing, Standings
 from equibench.utils.digests import __version__
 
+_WIDE, _GRAPHICX = 6, r", \usepackage{graphicx}"
 FORMATS = ("latex", "markdown", "csv", "json", "bibtex")
 _TEXTS = ("baseline", "title", "published", "data", "signature", "row", "task", "evaluator", "features", "metric")
 """Last parts of the names of a CSV's columns that hold text; an identifier such as 12e4 is no number."""
@@ -54,7 +57,7 @@ class PrintedTable:
     records: Sequence[Record]
     standings: Standings
 
-    @property
+    @cached_property
     def cells(self) -> Cells:
         return cells_of(self.records, scale=self.definition.scale)
 
@@ -63,7 +66,7 @@ class PrintedTable:
         """Decimals: three, or two where numbers are percentages."""
         return 3 if self.definition.scale == 1 else 2
 
-    @property
+    @cached_property
     def shown(self) -> list[Column]:
         """The columns in which something was measured."""
         return [c for c in self.columns if any((row, c.name) in self.cells for row in self.names)]
@@ -172,14 +175,17 @@ def _latex(table: PrintedTable) -> str:
             line.append(_latex_number(cells.get((row, column.name)), row, column, table))
         lines.append(" & ".join(line) + r" \\")
     source = rf" Published numbers are those of~\cite{{{PAPER}}}." if any(two) else ""
+    wide = at > _WIDE  # squeezed to the line, since twelve columns with intervals are broader than any page
+    title = re.sub(r"^Table \d+[:,] ", "", definition.title) or definition.name
     body = [
-        f"% made by equibench {__version__}; needs \\usepackage{{booktabs}} and the output of --format bibtex",
+        f"% made by equibench {__version__}; needs \\usepackage{{booktabs}}{_GRAPHICX * wide} and --format bibtex",
         r"\begin{table}", r"\centering",
-        rf"\caption{{{latex_escaped(definition.title or definition.name)}~\cite{{equibench}}.{source}}}",
+        rf"\caption{{{latex_escaped(title[:1].upper() + title[1:])}~\cite{{equibench}}.{source}}}",
         rf"\label{{tab:{definition.name.replace('_', '-')}}}",
+        *([r"\resizebox{\linewidth}{!}{%"] if wide else []),
         rf"\begin{{tabular}}{{l{''.join('rr' if both else 'r' for both in two)}}}", r"\toprule",
         " & " + " & ".join(heads) + r" \\", " ".join(ends), " & " + " & ".join(under) + r" \\", r"\midrule",
-        *lines, r"\bottomrule", r"\end{tabular}", "", r"\smallskip", r"\begin{minipage}{\linewidth}\footnotesize",
+        *lines, r"\bottomrule", r"\end{tabular}" + "}" * wide, "", r"\smallskip", r"\begin{minipage}{\linewidth}\footnotesize",
         *map(latex_escaped, _notes(table)), r"\end{minipage}", r"\end{table}",
     ]  # fmt: skip
     return "\n".join([*body, *_provenance(table)]) + "\n"
