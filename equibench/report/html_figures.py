@@ -115,7 +115,7 @@ def _panels(
         if ticks:
             axes.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right")
         drawn.append(_svg(drawing, f"{title}, {name}"))
-    legend = _legend({names.get(row, row): style for row, style in styles.items()}, points)
+    legend = _legend(title, {names.get(row, row): style for row, style in styles.items()}, points)
     return Figure(title, caption, drawn, legend)
 
 
@@ -148,7 +148,7 @@ def _axes(name: str, labels: tuple[str, str]) -> tuple[Drawing, Axes]:
     return drawing, axes
 
 
-def _legend(styles: Mapping[str, Mapping[str, Any]], points: bool) -> str:
+def _legend(title: str, styles: Mapping[str, Mapping[str, Any]], points: bool) -> str:
     from matplotlib.figure import Figure as Drawing
     from matplotlib.lines import Line2D
 
@@ -157,17 +157,20 @@ def _legend(styles: Mapping[str, Mapping[str, Any]], points: bool) -> str:
     line: Any = "none" if points else "-"
     handles = [Line2D([], [], linestyle=line, markersize=4, label=name, **style) for name, style in styles.items()]
     drawing.legend(handles=handles, loc="center left")
-    return _svg(drawing, "legend: " + ", ".join(styles))
+    return _svg(drawing, f"{title}, legend: {', '.join(styles)}")
 
 
 def _svg(drawing: Drawing, label: str) -> str:
     """The drawing as an element of the page: in its ink and font, of no size, with ids that no other drawing has."""
+    import matplotlib as mpl
+
     buffer = io.StringIO()
     drawing.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<(defs>\s*<style.*?</style>\s*</defs|metadata.*?</metadata|!--.*?--)>", "", text, flags=re.DOTALL)
-    prefix = f"p{zlib.crc32(text.encode()):x}"
+    source = str(mpl.rcParams["svg.hashsalt"])
+    prefix = f"p{zlib.crc32(f'{source} {label}'.encode()):x}"
     text = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', text)
     text = re.sub(r"#(?=[\w-]+[\")])(?![0-9a-f]{6}\b)", f"#{prefix}-", text)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)

@@ -185,7 +185,8 @@ def _latex(table: PrintedTable) -> str:
         *([r"\resizebox{\linewidth}{!}{%"] if wide else []),
         rf"\begin{{tabular}}{{l{''.join('rr' if both else 'r' for both in two)}}}", r"\toprule",
         " & " + " & ".join(heads) + r" \\", " ".join(ends), " & " + " & ".join(under) + r" \\", r"\midrule",
-        *lines, r"\bottomrule", r"\end{tabular}" + "}" * wide, "", r"\smallskip", r"\begin{minipage}{\linewidth}\footnotesize",
+        *lines, r"\bottomrule", r"\end{tabular}" + "}" * wide, "", r"\smallskip",
+        r"\begin{minipage}{\linewidth}\footnotesize",
         *map(latex_escaped, _notes(table)), r"\end{minipage}", r"\end{table}",
     ]  # fmt: skip
     return "\n".join([*body, *_provenance(table)]) + "\n"

@@ -64,8 +64,9 @@ function filter() {
   for (const section of all("main > section[data-profile]")) {
     section.hidden = !has(section.dataset.profile, value("profile")) || !has(section.dataset.data, value("data"));
     for (const table of all("table", section)) {
+      const byRow = table.querySelector("tr[data-t]") !== null;
       for (const cell of all("thead th[data-t], tbody td[data-t]", table)) {
-        const task = cell.dataset.t === "" || has(cell.dataset.t, value("task"));
+        const task = cell.dataset.t === "" ? byRow || !value("task") : has(cell.dataset.t, value("task"));
         cell.hidden = !task || (cell.dataset.d !== "" && !has(cell.dataset.d, value("data")));
       }
       let rows = 0;
@@ -83,6 +84,7 @@ function filter() {
 }
 
 filters.hidden = false;
+byId("still").hidden = true;
 filters.addEventListener("input", filter);
 filters.addEventListener("submit", (event) => event.preventDefault());
 filters.addEventListener("reset", () => setTimeout(filter));
@@ -92,11 +94,12 @@ filters.addEventListener("reset", () => setTimeout(filter));
 const dialog = byId("recipe");
 document.addEventListener("click", (event) => {
   const link = event.target.closest("td a[href^='#']");
-  const recipe = link && byId(link.hash.slice(1));
+  const recipe = link && byId(link.hash.slice(1))?.closest("details");
   if (recipe && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
     byId("recipe-title").textContent = recipe.querySelector("summary").textContent;
     const parts = [...recipe.children].slice(1).map((part) => part.cloneNode(true));
+    parts[0].removeAttribute("id");
     byId("recipe-body").replaceChildren(...parts);
     dialog.showModal();
   } else if (event.target === dialog) {

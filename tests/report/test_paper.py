@@ -173,7 +173,7 @@ def test_entries_are_those_of_what_was_used(tmp_path: Path) -> None:
 
 
 def test_an_unknown_format_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    assert PAPER_FORMATS == ", ".join(FORMATS)
+    assert ", ".join(FORMATS) == PAPER_FORMATS
     with pytest.raises(UserError, match="did you mean 'latex'"):
         formatted(printed(write_results(tmp_path), tmp_path), "latx")
     result = CliRunner().invoke(app, ["table", "table2", "--format", "latx"])
