@@ -38,12 +38,17 @@ def _report(
         Path | None, typer.Option(help="Folder that holds CIFAR-10, for pictures; else $EQUIBENCH_DATA, the cache.")
     ] = None,
     pictures: Annotated[bool, typer.Option(help="Show views, reconstructions and retrieved transforms.")] = True,
+    tasks: Annotated[
+        list[Path], typer.Option("--tasks", help="A Python file that registers tasks of your own; may be repeated.")
+    ] = [],  # noqa: B006
     title: Annotated[str | None, typer.Option(help="The page's title.")] = None,
 ) -> None:
     """Show results in one HTML file that opens offline: tables, figures, pictures, and every number's recipe."""
     from equibench.audit.publish import report_html
 
-    written = report_html(results, out=out, runs=runs, data_root=data_root, pictures=pictures, title=title)
+    written = report_html(
+        results, out=out, runs=runs, data_root=data_root, pictures=pictures, title=title, task_files=tasks
+    )
     Console().print(f"report: {escape(str(written.path))}", soft_wrap=True, highlight=False)
     for note in written.left_out:
         Console(stderr=True).print(f"left out: {escape(note)}", style="yellow", soft_wrap=True, highlight=False)

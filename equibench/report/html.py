@@ -76,9 +76,11 @@ def build_page(
     """
     sections: list[ReportSection] = []
     recipes: list[Recipe] = []
+    titles = [source.title for source in sources]
     for index, source in enumerate(sources):
+        again = f" ({Path(source.path).name})" if titles.count(source.title) > 1 else ""
         anchors = Anchors(f"r{index}")
-        sections.append(_section(index, source, anchors, logs))
+        sections.append(_section(index, source, source.title + again, anchors, logs))
         recipes += recipes_of(source, anchors, opened)
     records = [record for source in sources for record in source.records]
     tasks = {r.task: TASKS.get(r.task).title if r.task in TASKS.names() else r.task for r in records}
@@ -97,7 +99,7 @@ def build_page(
     return ReportPage(title, summary, command, sections, choices, recipes, pictures[0], left_out)
 
 
-def _section(index: int, source: Source, anchors: Anchors, logs: Mapping[str, Path]) -> ReportSection:
+def _section(index: int, source: Source, title: str, anchors: Anchors, logs: Mapping[str, Path]) -> ReportSection:
     records, definition = source.records, source.definition
     profiles, data = sorted({r.profile for r in records}), sorted({r.data for r in records})
     seeds = sorted({r.seeds.pretraining for r in records if r.seeds.pretraining is not None})
@@ -105,7 +107,7 @@ def _section(index: int, source: Source, anchors: Anchors, logs: Mapping[str, Pa
     facts += [f"pretraining seeds {', '.join(map(str, seeds))}"] if seeds else []
     words = [d.replace(" ", "_") for d in data]
     return ReportSection(
-        index, f"s{index}", source.title, source.path, ", ".join(facts), profiles, words, definition.claims,
+        index, f"s{index}", title, source.path, ", ".join(facts), profiles, words, definition.claims,
         definition.limits, source.left_out, grids_of(source, anchors), figures_of(source, logs),
     )  # fmt: skip
 

@@ -283,6 +283,19 @@ def test_lines_are_seen_on_white_and_on_dark() -> None:
             assert (bright + 0.05) / (dim + 0.05) >= 3, (colour, ground)  # WCAG 2.1, 1.4.11
 
 
+def test_a_heat_map_s_numbers_can_be_read_on_its_deepest_colour() -> None:
+    style = (ROOT / "equibench/report/page.css").read_text(encoding="utf-8")
+    share = float(re.findall(r"var\(--s, 0\) \* (\d+)%", style)[0]) / 100
+    blocks = re.findall(r":root \{[^}]*--ink: (#\w+); --paper: (#\w+);[^}]*--heat: (#\w+);", style)
+    assert len(blocks) == 3  # light, dark, print
+    for found in blocks:
+        ink, paper, heat = (c if len(c) == 7 else "#" + "".join(2 * x for x in c[1:]) for c in found)
+        parts = [(int(heat[i : i + 2], 16), int(paper[i : i + 2], 16)) for i in (1, 3, 5)]
+        ground = "#" + "".join(f"{round(share * one + (1 - share) * other):02x}" for one, other in parts)
+        bright, dim = sorted((luminance(ink), luminance(ground)), reverse=True)
+        assert (bright + 0.05) / (dim + 0.05) >= 4.5, (ink, ground)  # WCAG 2.1, 1.4.3
+
+
 def luminance(colour: str) -> float:
     parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
