@@ -102,7 +102,7 @@ def _panels(
     styles = _styles(list(dict.fromkeys(row for curves in panels.values() for row in curves)))
     drawn = []
     for name, curves in panels.items():
-        drawing, axes = _axes(name, labels)
+        drawing, axes = _axes(name, labels, bool(ticks))
         for row, curve in curves.items():
             _draw(axes, curve, styles[row], points)
         if diagonal:
@@ -135,10 +135,11 @@ def _draw(axes: Axes, curve: _Curve, style: Mapping[str, Any], points: bool) -> 
         axes.plot(x, y, linestyle=":", linewidth=1.2, markersize=6, markerfacecolor="none", **style)
 
 
-def _axes(name: str, labels: tuple[str, str]) -> tuple[Drawing, Axes]:
+def _axes(name: str, labels: tuple[str, str], long_ticks: bool) -> tuple[Drawing, Axes]:
     from matplotlib.figure import Figure as Drawing
 
-    drawing = Drawing(figsize=(3.2, 2.5), layout="constrained")
+    drawing = Drawing(figsize=(3.2, 2.5))
+    drawing.subplots_adjust(left=0.24, right=0.97, top=0.89, bottom=0.36 if long_ticks else 0.19)
     drawing.patch.set_alpha(0)
     axes = drawing.subplots()
     axes.patch.set_alpha(0)
@@ -256,9 +257,9 @@ def _layers(source: Source) -> Figure | None:
             if len(there) > 1:
                 errors = np.concatenate([_spread(*v) for _, v in there], axis=1)
                 panels.setdefault(task, {})[row] = _Curve([i for i, _ in there], [v[0] for _, v in there], errors)
-    ticks = [step.removeprefix("layer:").replace("full", "representation") for step in steps]
+    ticks = [".".join(step.removeprefix("layer:").split(".")[-2:]).replace("full", "representation") for step in steps]
     caption = "R² read from each inner layer, from the image to the representation, with 95 % intervals."
-    return _panels("R² by layer", caption, panels, ("layer", "R²"), source.names, ticks=ticks)
+    return _panels("R² by layer", caption, panels, ("", "R²"), source.names, ticks=ticks)
 
 
 def _learning(source: Source) -> Figure | None:

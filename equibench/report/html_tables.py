@@ -52,6 +52,7 @@ class Source:
     standings: Standings
     logs: Sequence[Mapping[str, object]] = ()
     left_out: Sequence[str] = ()
+    _cells: dict[str, Cells] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def title(self) -> str:
@@ -66,7 +67,10 @@ class Source:
         return 3 if self.definition.scale == 1 else 2
 
     def cells(self, features: str = "full") -> Cells:
-        return cells_of(self.records, features, self.definition.scale)
+        """The cells of a feature set."""
+        if features not in self._cells:
+            self._cells[features] = cells_of(self.records, features, self.definition.scale)
+        return self._cells[features]
 
     def payload(self) -> dict[str, object]:
         """What the page's JSON holds of it: the head of its CSV, and the values of its lines."""
