@@ -195,8 +195,12 @@ def _logs(runs: Path) -> dict[str, Path]:
     found = {}
     for facts in sorted(runs.rglob(FACTS)) if runs.is_dir() else []:
         log = facts.parent / "log.jsonl"
+        try:
+            weights = json.loads(facts.read_text(encoding="utf-8"))["encoder_sha256"]
+        except (ValueError, KeyError, TypeError):  # no run of ours, or a damaged one, of which others say so
+            continue
         if log.is_file():
-            found[json.loads(facts.read_text(encoding="utf-8"))["encoder_sha256"]] = log
+            found[str(weights)] = log
     return found
 
 

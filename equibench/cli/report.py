@@ -63,6 +63,8 @@ def write_report(results: Path, runs: Path, data_root: Path | None, console: Con
     except UserError as error:
         console.print(f"no report: {escape(error.problem)}", style="yellow", soft_wrap=True, highlight=False)
         return
+    for note in written.left_out:
+        console.print(f"not in the report: {escape(note)}", style="dim", soft_wrap=True, highlight=False)
     console.print(f"report: {escape(str(written.path))}", soft_wrap=True, highlight=False)
 
 
