@@ -125,7 +125,7 @@ def _source(path: Path, predictions: Predictions) -> Source | None:
     names = _names(text, records, kind)
     columns = columns or main_columns(records)
     logs = read_lines(folder / "pretraining.jsonl")
-    found = standings(list(names), columns, records, predictions)
+    found = {} if kind == "curve" else standings(list(names), columns, records, predictions)  # steps do not compete
     return Source(str(folder), kind, records, text, definition, names, columns, found, logs, left_out)
 
 

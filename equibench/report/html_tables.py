@@ -101,7 +101,6 @@ class Number:
     marks: str = ""
     anchor: str = ""
     standing: str = ""  # "best", "second", "level" or ""
-    weak: bool = False
     share: float | None = None
 
 
@@ -193,7 +192,7 @@ def _number(source: Source, cell: Cell | None, row: str, column: Column, said: s
     interval = f"{plain(cell.low, source.digits)} to {plain(cell.high, source.digits)}"
     return Number(
         plain(cell.value, source.digits), cell.value, interval, said, marks_of(cell),
-        anchors.of(row, column.task.name), how, cell.beats_controls is False,
+        anchors.of(row, column.task.name), how,
     )  # fmt: skip
 
 
