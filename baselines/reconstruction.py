@@ -42,7 +42,8 @@ class Reconstruction(Baseline):
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         ssl = self.ssl_terms(tokens)
         reconstruction = self.reconstruction_error(views, self.equivariant(tokens.v1), self.equivariant(tokens.v2))
-        total = ssl.pop("loss") + self.profile.pretraining.lambda_recon * reconstruction
+        settings = self.profile.pretraining
+        total = ssl.pop("loss") + settings.weight * settings.lambda_recon * reconstruction
         return {"loss": total, "reconstruction": reconstruction, **ssl}
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:

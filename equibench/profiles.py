@@ -1,6 +1,8 @@
 """Profiles: how large a run is. A profile sets sizes and schedules, never a loss, a view or a metric."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from equibench.errors import UserError, closest
 
@@ -39,6 +41,8 @@ class Pretraining:
         batch: pairs per optimiser step over all devices.
         lr: peak learning rate of AdamW, after warmup (a fraction of all steps) and before the cosine to zero.
         lambda_recon: weight of the reconstruction loss against the SSL loss (P1 section 2, λ_recon with λ_SSL = 1).
+        weight: what a method's one weight is multiplied by (docs/protocol.md 6.12): VICReg's invariance term, SIE's
+            equivariance term, the reconstruction's λ, the label smoothing of supervised training.
     """
 
     pairs: int
@@ -50,6 +54,7 @@ class Pretraining:
     projector: tuple[int, ...]
     checkpoint_every: int
     log_every: int
+    weight: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -126,7 +131,8 @@ class SegmentationSize:
 @dataclass(frozen=True)
 class Profile:
     """Attributes: `rendered` is None where published data are asked for; `snapshots` are the steps after which a copy
-    of the encoder is kept for learning curves, multiples of `pretraining.checkpoint_every`.
+    of the encoder is kept for learning curves, multiples of `pretraining.checkpoint_every`; `tuned` are the settings
+    that `equibench tune` has found for rows, fields of `pretraining` by row.
     """
 
     name: str
@@ -143,6 +149,11 @@ class Profile:
     rendered: RenderedData | None = None
     segmentation: SegmentationSize = SegmentationSize(iterations=40_000, batch=16, crop=512, lr=1e-3)
     snapshots: tuple[int, ...] = ()
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+
+    def of_row(self, row: str) -> "Profile":
+        """The profile as one row is pretrained with it; every other row has the profile's own settings."""
+        return replace(self, pretraining=replace(self.pretraining, **self.tuned.get(row, {})))
 
 
 CPU_BATCH = 128

@@ -59,6 +59,7 @@ class TrainingStep(nn.Module):
 
 def build_step(entry: BaselineEntry, profile: Profile, variant: str, seed: int, classes: int) -> TrainingStep:
     """Encoder and method (a supervised one for so many classes) from the seed; all methods start from one encoder."""
+    profile = profile.of_row(entry.name)
     encoder = build_encoder(profile, variant, seed)
     return TrainingStep(encoder, entry.build(profile, encoder, classes))
 
@@ -67,6 +68,7 @@ def recipe(
     entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: str, seed: int, known_fraction: float = 1.0
 ) -> dict[str, Any]:
     """Everything that a run's result depends on, but for the machine's rounding."""
+    profile = profile.of_row(entry.name)
     return {
         "baseline": entry.name,
         "source": entry.source_sha256,
@@ -122,13 +124,14 @@ def run_pretraining(
     A UserError if the folder cannot be written, or the loss is not finite.
 
     Args:
+        profile: whose settings for this row are taken, where it has been tuned.
         dataset: images; the validation tenth of its training set is only looked at for diagnostics.
         folder: where the run is kept. What lies there from another recipe is replaced.
         variant: "headline" or "paper_like" views; "rendered" for data that bring their views along.
         known_fraction: of the training images, whose θ is known (P1 Table 3).
         report: called at every log line with (steps done, steps in all, scalars).
     """
-    fabric = fabric or start_fabric()
+    fabric, profile = fabric or start_fabric(), profile.of_row(entry.name)
     digest = digest_of(recipe(entry, profile, dataset, variant, seed, known_fraction))
     if finished := finished_run(profile, folder, variant, seed, digest):
         return finished

@@ -69,6 +69,12 @@ class Criterion:
         """Whether a value lies on the right side; one that is not a number does not."""
         return value < self.limit if self.side == "below" else value > self.limit
 
+    def shortfall(self, value: float) -> float:
+        """How many times too large (or too small) a positive value is; 1 where it is met, infinite if not finite."""
+        if self.met(value) or not math.isfinite(value):
+            return 1.0 if self.met(value) else math.inf
+        return value / self.limit if self.side == "below" else self.limit / max(value, 1e-12)
+
     def __str__(self) -> str:
         return f"{self.side} {self.limit:g}"
 

@@ -256,7 +256,7 @@ def _time_pretraining(row: str, context: Context) -> float:
     """Time a step on a small batch and scale by the pairs of a run; once for all rows of a method on such data."""
     from equibench.pretrain.batches import open_stream
 
-    profile = context.profile
+    profile = context.profile.of_row(row)
     kind = (BASELINES.get(row).method, profile, context.dataset.name, context.device.type)
     if kind in _timed:
         return _timed[kind]
