@@ -1,4 +1,4 @@
-"""The MLP's say in its shrinkage, against ridge regression on scikit-learn's principal components and held-out pairs."""
+"""The MLP's say in its shrinkage, against ridge regression on scikit-learn's components and held-out pairs."""
 
 from __future__ import annotations
 
