@@ -134,7 +134,7 @@ def _stored(row: Row, views: Views, whitening: TokenWhitening, of: Path, context
 
 
 def _fill(row: Row, views: Views, whitening: TokenWhitening, context: Context, path: Path) -> None:
-    """Write the tokens of all views, batch by batch, in the pass that gives the other features if there is to be one."""
+    """Write the tokens of all views, batch by batch, in the pass that gives the other features if there is one."""
     width, filled = len(whitening.places) * whitening.directions.shape[1], 0
     array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(len(views.images), width))
 
@@ -196,6 +196,6 @@ class _Tap(nn.Module):
 
     def _hand_on(self, grid: Tensor) -> Tensor:
         """A map (N, D, h, w), averaged to at most 8 x 8, to whom it is for; the map itself is returned."""
-        sides = [min(MOST_SIDE, side) for side in grid.shape[2:]]
-        self.take(adaptive_avg_pool2d(grid, sides).flatten(2).mT.float().cpu().numpy())
+        height, width = (min(MOST_SIDE, side) for side in grid.shape[2:])
+        self.take(adaptive_avg_pool2d(grid, (height, width)).flatten(2).mT.float().cpu().numpy())
         return grid

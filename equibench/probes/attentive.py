@@ -1,10 +1,11 @@
 """The attentive probe: queries that look for tokens by what they are and where they stand, then the pair's MLP.
 
-A mean over patch tokens forgets where things are. Here a probe learns queries q (32, k). Of a view's whitened tokens t_p
-(P, k) each query takes the average of the values (t_p + e_p) V with weights softmax_p(4 q·(t_p + e_p)), the places e
-(P, k) and V (k, 16) being learned as well, all of them for both views alike (cross attention with learned queries, as in Set Transformer's
-pooling, Lee et al., ICML 2019). The sum and the difference of the two views' averages go through the MLP of
-`equibench.probes.mlp`, with its schedule (docs/protocol.md 7.6).
+A mean over patch tokens forgets where things are. Here a probe learns queries q (32, k). Of a view's whitened tokens t
+(P, k) each query takes the average over places p of the values (t_p + e_p) V, with weights softmax_p(4 q·(t_p + e_p)).
+The places' codes e (P, k) and V (k, 16) are learned as well, and all of it is the same for both views. This is cross
+attention with learned queries, as pooling in the Set Transformer (Lee et al., ICML 2019, section 3.2). The sum and the
+difference of the two views' averages go through the MLP of `equibench.probes.mlp`, by its schedule (docs/protocol.md
+7.6).
 """
 
 from collections.abc import Mapping, Sequence
