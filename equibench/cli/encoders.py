@@ -142,23 +142,21 @@ def _stability(
     if as_json:
         typer.echo(json.dumps([asdict(one) | {"file": str(one.file)} for one in found]))
         return
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    heads = ("column", "rows", "pairs apart", "τ, half the pairs", "swapped", "τ, closed form", "swapped")
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left")
-    for one in found:
-        cells = [
-            cell for a in (one.half, one.closed) for cell in ((f"{a.tau:+.2f}", str(a.swapped)) if a else ("–", "–"))
-        ]
-        folder = f"{one.file.parent}, " if one.file.parent != results else ""
-        table.add_row(f"{folder}{one.task}", str(len(one.rows)), str(one.separated), *cells)
-    console = Console()
-    console.print(table)
-    said = (
+    console, heads = Console(), ("", "rows", "pairs apart", "τ half", "swapped", "τ closed", "swapped")
+    for file in dict.fromkeys(one.file for one in found):
+        table = Table(title=str(file.parent), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for number, head in enumerate(heads):
+            table.add_column(head, justify="right" if number else "left")
+        for one in (one for one in found if one.file == file):
+            sides = [(f"{a.tau:+.2f}", str(a.swapped)) if a else ("–", "–") for a in (one.half, one.closed)]
+            table.add_row(one.task, str(len(one.rows)), str(one.separated), *sides[0], *sides[1])
+        console.print(table)
+    console.print(
         "Kendall's τ of R² between all training pairs and half of them, and between MLP and closed form; controls are "
+        "not ranked. Pairs apart: rows with disjoint 95 % intervals. Swapped: those of them in the opposite order.",
+        style="dim",
+        highlight=False,
     )
-    said += "not ranked. Pairs apart: rows with disjoint 95 % intervals. Swapped: those of them in the opposite order."
-    console.print(said, style="dim", highlight=False)
 
 
 @command(encoder_commands, "explain", "equibench explain 3f2a90c1d2e4")
