@@ -5,7 +5,7 @@
 Both encoders are scored in one run on one thread: the demo profile's ViT on CIFAR-10 ($EQUIBENCH_DATA), and a ViT-S/16
 at 224 px on generated images, with the demo's probe. All is in seconds of this process's CPU, which other work on the
 machine changes less than wall time. Every feature set counts that a score has, class token and grid included; the
-attentive probe, with --attentive, is told apart. "Times forward" should be at most 2 for the demo and 1.3 for the ViT-S.
+attentive probe, with --attentive, is told apart. "Times forward" should be at most 2 for the demo, 1.3 for the ViT-S.
 
 `scoring.py` holds the same against the usual protocol; this is the short way to see what a change to the probes costs.
 """
