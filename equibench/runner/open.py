@@ -168,6 +168,8 @@ def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> Op
     chosen = choose_tasks(config.tasks, objects=dataset.has_objects)
     variant = RENDERED if dataset.has_objects else config.variant
     opened = _open(source, config, dataset, variant)
+    if config.tasks is None and "grid" in opened.encoder.token_sets:
+        chosen = _with_attentive(chosen)
     if not opened.pretrained:
         settle_batch_norm(opened.encoder, _settling_images(dataset))
     notes, work = list(opened.notes), config.runs / "score" / f"{dataset.name}-{variant}"
@@ -224,6 +226,12 @@ def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Ta
             TASKS.get(entry)  # raises, with the nearest name
         names += found
     return [TASKS.get(n) for n in dict.fromkeys(names)]
+
+
+def _with_attentive(tasks: Sequence[Task]) -> list[Task]:
+    """Regression tasks, and before each the attentive one on the same pairs, whose pass gives the others' features."""
+    beside = {task.transformation: task for task in choose_tasks(["attentive"])}
+    return [one for task in tasks for one in (beside.get(task.transformation), task) if one is not None]
 
 
 def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: str) -> Opened:

@@ -361,8 +361,11 @@ def carry_out(jobs: Sequence[Job], rows: Rows, progress: Progress) -> None:
         later = {task for other in jobs[number + 1 :] for task in other.tasks}
         for task in job.tasks if context.size > 64 else ():
             if task not in later:
+                alike = [other for other in later if other.transformation == task.transformation]
+                needed = {pairs.sha256 for other in alike for pairs in evaluator_of(other).pairs(other, context)}
                 for pairs in evaluator_of(task).pairs(task, context):
-                    context.views.discard(pairs)
+                    if pairs.sha256 not in needed:
+                        context.views.discard(pairs)
 
 
 def last_lines(places: Sequence[Place], rows: TableRows) -> list[dict[str, Any]]:
