@@ -212,6 +212,8 @@ def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Ta
     """
     names: list[str] = []
     for entry in wanted if wanted is not None else ["regression"]:
+        # evaluators register tasks in the order in which they happen to be imported
+        known = sorted(TASKS.names(), key=lambda n: (TASKS.get(n).evaluator != "regression", TASKS.get(n).evaluator))
         if entry.endswith(".py"):
             found = load_file(entry, "task")
         elif entry in ("regression", "all") and objects:
@@ -219,9 +221,9 @@ def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Ta
         elif entry == "regression":
             found = regression_tasks()
         elif entry == "all":
-            found = [n for n in TASKS.names() if TASKS.get(n).data is None and not TASKS.get(n).observed]
+            found = [n for n in known if TASKS.get(n).data is None and not TASKS.get(n).observed]
         else:
-            found = [n for n in TASKS.names() if fnmatch.fnmatch(n, entry) or TASKS.get(n).evaluator == entry]
+            found = [n for n in known if fnmatch.fnmatch(n, entry) or TASKS.get(n).evaluator == entry]
         if not found:
             TASKS.get(entry)  # raises, with the nearest name
         names += found

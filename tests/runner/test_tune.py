@@ -20,7 +20,7 @@ from equibench.runner.open import open_context
 from equibench.runner.tune import GRID, _validation, choose, trials, tune
 
 BASE = PROFILES["tiny"].pretraining
-WHOLE = 18
+WHOLE = 9
 
 
 def test_trials_begin_with_the_profile_and_cover_the_grid_once() -> None:
@@ -34,7 +34,7 @@ def test_trials_begin_with_the_profile_and_cover_the_grid_once() -> None:
 
 
 def test_more_trials_than_the_grid_has_are_refused() -> None:
-    with pytest.raises(UserError, match="19 trials"):
+    with pytest.raises(UserError, match="10 trials"):
         trials(BASE, WHOLE + 1)
 
 
