@@ -33,8 +33,8 @@ from equibench.transforms.transformation import TRANSFORMATIONS
 from equibench.utils.files import read_lines, writable_folder, write_text
 
 GRID = {"lr": (1, 2, 4), "batch": (1,), "weight": (0.25, 1, 4)}
-"""What a profile's settings are multiplied by. On a CPU half the batch takes twice the time, and twice the batch leaves a
-small profile a few hundred steps, so its batch is the profile's."""
+"""What a profile's settings are multiplied by. On a CPU half the batch takes twice the time, and twice as much leaves a
+small profile a few hundred steps, so the batch stays the profile's."""
 SEEN = ("rotation", "translation", "color")
 """Regression tasks by which settings are told apart: where, where to, and how the picture looks."""
 _PAIRS = (2000, 250, 1000)
