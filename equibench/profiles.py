@@ -187,7 +187,6 @@ class Redrawing:
 
     Attributes:
         width: channels of the decoder's first map; each doubling of its side halves them, down to `narrowest`.
-        weight: lambda, of the reconstruction against the SSL loss.
         class_token: whether the decoder sees the class tokens too, beside each patch's tokens.
         reduction: whether the squared error is the mean or the sum over an image's visible pixels and channels.
         first_view: whether view 1's tokens come from the student or, where there is one, from the teacher.
@@ -195,7 +194,6 @@ class Redrawing:
 
     width: int
     narrowest: int = 8
-    weight: float = 1.0
     class_token: bool = False
     reduction: Literal["mean", "sum"] = "mean"
     first_view: Literal["student", "teacher"] = "student"
