@@ -1,7 +1,8 @@
 """DINOv2: DINO's loss on class tokens, iBOT's on masked patches, and KoLeo, which spreads the images.
 
 Oquab et al., "DINOv2: learning robust visual features without supervision", TMLR 2024, with the defaults of its code
-(facebookresearch/dinov2, ssl_default_config.yaml, b8931f7): L = L_DINO + L_iBOT + 0.1 [KoLeo(x1) + KoLeo(x2)], one head.
+(facebookresearch/dinov2, ssl_default_config.yaml, b8931f7), one head:
+L = L_DINO + L_iBOT + 0.1 [KoLeo(x1) + KoLeo(x2)].
 """
 
 from typing import Literal
@@ -28,10 +29,10 @@ class DINOv2(Distilled):
         profile: Profile,
         encoder: ViTEncoder,
         features: int | None = None,
-        views: Pipeline | None = "all",
+        views: Pipeline = "all",
         balance: Literal["centre", "sinkhorn"] = "centre",
     ) -> None:
-        """`views`: how views are made; None where they are given. `balance`: what keeps prototypes in use."""
+        """`views`: how views are made of an image. `balance`: what keeps prototypes in use."""
         from lightly.loss import DINOLoss, KoLeoLoss
 
         super().__init__(profile, encoder, features, views)

@@ -20,9 +20,9 @@ class IBOT(Distilled):
     """Self-distillation of class tokens over crops, and of the patch tokens that the student does not see."""
 
     def __init__(
-        self, profile: Profile, encoder: ViTEncoder, features: int | None = None, views: Pipeline | None = "all"
+        self, profile: Profile, encoder: ViTEncoder, features: int | None = None, views: Pipeline = "all"
     ) -> None:
-        """`views`: how views are made; None where they are given."""
+        """`views`: how views are made of an image."""
         from lightly.loss import DINOLoss
 
         super().__init__(profile, encoder, features, views)

@@ -1,8 +1,8 @@
 """Intermediate reconstruction: an SSL method on the invariant half, decoders of images on the way on the other half.
 
-Wang et al., AAAI 2026, arXiv 2503.18753 (P2), section 3: view 1 is A1(I), u is A2(I), view 2 is g_theta(u), and from the
-equivariant patch tokens of both views decoder k redraws g_{k theta / (K + 1)}(u). L = L_SSL + lambda (1/K) sum_k L_k.
-What the paper leaves open is a setting: docs/protocol.md 13.4.
+Wang et al., AAAI 2026, arXiv 2503.18753 (P2), section 3: view 1 is A1(I), u is A2(I), view 2 is g_theta(u). From the
+equivariant patch tokens of both views decoder k redraws g_{k theta / (K + 1)}(u): L = L_SSL + lambda (1/K) sum_k L_k.
+What the paper leaves open is a setting (docs/protocol.md 13.4).
 """
 
 from dataclasses import replace
@@ -15,17 +15,13 @@ from equibench.baselines.vicreg import VICReg
 from torch import Tensor, cat, nn
 
 from equibench.encoders.vit import Tokens, ViTEncoder
-from equibench.pretrain.augment import BLUR_CHANCE, Pipeline, augmented, moved, pictures_of
+from equibench.pretrain.augment import Pipeline, augmented, moved, pictures_of
 from equibench.pretrain.method import Baseline, Criterion, TokenPair, ViewPair, register_baseline
 from equibench.pretrain.modules import ImageDecoder, masked_pixel_mse
 from equibench.profiles import Profile, extras_of
 
-TARGETS = {
-    "rotation": ("rotation",),
-    "color": ("color",),
-    "blur": ("blur",),
-    "translation": ("translation",),
-    "se2": ("rotation", "translation"),
+TARGETS = {name: (name,) for name in ("rotation", "color", "blur", "translation")} | {
+    "se2": ("rotation", "translation")
 }
 """g by name: the transformations of which one theta moves all at once."""
 
@@ -58,22 +54,23 @@ class Intermediate(Baseline):
         super().__init__(profile, encoder)
         self.splits_features, self.settings = splits_features, extras_of(profile).redrawing
         width = self.features - self.invariant
-        makes_views = {} if ssl is VICReg else {"views": None}
-        self.ssl = ssl(profile, encoder, self.invariant if splits_features else self.features, **makes_views)
+        self.ssl = ssl(profile, encoder, self.invariant if splits_features else self.features)
+        self.ssl.pipeline = None  # it gets its views from here
         self.pipeline, self.names = views, TARGETS[g]
-        self.shares = [k / (count + 1) for k in range(1, count + 1)] + [1.0] * final
+        self.shares, self.final = [k / (count + 1) for k in range(1, count + 1)], final
         self.equivariant = nn.Identity() if splits_features else nn.Linear(self.features, width)
         channels = 2 * width * (2 if self.settings.class_token else 1)
         grid, patch = profile.image_size // encoder.patch, encoder.patch
-        decoders = (ImageDecoder(channels, self.settings, grid, patch, encoder.visible) for _ in self.shares)
+        decoders = (ImageDecoder(channels, self.settings, grid, patch, encoder.visible) for _ in range(count + final))
         self.decoders = nn.ModuleList(decoders)
 
     def prepare(self, views: ViewPair) -> ViewPair:
         pictures = pictures_of(views)
-        one, u = (views.normalise(augmented(pictures, self.pipeline, "view 1")), augmented(pictures, self.pipeline, "view 2"))
+        one, u = (augmented(pictures, self.pipeline, name) for name in ("view 1", "view 2"))
         theta = {name: pictures.theta(name, "g") for name in self.names}
         *targets, other = (moved(u, theta, share, pictures.fill) for share in [*self.shares, 1.0])
-        return self.ssl.prepare(replace(views, v1=one, v2=views.normalise(other), targets=tuple(targets)))
+        made = replace(views, v1=views.normalise(one), v2=views.normalise(other))
+        return self.ssl.prepare(replace(made, targets=(*targets, other) if self.final else tuple(targets)))
 
     def encode(self, encoder: ViTEncoder, views: ViewPair) -> TokenPair:
         return self.ssl.encode(encoder, views)
@@ -93,15 +90,15 @@ class Intermediate(Baseline):
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """The SSL method's, how many of its criteria fail, and how well the images are redrawn.
 
-        The ratio is to the error of each pixel's mean over images; a gap is the error with that view's tokens taken from
-        another image, minus the error as it is.
+        The ratio is to the error of each pixel's mean over images. A gap is the error with that view's tokens taken
+        from another image, minus the error as it is.
         """
         found = self.ssl.diagnostics(views, self._ssl_tokens(tokens))
         failed = self.ssl.not_learned({name: float(value) for name, value in found.items()})
         z1, z2 = self._equivariant(tokens)
         error = self.reconstruction_error(views, z1, z2)
-        mean = tuple(target.mean(dim=0, keepdim=True).expand_as(target) for target in views.targets)
-        of_mean = torch.stack([self._error(views, one, t) for one, t in zip(mean, views.targets, strict=True)]).mean()
+        images = torch.stack(views.targets, dim=1)
+        of_mean = self._error(views, images.mean(dim=0).expand_as(images).flatten(0, 1), images.flatten(0, 1))
         return {
             **found,
             "ssl_failed": torch.tensor(float(len(failed))),
@@ -127,10 +124,8 @@ class Intermediate(Baseline):
 
     def _equivariant(self, tokens: TokenPair) -> tuple[Tensor, Tensor]:
         """Equivariant tokens of both views, of each patch: (N, L, C)."""
-        asked = self.settings.first_view == "teacher" and tokens.teacher is not None
-        first = tokens.teacher.v1 if asked and tokens.teacher else tokens.v1
-        one, other = (self._of_patches(view) for view in (first, tokens.v2))
-        return one, other
+        first = tokens.teacher if tokens.teacher and self.settings.first_view == "teacher" else tokens
+        return self._of_patches(first.v1), self._of_patches(tokens.v2)
 
     def _of_patches(self, tokens: Tokens) -> Tensor:
         every = cat([tokens.cls[:, None], tokens.patches], dim=1)
@@ -144,13 +139,12 @@ def intermediate(name: str, title: str, ssl: type[Baseline], g: str, **settings:
     register_baseline(name, title=title, ssl=ssl, g=g, **settings)(Intermediate)
 
 
-_SHORT = {"rotation": "rot", "color": "color", "blur": "blur", "translation": "trans", "se2": "se2"}
 intermediate("vicreg_rot_rot", "VICReg + intermediate(rot; rot)", VICReg, "rotation", views="rotation")
-for _g, _short in _SHORT.items():
-    intermediate(f"vicreg_all_{_short}", f"VICReg + intermediate(all; {_short})", VICReg, _g)
-for _count, _final, _id, _said in [(1, False, "k1", "K=1"), (3, False, "k3", "K=3"), (2, True, "k2_final", "2 + final")]:
-    _title = f"VICReg + intermediate(all; rot), {_said}"
-    intermediate(f"vicreg_all_rot_{_id}", _title, VICReg, "rotation", count=_count, final=_final)
-for _ssl, _id, _name in [(SimCLR, "simclr", "SimCLR"), (IBOT, "ibot", "iBOT"), (DINOv2, "dinov2", "DINOv2")]:
-    for _g in ("rotation", "se2"):
-        intermediate(f"{_id}_all_{_SHORT[_g]}", f"{_name} + intermediate(all; {_SHORT[_g]})", _ssl, _g)
+_ROT, _VICREG = "VICReg + intermediate(all; rot)", {"ssl": VICReg, "g": "rotation"}
+intermediate("vicreg_all_rot_k1", f"{_ROT}, K=1", **_VICREG, count=1)
+intermediate("vicreg_all_rot_k3", f"{_ROT}, K=3", **_VICREG, count=3)
+intermediate("vicreg_all_rot_k2_final", f"{_ROT}, 2 + final", **_VICREG, final=True)
+for _g, _id in {"rotation": "rot", "color": "color", "blur": "blur", "translation": "trans", "se2": "se2"}.items():
+    for _ssl, _name in [(VICReg, "VICReg"), (SimCLR, "SimCLR"), (IBOT, "iBOT"), (DINOv2, "DINOv2")]:
+        if _ssl is VICReg or _g in ("rotation", "se2"):
+            intermediate(f"{_name.lower()}_all_{_id}", f"{_name} + intermediate(all; {_id})", _ssl, _g)

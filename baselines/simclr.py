@@ -26,9 +26,9 @@ class SimCLR(Baseline):
     learned = {"contrast": Criterion("below", 0.8)}
 
     def __init__(
-        self, profile: Profile, encoder: ViTEncoder, features: int | None = None, views: Pipeline | None = "all"
+        self, profile: Profile, encoder: ViTEncoder, features: int | None = None, views: Pipeline = "all"
     ) -> None:
-        """`views`: how views are made; None where they are given."""
+        """`views`: how views are made of an image."""
         from lightly.loss import NTXentLoss
 
         super().__init__(profile, encoder, features)

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -216,12 +216,12 @@ class _Trainer:
         features = tokens.v1.mean.detach().float()
         spread = features.std(dim=0) / features.square().mean().sqrt().clamp_min(1e-12)
         scalars |= {"feature_std": float(spread.mean()), "feature_std_min": float(spread.min())}
-        self.collapsed = scalars["feature_std"] < COLLAPSE_STD
         self.module.eval()
         with self.fabric.autocast():
             self.held_out = self._held_out(last=self.step == self.settings.steps)
         self.module.train()
         scalars |= {f"held_out/{name}": value for name, value in self.held_out.items()}
+        self.collapsed = bool(collapse_signs(scalars))
         if self.fabric.is_global_zero:
             line = {"step": self.step, "lr": self.lr, "pairs_per_second": round(pairs_per_second, 1), **scalars}
             append_line(self.folder / "log.jsonl", json.dumps(line))
@@ -281,6 +281,17 @@ def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
     if step < ramp:
         return peak * (step + 1) / ramp
     return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+
+
+def collapse_signs(scalars: Mapping[str, float]) -> str:
+    """What in a line of the log says that a run has collapsed, in words; "" where nothing does."""
+    if scalars["feature_std"] < COLLAPSE_STD:
+        return "the features hardly vary over images"
+    if scalars.get("held_out/collapsed", 0) > 0.5:
+        entropy, spread = (scalars[f"held_out/teacher_{name}"] for name in ("entropy", "spread"))
+        said = f"entropy {entropy:.2f} of the teacher's distributions and {spread:.2f} of their mean, of at most 1"
+        return f"the teacher says the same of all images ({said})"
+    return ""
 
 
 def held_out_diagnostics(

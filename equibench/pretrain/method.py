@@ -156,6 +156,8 @@ class Baseline(nn.Module):
     uses_labels = False  # whether it is supervised; `__init__` then gets the number of `classes` too
     # diagnostics that say that it has learned what it is for (docs/protocol.md 6.10); {}: nobody can tell
     learned: ClassVar[Mapping[str, Criterion]] = {}
+    # how it makes its own views, for methods that do: see `augment.two_views`; None: they are given
+    pipeline: Literal["all", "rotation"] | None = None
     # what it reads of the profile's further settings: names of fields of `profiles.Extras`
     extras: ClassVar[tuple[str, ...]] = ()
 
@@ -184,7 +186,10 @@ class Baseline(nn.Module):
         raise TypeError(f"{type(self).__name__} must define loss(views, tokens)")
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
-        """Named scalars of a held-out batch, which are no part of the loss; by default none."""
+        """Named scalars of a held-out batch, which are no part of the loss; by default none.
+
+        One called "collapsed", 1 or 0, says whether a teacher's `teacher_entropy` and `teacher_spread` are degenerate.
+        """
         return {}
 
     @classmethod

@@ -92,8 +92,8 @@ class ImageDecoder(nn.Module):
     """Patch tokens of two views, side by side, to an image in [0, 1] (P2, section 3 and figure 1).
 
     A linear layer, then transposed convolutions (4 x 4, stride 2) that double the side until a patch is as large as it
-    was, each with BatchNorm and ReLU, the last with BatchNorm and a sigmoid. Places of patches that the encoder does not
-    see begin as 0. A UserError if the patch is no power of two, so that no doublings lead to it.
+    was, each with BatchNorm and ReLU, the last with BatchNorm and a sigmoid. Places of patches that the encoder does
+    not see begin as 0. A UserError if the patch is no power of two, so that no doublings lead to it.
     """
 
     visible: Tensor

@@ -41,9 +41,9 @@ class Distilled(Baseline):
     progress: Tensor
 
     def __init__(
-        self, profile: Profile, encoder: ViTEncoder, features: int | None = None, views: Pipeline | None = "all"
+        self, profile: Profile, encoder: ViTEncoder, features: int | None = None, views: Pipeline = "all"
     ) -> None:
-        """`views`: how views are made; None where they are given."""
+        """`views`: how views are made of an image."""
         super().__init__(profile, encoder, features)
         self.pipeline, self.settings = views, extras_of(profile).distillation
         self.grid, self.visible = profile.image_size // encoder.patch, encoder.visible.cpu().numpy()
@@ -54,7 +54,9 @@ class Distilled(Baseline):
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.mask_token = nn.Parameter(torch.zeros(profile.encoder.width))
         self.register_buffer("progress", torch.zeros(()))  # the share of the run that is done
-        self.head.last_layer.weight_v.register_hook(lambda gradient: gradient * (self.progress >= self.settings.frozen_last))
+        self.head.last_layer.weight_v.register_hook(
+            lambda gradient: gradient * (self.progress >= self.settings.frozen_last)
+        )
 
     def mask_ratios(self, pictures: Pictures) -> np.ndarray:
         """Share of the patches to be masked in each view, 0 for none: (2, N)."""
@@ -94,7 +96,7 @@ class Distilled(Baseline):
         return first + (last - first) * min(1.0, float(self.progress) / self.settings.warmup)
 
     def class_logits(self, tokens: TokenPair) -> tuple[list[Tensor], list[Tensor]]:
-        """Of the teacher's and of the student's class tokens: lists of (N, K) float32, views first, then small crops."""
+        """Of the teacher's and the student's class tokens: lists of (N, K) float32, the views and then small crops."""
         assert tokens.teacher is not None
         with torch.no_grad():
             teacher = [self.teacher_head(view.cls).float() for view in (tokens.teacher.v1, tokens.teacher.v2)]

@@ -330,11 +330,11 @@ def pretrain_row(place: Place, rows: TableRows, progress: Progress, number: int 
             nonlocal warned
             advance(step / steps, f"loss {scalars['loss']:.3f}")
             runs.keep_snapshot(folder, context.profile, step)
-            if scalars["feature_std"] < loop.COLLAPSE_STD and not warned:
+            if (signs := loop.collapse_signs(scalars)) and not warned:
                 warned = True
                 progress.warn(
-                    f"{entry.title}, seed {place.seed}: the features hardly vary over images at step {step} of "
-                    f"{steps} (collapse); see {folder / 'log.jsonl'}"
+                    f"{entry.title}, seed {place.seed}: {signs} at step {step} of {steps} (collapse); "
+                    f"see {folder / 'log.jsonl'}"
                 )
 
         return loop.run_pretraining(
