@@ -20,9 +20,7 @@ from equibench.pretrain.method import Baseline, Criterion, TokenPair, ViewPair, 
 from equibench.pretrain.modules import ImageDecoder, masked_pixel_mse
 from equibench.profiles import Profile, extras_of
 
-TARGETS = {name: (name,) for name in ("rotation", "color", "blur", "translation")} | {
-    "se2": ("rotation", "translation")
-}
+TARGETS = {g: (g,) for g in ("rotation", "color", "blur", "translation")} | {"se2": ("rotation", "translation")}
 """g by name: the transformations of which one theta moves all at once."""
 
 
@@ -54,15 +52,17 @@ class Intermediate(Baseline):
         super().__init__(profile, encoder)
         self.splits_features, self.settings = splits_features, extras_of(profile).redrawing
         width = self.features - self.invariant
-        self.ssl = ssl(profile, encoder, self.invariant if splits_features else self.features)
+        plain = replace(
+            profile, pretraining=replace(profile.pretraining, weight=1.0)
+        )  # the row's one weight is lambda's
+        self.ssl = ssl(plain, encoder, self.invariant if splits_features else self.features)
         self.ssl.pipeline = None  # it gets its views from here
         self.pipeline, self.names = views, TARGETS[g]
         self.shares, self.final = [k / (count + 1) for k in range(1, count + 1)], final
         self.equivariant = nn.Identity() if splits_features else nn.Linear(self.features, width)
         channels = 2 * width * (2 if self.settings.class_token else 1)
-        grid, patch = profile.image_size // encoder.patch, encoder.patch
-        decoders = (ImageDecoder(channels, self.settings, grid, patch, encoder.visible) for _ in range(count + final))
-        self.decoders = nn.ModuleList(decoders)
+        parts = (channels, self.settings, profile.image_size // encoder.patch, encoder.patch, encoder.visible)
+        self.decoders = nn.ModuleList(ImageDecoder(*parts) for _ in range(count + final))
 
     def prepare(self, views: ViewPair) -> ViewPair:
         pictures = pictures_of(views)
@@ -84,7 +84,8 @@ class Intermediate(Baseline):
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         terms = self.ssl.loss(views, self._ssl_tokens(tokens))
         error = self.reconstruction_error(views, *self._equivariant(tokens))
-        total = terms.pop("loss") + self.profile.pretraining.lambda_recon * error
+        settings = self.profile.pretraining
+        total = terms.pop("loss") + settings.weight * settings.lambda_recon * error
         return {"loss": total, "reconstruction": error, **terms}
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
@@ -110,9 +111,8 @@ class Intermediate(Baseline):
 
     def reconstruction_error(self, views: ViewPair, z1: Tensor, z2: Tensor) -> Tensor:
         """Mean over the decoders of the squared error of RGB in [0, 1], for tokens of both views (N, L, C)."""
-        both = cat([z1, z2], dim=2)
-        pairs = zip(self.decoders, views.targets, strict=True)
-        return torch.stack([self._error(views, decoder(both), target) for decoder, target in pairs]).mean()
+        drawn = (decoder(cat([z1, z2], dim=2)) for decoder in self.decoders)
+        return torch.stack([self._error(views, *one) for one in zip(drawn, views.targets, strict=True)]).mean()
 
     def _error(self, views: ViewPair, images: Tensor, target: Tensor) -> Tensor:
         mask = views.mask.expand(3, *views.mask.shape)
@@ -135,7 +135,7 @@ class Intermediate(Baseline):
 
 
 def intermediate(name: str, title: str, ssl: type[Baseline], g: str, **settings: object) -> None:
-    """Register a row: intermediate reconstruction with g on top of an SSL method; settings as for `Intermediate`."""
+    """Register a row: an SSL method with intermediate reconstruction of g; settings are those of `Intermediate`."""
     register_baseline(name, title=title, ssl=ssl, g=g, **settings)(Intermediate)
 
 
