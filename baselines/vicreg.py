@@ -47,8 +47,8 @@ class VICReg(Baseline):
     use_of_theta = "unused"
     learned = SPREAD
 
-    def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
-        super().__init__(profile, encoder)
+    def __init__(self, profile: Profile, encoder: ViTEncoder, features: int | None = None) -> None:
+        super().__init__(profile, encoder, features)
         self.projector = projector(self.features, profile.pretraining.projector)
 
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from equibench.errors import UserError, closest
 
@@ -156,6 +156,59 @@ class Profile:
         return replace(self, pretraining=replace(self.pretraining, **self.tuned.get(row, {})))
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """Heads, teacher and crops of iBOT and DINOv2 (docs/protocol.md 13.3); shares are of a run's steps.
+
+    Attributes:
+        prototypes, hidden, bottleneck: widths of the head's output, hidden layers and last layer's input.
+        local_crops, local_size: how many small crops beside the two large ones, and their side in pixels.
+        momentum: of the teacher at the start, from where it rises to 1 on a cosine.
+        temperatures: of the teacher, at the start and after the share `warmup`, linear in between.
+        frozen_last: share during which the head's last layer is not trained.
+        keeps_teacher: whether the run's encoder is the teacher (as published) or the student.
+    """
+
+    prototypes: int
+    hidden: int
+    bottleneck: int
+    local_crops: int
+    local_size: int
+    momentum: float
+    temperatures: tuple[float, float] = (0.04, 0.07)
+    warmup: float = 0.3
+    frozen_last: float = 0.01
+    keeps_teacher: bool = True
+
+
+@dataclass(frozen=True)
+class Redrawing:
+    """Decoders of intermediate reconstruction, and what its paper is silent about (docs/protocol.md 13.4).
+
+    Attributes:
+        width: channels of the decoder's first map; each doubling of its side halves them, down to `narrowest`.
+        class_token: whether the decoder sees the class tokens too, beside each patch's tokens.
+        reduction: whether the squared error is the mean or the sum over an image's visible pixels and channels.
+        first_view: whether view 1's tokens come from the student or, where there is one, from the teacher.
+    """
+
+    width: int
+    narrowest: int = 8
+    class_token: bool = False
+    reduction: Literal["mean", "sum"] = "mean"
+    first_view: Literal["student", "teacher"] = "student"
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Settings of some methods alone, which enter the recipes of these and of no other."""
+
+    distillation: Distillation
+    redrawing: Redrawing
+    temperature: float = 0.5
+    """Of SimCLR's softmax: its README's for CIFAR; 0.1 on ImageNet."""
+
+
 CPU_BATCH = 128
 """Images a forward pass on a CPU: a small ViT encodes 1,500 a second and core so, and 1,000 with 512, whose activations
 leave the cache. The features are the same to the last bit."""
@@ -233,6 +286,65 @@ PROFILES = {
         ),
     ]
 }  # fmt: skip
+
+
+EXTRAS = {
+    "tiny": Extras(
+        Distillation(prototypes=64, hidden=64, bottleneck=16, local_crops=2, local_size=16, momentum=0.9),
+        Redrawing(width=32),
+    ),
+    "demo": Extras(
+        Distillation(prototypes=512, hidden=256, bottleneck=64, local_crops=2, local_size=16, momentum=0.98),
+        Redrawing(width=64),
+    ),
+    "cifar10_cpu": Extras(
+        Distillation(prototypes=512, hidden=256, bottleneck=64, local_crops=2, local_size=16, momentum=0.98),
+        Redrawing(width=64),
+    ),
+    "cifar10": Extras(
+        Distillation(prototypes=8192, hidden=2048, bottleneck=256, local_crops=8, local_size=16, momentum=0.996),
+        Redrawing(width=256, narrowest=16),
+    ),
+}
+"""By profile."""
+
+
+def extras_of(profile: Profile) -> Extras:
+    """The further settings of a profile, found by its name.
+
+    Raises:
+        UserError: there are none for a profile of that name.
+    """
+    if profile.name not in EXTRAS:
+        problem = f"the profile {profile.name!r} has no settings for methods with a teacher or a decoder of images"
+        raise UserError(problem, f"give EXTRAS[{profile.name!r}] in equibench.profiles, or use: {', '.join(EXTRAS)}")
+    return EXTRAS[profile.name]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published recipe on ImageNet-1K, as far as the paper gives it (docs/protocol.md 13.6)."""
+
+    backbone: str
+    epochs: int
+    batch: int
+    lr: float  # peak, after the paper's scaling with the batch
+    warmup_epochs: int | None  # None: not said
+    said: str  # what else the source gives
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run; an epoch drops its incomplete batch."""
+        return self.epochs * (IMAGENET_IMAGES // self.batch)
+
+
+IMAGENET_IMAGES = 1_281_167
+PUBLISHED_RECIPES = {
+    "vicreg": Published("ViT-S/16", 800, 2048, 1e-4 * 2048 / 256, None, "AdamW, cosine"),
+    "ibot": Published("ViT-L/16", 250, 1024, 5e-4 * 1024 / 256, 10, "8,192 prototypes, 10 local crops of 96 px"),
+    "dinov2": Published("ViT-L/16", 100, 2048, 4e-3 * (2048 / 1024) ** 0.5, 10, "65,536 prototypes, 8 local crops"),
+}
+"""By the SSL method of a row; of SimCLR the paper says nothing at all."""
 
 
 def get_profile(name: str | Profile) -> Profile:

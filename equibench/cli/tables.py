@@ -87,7 +87,7 @@ def _table(
     options: dict[str, Any],
 ) -> None:
     """Bring a table up to date: pretrain and score what is missing, print it, write it."""
-    from equibench.report.definition import table_names
+    from equibench.report.definition import load_definition, table_names
     from equibench.report.table import print_table
     from equibench.runner.table import plan_table, table
 
@@ -100,6 +100,8 @@ def _table(
             if len(wanted) > 1:
                 console.print(f"{one}:")
             _print_plan(plan_table(one, **options), console)
+            for line in load_definition(one).recipe_lines:
+                console.print(line, style="dim", soft_wrap=True, highlight=False)
             continue
         r = table(one, out=out, **options)
         if r.context.is_first:

@@ -22,7 +22,7 @@ from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.evaluation.evaluator import evaluate, evaluation_digest, evaluator_of
 from equibench.evaluation.features import outputs_of
 from equibench.pretrain import loop, runs
-from equibench.pretrain.method import BASELINES, encode_pair
+from equibench.pretrain.method import BASELINES
 from equibench.records import Record, append_records, read_records
 from equibench.runner.open import OpenedScore
 from equibench.task import Task
@@ -266,9 +266,9 @@ def _time_pretraining(row: str, context: Context) -> float:
     stream = open_stream(context.dataset, "train", module.method, context.spec, 0)
 
     def step() -> None:
-        views = stream.batch(0, batch, module.encoder)
+        views = module.method.prepare(stream.batch(0, batch, module.encoder))
         with torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=context.bf16):
-            loss = module.method.loss(views, encode_pair(module.encoder, views))["loss"]
+            loss = module(views)[0]["loss"]
         loss.backward()  # type: ignore[no-untyped-call]
 
     _timed[kind] = _seconds(step) / batch * profile.pretraining.pairs
@@ -330,11 +330,11 @@ def pretrain_row(place: Place, rows: TableRows, progress: Progress, number: int 
             nonlocal warned
             advance(step / steps, f"loss {scalars['loss']:.3f}")
             runs.keep_snapshot(folder, context.profile, step)
-            if scalars["feature_std"] < loop.COLLAPSE_STD and not warned:
+            if (signs := loop.collapse_signs(scalars)) and not warned:
                 warned = True
                 progress.warn(
-                    f"{entry.title}, seed {place.seed}: the features hardly vary over images at step {step} of "
-                    f"{steps} (collapse); see {folder / 'log.jsonl'}"
+                    f"{entry.title}, seed {place.seed}: {signs} at step {step} of {steps} (collapse); "
+                    f"see {folder / 'log.jsonl'}"
                 )
 
         return loop.run_pretraining(
