@@ -42,8 +42,7 @@ class Reconstruction(Baseline):
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         ssl = self.ssl_terms(tokens)
         reconstruction = self.reconstruction_error(views, self.equivariant(tokens.v1), self.equivariant(tokens.v2))
-        settings = self.profile.pretraining
-        total = ssl.pop("loss") + settings.weight * settings.lambda_recon * reconstruction
+        total = ssl.pop("loss") + self.profile.pretraining.lambda_recon * reconstruction
         return {"loss": total, "reconstruction": reconstruction, **ssl}
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
@@ -66,7 +65,8 @@ class Reconstruction(Baseline):
 
     def ssl_terms(self, tokens: TokenPair) -> dict[str, Tensor]:
         """VICReg's terms on the invariant halves, and their weighted sum "loss"."""
-        return vicreg_loss(*(self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2)))
+        embeddings = (self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2))
+        return vicreg_loss(*embeddings, weight=self.profile.pretraining.weight)
 
     def equivariant(self, tokens: Tokens) -> Tensor:
         """Equivariant halves of the patch tokens, through their head: (N, L, decoder width)."""

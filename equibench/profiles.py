@@ -41,8 +41,8 @@ class Pretraining:
         batch: pairs per optimiser step over all devices.
         lr: peak learning rate of AdamW, after warmup (a fraction of all steps) and before the cosine to zero.
         lambda_recon: weight of the reconstruction loss against the SSL loss (P1 section 2, λ_recon with λ_SSL = 1).
-        weight: what a method's one weight is multiplied by (docs/protocol.md 6.12): VICReg's invariance term, SIE's
-            equivariance term, the reconstruction's λ, the label smoothing of supervised training.
+        weight: what a method's one weight is multiplied by (docs/protocol.md 6.12): that of the invariance term of
+            VICReg and of the reconstruction's VICReg, of SIE's equivariance term, of supervised label smoothing.
     """
 
     pairs: int
