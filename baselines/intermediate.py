@@ -52,10 +52,7 @@ class Intermediate(Baseline):
         super().__init__(profile, encoder)
         self.splits_features, self.settings = splits_features, extras_of(profile).redrawing
         width = self.features - self.invariant
-        plain = replace(
-            profile, pretraining=replace(profile.pretraining, weight=1.0)
-        )  # the row's one weight is lambda's
-        self.ssl = ssl(plain, encoder, self.invariant if splits_features else self.features)
+        self.ssl = ssl(profile, encoder, self.invariant if splits_features else self.features)
         self.ssl.pipeline = None  # it gets its views from here
         self.pipeline, self.names = views, TARGETS[g]
         self.shares, self.final = [k / (count + 1) for k in range(1, count + 1)], final
@@ -84,8 +81,7 @@ class Intermediate(Baseline):
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         terms = self.ssl.loss(views, self._ssl_tokens(tokens))
         error = self.reconstruction_error(views, *self._equivariant(tokens))
-        settings = self.profile.pretraining
-        total = terms.pop("loss") + settings.weight * settings.lambda_recon * error
+        total = terms.pop("loss") + self.profile.pretraining.lambda_recon * error
         return {"loss": total, "reconstruction": error, **terms}
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
