@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROFILE ?= demo
 TABLES := table1 table2 table3 table4 table5 table6
+P2_TABLES := p2_table1 p2_table4 p2_table5 p2_table9
 # what is installed, a stamp each: the package; the package with the segmentation stack; with the tools for development
 USE := .venv/.use
 SEG := .venv/.seg
@@ -12,10 +13,10 @@ DEV := .venv/.dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # tables share their encoders
-.PHONY: help setup tables $(TABLES) study test lint bench verify certify clean
+.PHONY: help setup tables $(TABLES) p2_tables $(P2_TABLES) study test lint bench verify certify clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEV)  ## make .venv with equibench and the tools for development in it (editable)
 
@@ -45,7 +46,14 @@ table4: $(USE)  ## Table 4, CIFAR-10
 table5: $(USE)  ## Table 5, linear transfer to seven data sets
 table6: $(SEG)  ## Table 6, ADE20K with mmsegmentation (installs the extra "seg")
 
-$(TABLES):
+p2_tables: $(P2_TABLES)  ## tables of the second paper: several hours in the demo profile, resumable
+
+p2_table1: $(USE)  ## P2 Table 1, intermediate reconstruction on VICReg
+p2_table4: $(USE)  ## P2 Table 4, intermediate reconstruction on SimCLR, iBOT and DINOv2
+p2_table5: $(USE)  ## P2 Table 5, linear transfer
+p2_table9: $(USE)  ## P2 Table 9, how many images are redrawn
+
+$(TABLES) $(P2_TABLES):
 	$(BIN)/equibench table $@ --profile $(PROFILE)
 
 study: $(DEV)  ## the study of results/cifar10 on a CPU: two and a half hours on 2 cores, resumable

@@ -65,7 +65,8 @@ class Reconstruction(Baseline):
 
     def ssl_terms(self, tokens: TokenPair) -> dict[str, Tensor]:
         """VICReg's terms on the invariant halves, and their weighted sum "loss"."""
-        return vicreg_loss(*(self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2)))
+        embeddings = (self.projector(t.mean[:, : self.invariant]) for t in (tokens.v1, tokens.v2))
+        return vicreg_loss(*embeddings, weight=self.profile.pretraining.weight)
 
     def equivariant(self, tokens: Tokens) -> Tensor:
         """Equivariant halves of the patch tokens, through their head: (N, L, decoder width)."""

@@ -96,10 +96,12 @@ class HypernetworkPredictor(nn.Module):
         return (z.to(every.dtype).unsqueeze(1) @ every).squeeze(1)
 
 
-def sie_loss(inv1: Tensor, inv2: Tensor, equi1: Tensor, equi2: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+def sie_loss(
+    inv1: Tensor, inv2: Tensor, equi1: Tensor, equi2: Tensor, predicted: Tensor, weight: float = 1.0
+) -> dict[str, Tensor]:
     """SIE's five terms and their weighted sum "loss", from embeddings (N, D) of the invariant and equivariant halves.
 
-    `predicted` is W(z) equi1.
+    `predicted` is W(z) equi1; `weight` multiplies that of the equivariance term.
     """
     x, y = gather(torch.cat([inv1, equi1], dim=1)), gather(torch.cat([inv2, equi2], dim=1))
     terms = {
@@ -109,7 +111,8 @@ def sie_loss(inv1: Tensor, inv2: Tensor, equi1: Tensor, equi2: Tensor, predicted
         "predicted_variance": 0.5 * variance(gather(predicted)),
         "covariance": covariance(x) + covariance(y),
     }
-    total = torch.stack([weight * terms[name] for name, weight in _WEIGHTS.items()]).sum()
+    weights = {**_WEIGHTS, "equivariance": weight * _WEIGHTS["equivariance"]}
+    total = torch.stack([weights[name] * terms[name] for name in weights]).sum()
     return {"loss": total, **terms}
 
 
@@ -136,7 +139,8 @@ class SIE(Baseline):
 
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         equi1, equi2, code = self._equivariant(views, tokens)
-        return sie_loss(*self._invariant(tokens), equi1, equi2, self.predictor(equi1, code))
+        predicted = self.predictor(equi1, code)
+        return sie_loss(*self._invariant(tokens), equi1, equi2, predicted, self.profile.pretraining.weight)
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """The variance term, and L_equi with the codes of other samples over L_equi: near 1 no code is used."""

@@ -26,7 +26,8 @@ class Supervised(Baseline):
 
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         logits, labels = self._logits(views, tokens)
-        return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=LABEL_SMOOTHING)}
+        smoothing = self.profile.pretraining.weight * LABEL_SMOOTHING
+        return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)}
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """Top-1 accuracy on both views, and how many times that of guessing it is."""

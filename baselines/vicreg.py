@@ -17,10 +17,13 @@ SPREAD = {"variance": Criterion("below", 0.2)}
 """What every method with a variance hinge must reach: embeddings whose standard deviations are near 1."""
 
 
-def vicreg_loss(x: Tensor, y: Tensor, weights: tuple[float, float, float] = SIE_WEIGHTS) -> dict[str, Tensor]:
+def vicreg_loss(
+    x: Tensor, y: Tensor, weights: tuple[float, float, float] = SIE_WEIGHTS, weight: float = 1.0
+) -> dict[str, Tensor]:
     """VICReg's three terms and their weighted sum "loss" for the embeddings (N, D) of two views.
 
-    The variance term is the mean over the views and the covariance term their sum (VICReg eq. 6).
+    The variance term is the mean over the views and the covariance term their sum (VICReg eq. 6); `weight` multiplies
+    the weight of the invariance term.
     """
     all_x, all_y = gather(x), gather(y)
     terms = {
@@ -29,7 +32,11 @@ def vicreg_loss(x: Tensor, y: Tensor, weights: tuple[float, float, float] = SIE_
         "covariance": covariance(all_x) + covariance(all_y),
     }
     on_invariance, on_variance, on_covariance = weights
-    total = on_invariance * terms["invariance"] + on_variance * terms["variance"] + on_covariance * terms["covariance"]
+    total = (
+        weight * on_invariance * terms["invariance"]
+        + on_variance * terms["variance"]
+        + on_covariance * terms["covariance"]
+    )
     return {"loss": total, **terms}
 
 
@@ -40,12 +47,13 @@ class VICReg(Baseline):
     use_of_theta = "unused"
     learned = SPREAD
 
-    def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
-        super().__init__(profile, encoder)
+    def __init__(self, profile: Profile, encoder: ViTEncoder, features: int | None = None) -> None:
+        super().__init__(profile, encoder, features)
         self.projector = projector(self.features, profile.pretraining.projector)
 
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
-        return vicreg_loss(self.projector(tokens.v1.mean), self.projector(tokens.v2.mean))
+        embeddings = self.projector(tokens.v1.mean), self.projector(tokens.v2.mean)
+        return vicreg_loss(*embeddings, weight=self.profile.pretraining.weight)
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """The loss's terms."""

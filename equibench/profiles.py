@@ -1,6 +1,8 @@
 """Profiles: how large a run is. A profile sets sizes and schedules, never a loss, a view or a metric."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from equibench.errors import UserError, closest
 
@@ -39,6 +41,8 @@ class Pretraining:
         batch: pairs per optimiser step over all devices.
         lr: peak learning rate of AdamW, after warmup (a fraction of all steps) and before the cosine to zero.
         lambda_recon: weight of the reconstruction loss against the SSL loss (P1 section 2, λ_recon with λ_SSL = 1).
+        weight: what a method's one weight is multiplied by (docs/protocol.md 6.12): that of the invariance term of
+            VICReg and of the reconstruction's VICReg, of SIE's equivariance term, of supervised label smoothing.
     """
 
     pairs: int
@@ -50,6 +54,7 @@ class Pretraining:
     projector: tuple[int, ...]
     checkpoint_every: int
     log_every: int
+    weight: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -126,7 +131,8 @@ class SegmentationSize:
 @dataclass(frozen=True)
 class Profile:
     """Attributes: `rendered` is None where published data are asked for; `snapshots` are the steps after which a copy
-    of the encoder is kept for learning curves, multiples of `pretraining.checkpoint_every`.
+    of the encoder is kept for learning curves, multiples of `pretraining.checkpoint_every`; `tuned` are the settings
+    that `equibench tune` has found for rows, fields of `pretraining` by row.
     """
 
     name: str
@@ -143,6 +149,64 @@ class Profile:
     rendered: RenderedData | None = None
     segmentation: SegmentationSize = SegmentationSize(iterations=40_000, batch=16, crop=512, lr=1e-3)
     snapshots: tuple[int, ...] = ()
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+
+    def of_row(self, row: str) -> "Profile":
+        """The profile as one row is pretrained with it; every other row has the profile's own settings."""
+        return replace(self, pretraining=replace(self.pretraining, **self.tuned.get(row, {})))
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Heads, teacher and crops of iBOT and DINOv2 (docs/protocol.md 13.3); shares are of a run's steps.
+
+    Attributes:
+        prototypes, hidden, bottleneck: widths of the head's output, hidden layers and last layer's input.
+        local_crops, local_size: how many small crops beside the two large ones, and their side in pixels.
+        momentum: of the teacher at the start, from where it rises to 1 on a cosine.
+        temperatures: of the teacher, at the start and after the share `warmup`, linear in between.
+        frozen_last: share during which the head's last layer is not trained.
+        keeps_teacher: whether the run's encoder is the teacher (as published) or the student.
+    """
+
+    prototypes: int
+    hidden: int
+    bottleneck: int
+    local_crops: int
+    local_size: int
+    momentum: float
+    temperatures: tuple[float, float] = (0.04, 0.07)
+    warmup: float = 0.3
+    frozen_last: float = 0.01
+    keeps_teacher: bool = True
+
+
+@dataclass(frozen=True)
+class Redrawing:
+    """Decoders of intermediate reconstruction, and what its paper is silent about (docs/protocol.md 13.4).
+
+    Attributes:
+        width: channels of the decoder's first map; each doubling of its side halves them, down to `narrowest`.
+        class_token: whether the decoder sees the class tokens too, beside each patch's tokens.
+        reduction: whether the squared error is the mean or the sum over an image's visible pixels and channels.
+        first_view: whether view 1's tokens come from the student or, where there is one, from the teacher.
+    """
+
+    width: int
+    narrowest: int = 8
+    class_token: bool = False
+    reduction: Literal["mean", "sum"] = "mean"
+    first_view: Literal["student", "teacher"] = "student"
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Settings of some methods alone, which enter the recipes of these and of no other."""
+
+    distillation: Distillation
+    redrawing: Redrawing
+    temperature: float = 0.5
+    """Of SimCLR's softmax: its README's for CIFAR; 0.1 on ImageNet."""
 
 
 CPU_BATCH = 128
@@ -222,6 +286,65 @@ PROFILES = {
         ),
     ]
 }  # fmt: skip
+
+
+EXTRAS = {
+    "tiny": Extras(
+        Distillation(prototypes=64, hidden=64, bottleneck=16, local_crops=2, local_size=16, momentum=0.9),
+        Redrawing(width=32),
+    ),
+    "demo": Extras(
+        Distillation(prototypes=512, hidden=256, bottleneck=64, local_crops=2, local_size=16, momentum=0.98),
+        Redrawing(width=64),
+    ),
+    "cifar10_cpu": Extras(
+        Distillation(prototypes=512, hidden=256, bottleneck=64, local_crops=2, local_size=16, momentum=0.98),
+        Redrawing(width=64),
+    ),
+    "cifar10": Extras(
+        Distillation(prototypes=8192, hidden=2048, bottleneck=256, local_crops=8, local_size=16, momentum=0.996),
+        Redrawing(width=256, narrowest=16),
+    ),
+}
+"""By profile."""
+
+
+def extras_of(profile: Profile) -> Extras:
+    """The further settings of a profile, found by its name.
+
+    Raises:
+        UserError: there are none for a profile of that name.
+    """
+    if profile.name not in EXTRAS:
+        problem = f"the profile {profile.name!r} has no settings for methods with a teacher or a decoder of images"
+        raise UserError(problem, f"give EXTRAS[{profile.name!r}] in equibench.profiles, or use: {', '.join(EXTRAS)}")
+    return EXTRAS[profile.name]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published recipe on ImageNet-1K, as far as the paper gives it (docs/protocol.md 13.6)."""
+
+    backbone: str
+    epochs: int
+    batch: int
+    lr: float  # peak, after the paper's scaling with the batch
+    warmup_epochs: int | None  # None: not said
+    said: str  # what else the source gives
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run; an epoch drops its incomplete batch."""
+        return self.epochs * (IMAGENET_IMAGES // self.batch)
+
+
+IMAGENET_IMAGES = 1_281_167
+PUBLISHED_RECIPES = {
+    "vicreg": Published("ViT-S/16", 800, 2048, 1e-4 * 2048 / 256, None, "AdamW, cosine"),
+    "ibot": Published("ViT-L/16", 250, 1024, 5e-4 * 1024 / 256, 10, "8,192 prototypes, 10 local crops of 96 px"),
+    "dinov2": Published("ViT-L/16", 100, 2048, 4e-3 * (2048 / 1024) ** 0.5, 10, "65,536 prototypes, 8 local crops"),
+}
+"""By the SSL method of a row; of SimCLR the paper says nothing at all."""
 
 
 def get_profile(name: str | Profile) -> Profile:

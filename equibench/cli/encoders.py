@@ -1,4 +1,4 @@
-"""The commands for a checkpoint: score, doctor, compare, explain, verify."""
+"""The commands for a checkpoint and what was scored: score, doctor, compare, stability, explain, verify."""
 
 from __future__ import annotations
 
@@ -132,6 +132,36 @@ def _compare(
             console.print(f"{d.task}, A - B of each pretraining seed: {seeds}", style="dim", highlight=False)
     said = f"p-values are corrected over {len(found)} tasks; tie: p ≥ 0.05; ↑: higher, which is not better"
     console.print(said, style="dim")
+
+
+@command(encoder_commands, "stability", "equibench stability results/demo/table2")
+def _stability(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder, or one records.jsonl.")],
+    features: Annotated[str, typer.Option(help="full, invariant, equivariant, or layer:NAME.")] = "full",
+    as_json: Json = False,
+) -> None:
+    """Tell whether rows keep their order with half of the training pairs, and under the closed form: Kendall's τ."""
+    from equibench.audit.stability import stability
+
+    found = stability(results, features=features)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) | {"file": str(one.file)} for one in found]))
+        return
+    console, heads = Console(), ("", "rows", "pairs apart", "τ half", "swapped", "τ closed", "swapped")
+    for file in dict.fromkeys(one.file for one in found):
+        table = Table(title=str(file.parent), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for number, head in enumerate(heads):
+            table.add_column(head, justify="right" if number else "left")
+        for one in (one for one in found if one.file == file):
+            sides = [(f"{a.tau:+.2f}", str(a.swapped)) if a else ("–", "–") for a in (one.half, one.closed)]
+            table.add_row(one.task, str(len(one.rows)), str(one.separated), *sides[0], *sides[1])
+        console.print(table)
+    console.print(
+        "Kendall's τ of R² between all training pairs and half of them, and between MLP and closed form; controls are "
+        "not ranked. Pairs apart: rows with disjoint 95 % intervals. Swapped: those of them in the opposite order.",
+        style="dim",
+        highlight=False,
+    )
 
 
 @command(encoder_commands, "explain", "equibench explain 3f2a90c1d2e4")

@@ -93,7 +93,7 @@ def _table(
     options: dict[str, Any],
 ) -> None:
     """Bring a table up to date: pretrain and score what is missing, print it, write it."""
-    from equibench.report.definition import table_names
+    from equibench.report.definition import load_definition, table_names
     from equibench.report.table import print_table
     from equibench.runner.table import plan_table, table
 
@@ -108,6 +108,8 @@ def _table(
             if len(wanted) > 1:
                 console.print(f"{one}:")
             _print_plan(plan_table(one, **options), console)
+            for line in load_definition(one).recipe_lines:
+                console.print(line, style="dim", soft_wrap=True, highlight=False)
             continue
         r = table(one, out=out, **options)
         if r.context.is_first:
@@ -184,6 +186,39 @@ def _curve(
     console = Console()
     grid = result.frame.pivot_table(index=["title", "seed", "epochs"], columns="task", values="r2", sort=False)
     console.print(grid.round(3).to_string())
+    print_files(result.files, console)
+
+
+@command(
+    table_commands,
+    "tune",
+    "equibench tune table2 --dry-run",
+    "equibench tune table2 --profile tiny --trials 2 --rows vicreg,sie_rot",
+)
+@configured("profile", "rows", "baseline_files", "data_root", "device", "jobs", "runs")
+def _tune(
+    name: Annotated[str, typer.Argument(metavar="[TABLE]", help="Whose rows are tuned.")] = "table2",
+    trials: Annotated[int, typer.Option(help="Settings that each row is pretrained with.")] = 6,
+    out: Out = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the settings; run nothing.")] = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Try the same settings on every row, on validation images alone, and say which suit each; nothing else changes.
+
+    What is chosen is written to chosen.json. A profile takes it over as its field `tuned`.
+    """
+    from equibench.config import RunConfig
+    from equibench.runner.tune import GRID, tune
+    from equibench.runner.tune import trials as settings
+
+    console = Console()
+    if dry_run:
+        for number, one in enumerate(settings(RunConfig.of(**options).sizes.pretraining, trials)):
+            console.print(f"trial {number}: " + ", ".join(f"{n} {getattr(one, n):g}" for n in GRID), highlight=False)
+        return
+    result = tune(name, count=trials, out=out, **options)
+    console.print(result.frame.round(3).to_string(index=False))
     print_files(result.files, console)
 
 

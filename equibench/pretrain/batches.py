@@ -1,5 +1,6 @@
 """Batches of view pairs for pretraining: step t of a run is the same pairs whatever the machine or the process."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from equibench.data.dataset import Dataset, known_indices, split_indices
 from equibench.encoders.vit import ViTEncoder
 from equibench.errors import UserError
 from equibench.pairs.manifest import pretraining_epoch, pretraining_views, split_objects
-from equibench.pretrain.method import Baseline, Theta, ViewPair
+from equibench.pretrain.method import Baseline, Pictures, Theta, ViewPair
 from equibench.transforms.transformation import BETWEEN, TRANSFORMATIONS, ViewSpec, transform
 from equibench.utils.random import uniforms
 
@@ -30,7 +31,7 @@ class PairStream:
     ) -> None:
         self.images, self.labels = dataset.train.images, dataset.train.labels
         self.names, self.one_at_a_time = tuple(method.transformations), method.one_at_a_time
-        self.views, self.seed, self.size = views, seed, self.images.shape[-1]
+        self.views, self.seed, self.size, self.split = views, seed, self.images.shape[-1], split
         self.all_rows = split_indices(dataset)[split]
         self.known = np.zeros(len(self.images), dtype=bool)
         self.known[known_indices(dataset, known_fraction) if split == "train" else self.all_rows] = True
@@ -51,7 +52,9 @@ class PairStream:
             coded[name] = self._coded(name, used, device)
         second = transform(images, applied, self.views.fill)
         labels = torch.from_numpy(self.labels[index]).to(device)
-        return ViewPair(encoder.normalise(images), encoder.normalise(second), coded, known, encoder.mask, labels)
+        pictures = Pictures(images, self.views.fill, list(self._places(start, count)), (self.split, self.seed))
+        first, second = encoder.normalise(images), encoder.normalise(second)
+        return ViewPair(first, second, coded, known, encoder.mask, labels, pictures)
 
     def spread_rows(self, count: int) -> NDArray[np.int64]:
         """Rows of the split's images, at most so many, evenly spaced over all of them."""
@@ -71,16 +74,21 @@ class PairStream:
         """Image indices, the one transformation to apply if not all are, and θ of each."""
         index, theta = pretraining_epoch(self.indices, self.size, self.names, self.seed, epoch)
         u = uniforms((len(index), 1), "which", self.seed, epoch)[:, 0]
-        return index, np.array(self.names)[(u * len(self.names)).astype(int)], *theta.values()
+        which = np.array(self.names or [""])[(u * len(self.names)).astype(int)]
+        return index, which, *theta.values()
 
-    def _rows(self, start: int, count: int) -> list[NDArray[Any]]:
-        """The same of any range of pairs, which may cross epochs."""
-        parts = []
+    def _places(self, start: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Any range of pairs, which may cross epochs, as (epoch, first row, rows)."""
         while count:
             epoch, first = divmod(start, self.count)
             taken = min(count, self.count - first)
-            parts.append([drawn[first : first + taken] for drawn in self._epoch(epoch)])
+            yield epoch, first, taken
             start, count = start + taken, count - taken
+
+    def _rows(self, start: int, count: int) -> list[NDArray[Any]]:
+        """What `_draw` draws, of any range of pairs."""
+        places = self._places(start, count)
+        parts = [[drawn[first : first + n] for drawn in self._epoch(epoch)] for epoch, first, n in places]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     def _images(self, rows: NDArray[np.int64], device: torch.device) -> Tensor:

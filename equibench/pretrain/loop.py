@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,9 @@ from equibench.data.dataset import Dataset
 from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.errors import UserError
 from equibench.pretrain.batches import PairStream, open_stream
-from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, ViewPair, encode_pair
+from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, ViewPair
 from equibench.pretrain.runs import FACTS, Run, build_encoder, finished_run
-from equibench.profiles import Profile
+from equibench.profiles import Profile, extras_of
 from equibench.transforms.transformation import view_spec
 from equibench.utils.digests import code_digest
 from equibench.utils.files import append_line, digest_of, read_lines, writable_folder, write_atomically, write_text
@@ -53,12 +53,19 @@ class TrainingStep(nn.Module):
         self.encoder, self.method = encoder, method
 
     def forward(self, views: ViewPair) -> tuple[dict[str, Tensor], TokenPair]:
-        tokens = encode_pair(self.encoder, views)
+        tokens = self.method.encode(self.encoder, views)
         return self.method.loss(views, tokens), tokens
+
+    @property
+    def kept(self) -> str:
+        """Name of the part that is the run's encoder: "encoder", or that of the method's teacher."""
+        kept = self.method.kept(self.encoder)
+        return next(name for name, part in self.named_modules() if part is kept)
 
 
 def build_step(entry: BaselineEntry, profile: Profile, variant: str, seed: int, classes: int) -> TrainingStep:
     """Encoder and method (a supervised one for so many classes) from the seed; all methods start from one encoder."""
+    profile = profile.of_row(entry.name)
     encoder = build_encoder(profile, variant, seed)
     return TrainingStep(encoder, entry.build(profile, encoder, classes))
 
@@ -67,10 +74,12 @@ def recipe(
     entry: BaselineEntry, profile: Profile, dataset: Dataset, variant: str, seed: int, known_fraction: float = 1.0
 ) -> dict[str, Any]:
     """Everything that a run's result depends on, but for the machine's rounding."""
+    profile = profile.of_row(entry.name)
     return {
         "baseline": entry.name,
         "source": entry.source_sha256,
         **{part: asdict(getattr(profile, part)) for part in ("encoder", "decoder", "pretraining")},
+        **{name: asdict(extras_of(profile))[name] for name in entry.extras},
         "image_size": profile.image_size,
         "data": dataset.name,
         "data_sha256": dataset.sha256,
@@ -122,13 +131,14 @@ def run_pretraining(
     A UserError if the folder cannot be written, or the loss is not finite.
 
     Args:
+        profile: whose settings for this row are taken, where it has been tuned.
         dataset: images; the validation tenth of its training set is only looked at for diagnostics.
         folder: where the run is kept. What lies there from another recipe is replaced.
         variant: "headline" or "paper_like" views; "rendered" for data that bring their views along.
         known_fraction: of the training images, whose θ is known (P1 Table 3).
         report: called at every log line with (steps done, steps in all, scalars).
     """
-    fabric = fabric or start_fabric()
+    fabric, profile = fabric or start_fabric(), profile.of_row(entry.name)
     digest = digest_of(recipe(entry, profile, dataset, variant, seed, known_fraction))
     if finished := finished_run(profile, folder, variant, seed, digest):
         return finished
@@ -174,7 +184,7 @@ class _Trainer:
         while self.step < settings.steps:
             self.lr = learning_rate(settings.lr, self.step, settings.steps, settings.warmup)
             first = self.step * settings.batch + self.fabric.global_rank * share
-            views = self.train.batch(first, share, self.bare.encoder)
+            views = self.bare.method.prepare(self.train.batch(first, share, self.bare.encoder))
             losses, tokens = self.module(views)
             self.fabric.backward(losses["loss"])
             for group in self.optimizer.param_groups:
@@ -182,6 +192,7 @@ class _Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.step += 1
+            self.bare.method.after_step(self.bare.encoder, self.step, settings.steps)
             if self.step % settings.log_every == 0 or self.step == settings.steps:
                 seconds = time.perf_counter() - since
                 self.seconds += seconds
@@ -189,7 +200,7 @@ class _Trainer:
                 since, since_step = time.perf_counter(), self.step
             due = self.step % settings.checkpoint_every == 0 and self.step < settings.steps
             if due and self.fabric.is_global_zero:
-                state = {"digest": self.digest, "step": self.step, "seconds": self.seconds}
+                state = {"digest": self.digest, "step": self.step, "seconds": self.seconds, "kept": self.bare.kept}
                 state |= {"module": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
                 write_atomically(self.folder / "checkpoint.pt", partial(torch.save, state))
         if self.fabric.is_global_zero:
@@ -205,12 +216,12 @@ class _Trainer:
         features = tokens.v1.mean.detach().float()
         spread = features.std(dim=0) / features.square().mean().sqrt().clamp_min(1e-12)
         scalars |= {"feature_std": float(spread.mean()), "feature_std_min": float(spread.min())}
-        self.collapsed = scalars["feature_std"] < COLLAPSE_STD
         self.module.eval()
         with self.fabric.autocast():
             self.held_out = self._held_out(last=self.step == self.settings.steps)
         self.module.train()
         scalars |= {f"held_out/{name}": value for name, value in self.held_out.items()}
+        self.collapsed = bool(collapse_signs(scalars))
         if self.fabric.is_global_zero:
             line = {"step": self.step, "lr": self.lr, "pairs_per_second": round(pairs_per_second, 1), **scalars}
             append_line(self.folder / "log.jsonl", json.dumps(line))
@@ -225,7 +236,7 @@ class _Trainer:
             problem = f"{type(method).__name__}.learned names {', '.join(missing)}, which its diagnostics do not give"
             raise UserError(problem, "return it from diagnostics(self, views, tokens)")
         if last and method.splits_features:
-            found["halves_overlap"] = halves_overlap(encoder, self.val, batch)
+            found["halves_overlap"] = halves_overlap(method.kept(encoder), self.val, batch)
         return found
 
     def _resume(self) -> None:
@@ -245,12 +256,13 @@ class _Trainer:
         self.fabric.barrier()
 
     def _finish(self) -> None:
-        for part, name in ((self.bare.encoder, "encoder"), (self.bare.method, "method")):
+        encoder = self.bare.method.kept(self.bare.encoder)
+        for part, name in ((encoder, "encoder"), (self.bare.method, "method")):
             state = {key: value.detach().cpu().contiguous() for key, value in part.state_dict().items()}
             write_atomically(self.folder / f"{name}.safetensors", partial(save_file, state))
         facts = {
             "recipe_sha256": self.digest,
-            "encoder_sha256": weights_sha256(self.bare.encoder),
+            "encoder_sha256": weights_sha256(encoder),
             "seconds": round(self.seconds, 3),
             "steps": self.step,
             "collapsed": self.collapsed,
@@ -271,6 +283,17 @@ def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
 
 
+def collapse_signs(scalars: Mapping[str, float]) -> str:
+    """What in a line of the log says that a run has collapsed, in words; "" where nothing does."""
+    if scalars["feature_std"] < COLLAPSE_STD:
+        return "the features hardly vary over images"
+    if scalars.get("held_out/collapsed", 0) > 0.5:
+        entropy, spread = (scalars[f"held_out/teacher_{name}"] for name in ("entropy", "spread"))
+        said = f"entropy {entropy:.2f} of the teacher's distributions and {spread:.2f} of their mean, of at most 1"
+        return f"the teacher says the same of all images ({said})"
+    return ""
+
+
 def held_out_diagnostics(
     method: Baseline, encoder: ViTEncoder, stream: PairStream, batch: int, batches: int
 ) -> dict[str, float]:
@@ -278,7 +301,9 @@ def held_out_diagnostics(
     found = []
     for number in range(batches):
         views = stream.batch(number * batch, batch, encoder)
-        found.append(method.diagnostics(views, encode_pair(encoder, views)))
+        with torch.autocast(views.v1.device.type, enabled=False):
+            views = method.prepare(views)
+        found.append(method.diagnostics(views, method.encode(encoder, views)))
     return {name: float(np.mean([float(each[name]) for each in found])) for name in found[0]}
 
 

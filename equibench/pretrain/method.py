@@ -5,17 +5,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from equibench.encoders.vit import Tokens, ViTEncoder
 from equibench.errors import UserError
 from equibench.profiles import Profile
 from equibench.registry import Registry
-from equibench.transforms.transformation import BUILT_IN
+from equibench.transforms.operations import Fill
+from equibench.transforms.transformation import BUILT_IN, MEAN, STD, TRANSFORMATIONS
 from equibench.utils.digests import code_digest
 from equibench.utils.files import digest_of
+from equibench.utils.random import rows_of_uniforms
 
 ALL = BUILT_IN
 UseOfTheta = Literal["required", "optional", "unused"]
@@ -30,6 +34,36 @@ class Theta(dict[str, Tensor]):
 
 
 @dataclass  # not frozen: Fabric moves the tensors of a batch in place
+class Pictures:
+    """The images of a batch before any view, and random numbers for each, for methods that make views of their own.
+
+    A sample's numbers depend on its place in the run and on the key, not on the batch, the process or the device.
+    """
+
+    images: Tensor  # (N, 3, S, S) in [0, 1]
+    fill: Fill  # what views show beyond the image
+    places: list[tuple[int, int, int]]  # (epoch, first row, rows): where the samples stand in the run, in order
+    key: tuple[object, ...]  # tells this stream of samples from others: split and seed
+
+    def uniforms(self, width: int, *key: object) -> NDArray[np.float64]:
+        """Numbers in [0, 1): (N, width)."""
+        parts = [
+            rows_of_uniforms(first, (count, width), "views", *key, *self.key, epoch)
+            for epoch, first, count in self.places
+        ]
+        return np.concatenate(parts)
+
+    def theta(self, name: str, *key: object) -> Tensor:
+        """θ of a transformation, drawn as it always is: (N, P)."""
+        one = TRANSFORMATIONS[name]
+        return self.tensor(one.draw(self.uniforms(one.uniforms, name, *key), self.images.shape[-1]))
+
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        """Numbers (N, ...) as a float tensor beside the images."""
+        return torch.from_numpy(np.asarray(values)).float().to(self.images.device)
+
+
+@dataclass  # not frozen, as above
 class ViewPair:
     """A batch of pairs; views (N, 3, S, S) are normalised, and 0 outside the mask.
 
@@ -42,14 +76,39 @@ class ViewPair:
     known: Mapping[str, Tensor]  # (N,) bool by transformation: whether a method may look at this sample's θ
     mask: Tensor  # (S, S) 1 where a pixel is visible
     labels: Tensor | None = None  # (N,) of classes, where the data have any
+    pictures: Pictures | None = None  # what the views are made of; None where the data bring their views along
+    masks: Tensor | None = None  # (2, N, L) bool of both views: patches that are hidden from the student
+    local: tuple[Tensor, ...] = ()  # further crops (N, 3, s, s), normalised, with s at most S
+    targets: tuple[Tensor, ...] = ()  # images (N, 3, S, S) in [0, 1] that are to be redrawn
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) in [0, 1] -> as views are: normalised, and 0 outside the mask."""
+        return standardise(images) * self.mask
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Images (N, 3, s, s) in [0, 1], less the mean of each channel, over its standard deviation."""
+    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
 
 
 @dataclass
 class TokenPair:
-    """The encoder's features of both views."""
+    """The encoder's features of both views, and a teacher's and those of further crops, where a method has any."""
 
     v1: Tokens
     v2: Tokens
+    teacher: "TokenPair | None" = None
+    local: tuple[Tokens, ...] = ()
+
+    def channels(self, first: int, last: int) -> "TokenPair":
+        """The same with channels first to last - 1 alone."""
+
+        def part(tokens: Tokens) -> Tokens:
+            return Tokens(tokens.cls[..., first:last], tokens.patches[..., first:last])
+
+        teacher = self.teacher.channels(first, last) if self.teacher else None
+        return TokenPair(part(self.v1), part(self.v2), teacher, tuple(map(part, self.local)))
 
 
 def encode_pair(encoder: ViTEncoder, views: ViewPair) -> TokenPair:
@@ -69,6 +128,12 @@ class Criterion:
         """Whether a value lies on the right side; one that is not a number does not."""
         return value < self.limit if self.side == "below" else value > self.limit
 
+    def shortfall(self, value: float) -> float:
+        """How many times too large (or too small) a positive value is; 1 where it is met, infinite if not finite."""
+        if self.met(value) or not math.isfinite(value):
+            return 1.0 if self.met(value) else math.inf
+        return value / self.limit if self.side == "below" else self.limit / max(value, 1e-12)
+
     def __str__(self) -> str:
         return f"{self.side} {self.limit:g}"
 
@@ -77,7 +142,9 @@ class Baseline(nn.Module):
     """A pretraining method: its heads are its own, the encoder is the suite's.
 
     Subclass it, build the heads in `__init__`, return named scalars from `loss`, and decorate the class with
-    `@register_baseline`.
+    `@register_baseline`. A step is `prepare`, `encode`, `loss`, and after the optimiser `after_step`; all but the loss
+    have defaults that suit a method with one encoder and the two views that it is given. What has to survive an
+    interruption (a teacher, centres, how far the run is) belongs into parameters and buffers.
     """
 
     splits_features = False  # whether it trains an invariant and an equivariant half, which are then scored alone too
@@ -89,17 +156,40 @@ class Baseline(nn.Module):
     uses_labels = False  # whether it is supervised; `__init__` then gets the number of `classes` too
     # diagnostics that say that it has learned what it is for (docs/protocol.md 6.10); {}: nobody can tell
     learned: ClassVar[Mapping[str, Criterion]] = {}
+    # how it makes its own views, for methods that do: see `augment.two_views`; None: they are given
+    pipeline: Literal["all", "rotation"] | None = None
+    # what it reads of the profile's further settings: names of fields of `profiles.Extras`
+    extras: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, profile: Profile, encoder: ViTEncoder) -> None:
+    def __init__(self, profile: Profile, encoder: ViTEncoder, features: int | None = None) -> None:
+        """`features`: how many channels its losses will be given, for a method that trains a part of them."""
         super().__init__()
-        self.profile, self.invariant, self.features = profile, encoder.invariant, encoder.features
+        self.profile, self.invariant, self.features = profile, encoder.invariant, features or encoder.features
+
+    def prepare(self, views: ViewPair) -> ViewPair:
+        """The views that this method wants (crops, masks, targets), without gradients and in full precision."""
+        return views
+
+    def encode(self, encoder: ViTEncoder, views: ViewPair) -> TokenPair:
+        """The features that `loss` will see: those of both views, and of whatever else was prepared."""
+        return encode_pair(encoder, views)
+
+    def after_step(self, encoder: ViTEncoder, step: int, steps: int) -> None:
+        """Called after each of the optimiser's steps, with the number of steps done and that of the run."""
+
+    def kept(self, encoder: ViTEncoder) -> ViTEncoder:
+        """The encoder that the run is for: the one that is optimised, or a teacher that follows it."""
+        return encoder
 
     def loss(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
         """Named scalars of one batch; the one called "loss" is minimised, all are logged."""
         raise TypeError(f"{type(self).__name__} must define loss(views, tokens)")
 
     def diagnostics(self, views: ViewPair, tokens: TokenPair) -> dict[str, Tensor]:
-        """Named scalars of a held-out batch, which are no part of the loss; by default none."""
+        """Named scalars of a held-out batch, which are no part of the loss; by default none.
+
+        One called "collapsed", 1 or 0, says whether a teacher's `teacher_entropy` and `teacher_spread` are degenerate.
+        """
         return {}
 
     @classmethod
@@ -130,7 +220,15 @@ class BaselineEntry:
     @property
     def source_sha256(self) -> str:
         """Digest of the class, of what it uses and of the settings, so that a changed method is trained again."""
-        return digest_of([code_digest(self.method), repr(sorted(self.settings.items()))])
+        classes = [value for value in self.settings.values() if isinstance(value, type)]
+        named = {k: v.__name__ if isinstance(v, type) else v for k, v in self.settings.items()}
+        return digest_of([code_digest(self.method, *classes), repr(sorted(named.items()))])
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """The further settings that the row's class, and the classes that it is given, read."""
+        classes = [self.method, *(v for v in self.settings.values() if isinstance(v, type) and issubclass(v, Baseline))]
+        return tuple(sorted({name for one in classes for name in one.extras}))
 
 
 BASELINES: Registry[BaselineEntry] = Registry("baseline", "equibench.baselines")
@@ -152,7 +250,7 @@ def register_baseline(name: str, title: str | None = None, **settings: Any) -> C
             raise UserError(f"{name!r}: {method.__name__} has no loss", "define loss(self, views, tokens)")
         description = (method.__doc__ or "").strip().split("\n")[0]
         names = settings.get("transformations", method.transformations)
-        facts = (method.splits_features, names, method.use_of_theta)
+        facts = (settings.get("splits_features", method.splits_features), names, method.use_of_theta)
         BASELINES.add(name, BaselineEntry(name, title or name, description, method, settings, *facts))
         return method
 

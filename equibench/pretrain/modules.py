@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equibench.encoders.vit import attention_kernel
-from equibench.profiles import DecoderSize
+from equibench.errors import UserError
+from equibench.profiles import DecoderSize, Redrawing
 
 
 def projector(input_size: int, widths: Sequence[int]) -> nn.Sequential:
@@ -85,6 +86,40 @@ def sincos_positions(grid: int, width: int) -> Tensor:
     wave = torch.cat([angle.sin(), angle.cos()], dim=1)
     rows, columns = (axis.expand(grid, grid, -1) for axis in (wave[:, None], wave[None]))
     return torch.cat([rows, columns], dim=2).reshape(grid * grid, -1)
+
+
+class ImageDecoder(nn.Module):
+    """Patch tokens of two views, side by side, to an image in [0, 1] (P2, section 3 and figure 1).
+
+    A linear layer, then transposed convolutions (4 x 4, stride 2) that double the side until a patch is as large as it
+    was, each with BatchNorm and ReLU, the last with BatchNorm and a sigmoid. Places of patches that the encoder does
+    not see begin as 0. A UserError if the patch is no power of two, so that no doublings lead to it.
+    """
+
+    visible: Tensor
+
+    def __init__(self, channels: int, size: Redrawing, grid: int, patch: int, visible: Tensor) -> None:
+        super().__init__()
+        doublings = patch.bit_length() - 1
+        if patch < 2 or patch != 2**doublings:
+            problem = f"a decoder of images doubles its side until a patch is done, which never gives {patch} px"
+            raise UserError(problem, "choose an encoder whose patch is 2, 4, 8, 16 or 32 px")
+        self.grid, self.linear = grid, nn.Linear(channels, size.width)
+        widths = [max(size.width >> k, size.narrowest) for k in range(doublings)]
+        layers: list[nn.Module] = []
+        for before, after in pairwise([*widths, 3]):
+            layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(after)]
+            layers.append(nn.ReLU(inplace=True))
+        self.up = nn.Sequential(*layers[:-1], nn.Sigmoid())
+        self.register_buffer("visible", visible.clone(), persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, L, channels) of the L patches that are visible -> images (N, 3, S, S)."""
+        x = self.linear(tokens)
+        whole = x.new_zeros(len(x), self.grid**2, x.shape[2])
+        whole[:, self.visible] = x
+        images: Tensor = self.up(whole.mT.unflatten(2, (self.grid, self.grid)))
+        return images
 
 
 _VARIANCE_EPS = 1e-4

@@ -165,7 +165,7 @@ def keep_snapshot(folder: Path, profile: Profile, step: int) -> None:
         return
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     if state["step"] in due:
-        prefix = "encoder."
+        prefix = state["kept"] + "."
         weights = {k.removeprefix(prefix): v.contiguous() for k, v in state["module"].items() if k.startswith(prefix)}
         facts = {"recipe_sha256": state["digest"], "encoder_sha256": state_sha256(weights)}
         write_atomically(snapshot_path(folder, state["step"]), partial(save_file, weights, metadata=facts))

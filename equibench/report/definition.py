@@ -1,8 +1,9 @@
 """A table: its definition (a published CSV), its cells (records), and the files that come out of them.
 
 A definition may begin with lines `# key: text`. Keys: title; data (what its rows are pretrained on, the profile's data
-unless told); known_fraction (of training images whose θ is known); scale (100 where numbers are percentages); claim
-and limit (what it can and cannot show; may be repeated). A column is a task's id, or TASK:METRIC for one of its
+unless told); known_fraction (of training images whose θ is known); scale (100 where numbers are percentages); recipe (a
+published one of `profiles.PUBLISHED_RECIPES`), claim and limit (what it can and cannot show), which may be repeated.
+A column is a task's id, or TASK:METRIC for one of its
 metrics.
 """
 
@@ -22,6 +23,7 @@ from equibench.evaluation.controls import CONTROLS, RIVALS, row_title
 from equibench.evaluation.evaluator import MetricInfo, evaluator_of, metric_info
 from equibench.metrics.learning_curve import DISAGREEMENT, RISING, disagree, rising
 from equibench.pretrain.method import BASELINES
+from equibench.profiles import PUBLISHED_RECIPES
 from equibench.records import Interval, Record
 from equibench.task import CLEAN_LEAK, TASKS, Task
 
@@ -44,7 +46,7 @@ _MEASURED_LEAKS = {
     "border": "of it the outermost ring alone",
     "interpolation": "view 2 of noise (what resampling leaves)",
 }
-KEYS = ("title", "data", "known_fraction", "scale", "claim", "limit")
+KEYS = ("title", "data", "known_fraction", "scale", "recipe", "claim", "limit")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,20 @@ class TableDefinition:
     scale: float = 1.0
     claims: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+
+    @property
+    def recipe_lines(self) -> list[str]:
+        """The published recipes behind the published numbers, a line each."""
+        lines = []
+        for name in self.recipes:
+            one = PUBLISHED_RECIPES[name]
+            warmup = "" if one.warmup_epochs is None else f", warm-up of {one.warmup_epochs} epochs"
+            lines.append(
+                f"{name} as published: {one.backbone}, {one.epochs} epochs of ImageNet-1K with batch {one.batch:,}, "
+                f"{one.steps:,} steps, peak lr {one.lr:.3g}{warmup}; {one.said}"
+            )
+        return lines
 
 
 @dataclass(frozen=True)
@@ -174,7 +190,8 @@ def _front_matter(where: str, text: str) -> dict[str, Any]:
             if not colon or key.strip() not in KEYS:
                 raise UserError(f"{where}: {line!r} is not understood", f"# KEY: text, with KEY of {', '.join(KEYS)}")
             found[key.strip()].append(value.strip())
-    facts: dict[str, Any] = {"claims": tuple(found.pop("claim")), "limits": tuple(found.pop("limit"))}
+    facts: dict[str, Any] = {f"{key}s": tuple(found.pop(key)) for key in ("recipe", "claim", "limit")}
+    _check_names(where, "recipe", facts["recipes"], list(PUBLISHED_RECIPES))
     for key, values in found.items():
         if len(values) > 1:
             raise UserError(f"{where} gives {key} {len(values)} times", "say it once")

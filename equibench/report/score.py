@@ -111,7 +111,10 @@ def _number(record: Record, metric: str) -> str:
 def _sets(name: str, records: Sequence[Record]) -> Grid:
     """The representation beside what else the encoder gives, and the one number |f2 - f1|."""
     found = {(r.features, r.task): r for r in records if r.baseline == name and r.evaluator == "regression"}
-    sets = [s for s in ("full", *TOKEN_SETS, "distance") if any(features == s for features, _ in found)]
+    of = {TASKS.get(t).transformation: t for _, t in found if t in TASKS.names()}
+    attentive = [r for r in records if r.baseline == name and r.evaluator == "attentive" and r.task in TASKS.names()]
+    found |= {(r.features, t): r for r in attentive if (t := of.get(TASKS.get(r.task).transformation))}
+    sets = [s for s in ("full", *TOKEN_SETS, "attentive", "distance") if any(features == s for features, _ in found)]
     tasks = list(dict.fromkeys(task for features, task in found if features != "full"))
     rows = [[_title(t), *(_cell(found[s, t]) if (s, t) in found else "–" for s in sets)] for t in tasks]
     return "Feature sets, R²", ["", *sets], rows

@@ -85,9 +85,9 @@ def curve(
 
 
 def _frame(records: Sequence[tuple[Place, Record]], context: Context) -> pd.DataFrame:
-    pretraining, images = context.profile.pretraining, len(split_indices(context.dataset)["train"])
-    lines = []
+    images, lines = len(split_indices(context.dataset)["train"]), []
     for place, record in records:
+        pretraining = context.profile.of_row(place.row).pretraining
         step = place.step if place.step is not None else 0 if place.row == _UNTRAINED else pretraining.steps
         r2 = record.metrics["r2"]
         ends = [None if end is None else round(end, 4) for end in (r2.value, r2.low, r2.high)]

@@ -168,6 +168,8 @@ def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> Op
     chosen = choose_tasks(config.tasks, objects=dataset.has_objects)
     variant = RENDERED if dataset.has_objects else config.variant
     opened = _open(source, config, dataset, variant)
+    if config.tasks is None and "grid" in opened.encoder.token_sets:
+        chosen = _with_attentive(chosen)
     if not opened.pretrained:
         settle_batch_norm(opened.encoder, _settling_images(dataset))
     notes, work = list(opened.notes), config.runs / "score" / f"{dataset.name}-{variant}"
@@ -210,6 +212,8 @@ def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Ta
     """
     names: list[str] = []
     for entry in wanted if wanted is not None else ["regression"]:
+        # evaluators register tasks in the order in which they happen to be imported
+        known = sorted(TASKS.names(), key=lambda n: (TASKS.get(n).evaluator != "regression", TASKS.get(n).evaluator))
         if entry.endswith(".py"):
             found = load_file(entry, "task")
         elif entry in ("regression", "all") and objects:
@@ -217,13 +221,19 @@ def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Ta
         elif entry == "regression":
             found = regression_tasks()
         elif entry == "all":
-            found = [n for n in TASKS.names() if TASKS.get(n).data is None and not TASKS.get(n).observed]
+            found = [n for n in known if TASKS.get(n).data is None and not TASKS.get(n).observed]
         else:
-            found = [n for n in TASKS.names() if fnmatch.fnmatch(n, entry) or TASKS.get(n).evaluator == entry]
+            found = [n for n in known if fnmatch.fnmatch(n, entry) or TASKS.get(n).evaluator == entry]
         if not found:
             TASKS.get(entry)  # raises, with the nearest name
         names += found
     return [TASKS.get(n) for n in dict.fromkeys(names)]
+
+
+def _with_attentive(tasks: Sequence[Task]) -> list[Task]:
+    """Regression tasks, and before each the attentive one on the same pairs, whose pass gives the others' features."""
+    beside = {task.transformation: task for task in choose_tasks(["attentive"])}
+    return [one for task in tasks for one in (beside.get(task.transformation), task) if one is not None]
 
 
 def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: str) -> Opened:

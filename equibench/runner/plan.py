@@ -22,7 +22,7 @@ from equibench.evaluation.controls import CONTROLS, row_title
 from equibench.evaluation.evaluator import evaluate, evaluation_digest, evaluator_of
 from equibench.evaluation.features import outputs_of
 from equibench.pretrain import loop, runs
-from equibench.pretrain.method import BASELINES, encode_pair
+from equibench.pretrain.method import BASELINES
 from equibench.records import Record, append_records, read_records
 from equibench.runner.open import OpenedScore
 from equibench.task import Task
@@ -256,7 +256,7 @@ def _time_pretraining(row: str, context: Context) -> float:
     """Time a step on a small batch and scale by the pairs of a run; once for all rows of a method on such data."""
     from equibench.pretrain.batches import open_stream
 
-    profile = context.profile
+    profile = context.profile.of_row(row)
     kind = (BASELINES.get(row).method, profile, context.dataset.name, context.device.type)
     if kind in _timed:
         return _timed[kind]
@@ -266,9 +266,9 @@ def _time_pretraining(row: str, context: Context) -> float:
     stream = open_stream(context.dataset, "train", module.method, context.spec, 0)
 
     def step() -> None:
-        views = stream.batch(0, batch, module.encoder)
+        views = module.method.prepare(stream.batch(0, batch, module.encoder))
         with torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=context.bf16):
-            loss = module.method.loss(views, encode_pair(module.encoder, views))["loss"]
+            loss = module(views)[0]["loss"]
         loss.backward()  # type: ignore[no-untyped-call]
 
     _timed[kind] = _seconds(step) / batch * profile.pretraining.pairs
@@ -330,11 +330,11 @@ def pretrain_row(place: Place, rows: TableRows, progress: Progress, number: int 
             nonlocal warned
             advance(step / steps, f"loss {scalars['loss']:.3f}")
             runs.keep_snapshot(folder, context.profile, step)
-            if scalars["feature_std"] < loop.COLLAPSE_STD and not warned:
+            if (signs := loop.collapse_signs(scalars)) and not warned:
                 warned = True
                 progress.warn(
-                    f"{entry.title}, seed {place.seed}: the features hardly vary over images at step {step} of "
-                    f"{steps} (collapse); see {folder / 'log.jsonl'}"
+                    f"{entry.title}, seed {place.seed}: {signs} at step {step} of {steps} (collapse); "
+                    f"see {folder / 'log.jsonl'}"
                 )
 
         return loop.run_pretraining(
@@ -361,8 +361,11 @@ def carry_out(jobs: Sequence[Job], rows: Rows, progress: Progress) -> None:
         later = {task for other in jobs[number + 1 :] for task in other.tasks}
         for task in job.tasks if context.size > 64 else ():
             if task not in later:
+                alike = [other for other in later if other.transformation == task.transformation]
+                needed = {pairs.sha256 for other in alike for pairs in evaluator_of(other).pairs(other, context)}
                 for pairs in evaluator_of(task).pairs(task, context):
-                    context.views.discard(pairs)
+                    if pairs.sha256 not in needed:
+                        context.views.discard(pairs)
 
 
 def last_lines(places: Sequence[Place], rows: TableRows) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ class Killed(Exception):
     """Stands for a kill at a moment that the test chooses."""
 
 
-@pytest.mark.parametrize("name", ["vicreg", "sie_all_single", "reconstruction"])
+@pytest.mark.parametrize("name", ["vicreg", "sie_all_single", "reconstruction", "simclr", "ibot", "dinov2_all_rot"])
 def test_a_resumed_run_has_the_same_losses_and_weights(name: str, solids_dataset: Dataset, tmp_path: Path) -> None:
     entry = BASELINES.get(name)
     whole = run_pretraining(entry, short(), solids_dataset, tmp_path / "whole")

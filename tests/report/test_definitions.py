@@ -21,6 +21,10 @@ PUBLISHED = {  # method by method as the papers print them, for the columns that
     ("table4", "sie_color", "color"): "0.921",
     ("table5", "sie_all", "linear_pets"): "85.34±0.19",
     ("table6", "supervised", "ade20k:aAcc"): "0.751",
+    ("p2_table1", "vicreg_all_blur", "blur"): ".9392±.0106",
+    ("p2_table4", "ibot_all_se2", "color"): ".943",
+    ("p2_table5", "dinov2", "linear_food101"): "87.92",
+    ("p2_table9", "vicreg_all_rot_k1", "translation"): ".4230",
 }
 
 
@@ -62,6 +66,7 @@ def test_first_lines_say_what_a_table_is_about(tmp_path: Path) -> None:
         ("baseline,ade20k:mIuO\nvicreg,1\n", "did you mean 'mIoU'"),
         ("baseline,rotaton\nvicreg,1\n", "did you mean 'rotation'"),
         ("row,rotation\nvicreg,1\n", "no column `baseline`"),
+        ("# recipe: ibto\nbaseline,rotation\nvicreg,1\n", "did you mean 'ibot'"),
     ],
 )
 def test_a_wrong_definition_is_said(text: str, said: str, tmp_path: Path) -> None:
@@ -69,6 +74,13 @@ def test_a_wrong_definition_is_said(text: str, said: str, tmp_path: Path) -> Non
     file.write_text(text)
     with pytest.raises(UserError, match=said):
         load_definition(file)
+
+
+def test_published_recipes_are_told_in_a_line_each() -> None:
+    lines = load_definition("p2_table4").recipe_lines
+    assert [line.split()[0] for line in lines] == ["ibot", "dinov2"]
+    assert "ViT-L/16, 100 epochs of ImageNet-1K with batch 2,048, 62,500 steps, peak lr 0.00566" in lines[1]
+    assert load_definition("table2").recipe_lines == []
 
 
 def made(baseline: str, **metrics: tuple[float, float, float]) -> Record:
