@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from equibench.audit.doctor import doctor
     from equibench.audit.find import explain
     from equibench.audit.leakage import certify
+    from equibench.audit.publish import report_html
     from equibench.audit.verify import verify
     from equibench.cli.tables import described
     from equibench.config import RunConfig
@@ -41,6 +42,7 @@ _HOMES = {
     "verify": "audit.verify",
     "certify": "audit.leakage",
     "doctor": "audit.doctor",
+    "report_html": "audit.publish",
     "described": "cli.tables",
     "RunConfig": "config",
     "Baseline": "pretrain.method",
@@ -57,7 +59,7 @@ __all__ = [
     "Baseline", "Evaluator", "RunConfig", "Task", "Transformation", "UserError", "__version__", "certify", "compare",
     "curve", "described", "doctor", "explain", "list_baselines", "list_metrics", "list_profiles", "list_tables",
     "list_tasks", "pretrain", "register_baseline", "register_evaluator", "register_task", "register_transformation",
-    "run_study", "score", "table", "verify",
+    "report_html", "run_study", "score", "table", "verify",
 ]  # fmt: skip
 
 

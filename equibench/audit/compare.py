@@ -113,7 +113,7 @@ def _comparable(
 
 
 def _difference(task: str, ours: Sequence[Record], theirs: Sequence[Record], predictions: Predictions) -> Difference:
-    (one, draws_a), (other, draws_b) = (_by_seed(side, predictions) for side in (ours, theirs))
+    (one, draws_a), (other, draws_b) = (draws_by_seed(side, predictions) for side in (ours, theirs))
     a, b = (float(np.mean(list(values.values()))) for values in (one, other))
     draws = draws_a - draws_b
     low, high = np.nanquantile(draws, [0.025, 0.975])
@@ -122,7 +122,7 @@ def _difference(task: str, ours: Sequence[Record], theirs: Sequence[Record], pre
     return Difference(task, ours[0].main_metric, a, b, a - b, float(low), float(high), p, p, "tie", per_seed)
 
 
-def _by_seed(
+def draws_by_seed(
     records: Sequence[Record], predictions: Predictions
 ) -> tuple[dict[int | None, float], NDArray[np.float64]]:
     """Values by pretraining seed, and the bootstrap distribution of their mean: equal seeds draw equal images.

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from equibench.cli.data import data_commands
 from equibench.cli.encoders import encoder_commands
+from equibench.cli.report import report_commands
 from equibench.cli.tables import table_commands
 from equibench.errors import UserError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(table_commands)
 app.add_typer(encoder_commands)
+app.add_typer(report_commands)
 app.add_typer(data_commands, name="data")
 
 

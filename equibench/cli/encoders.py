@@ -15,6 +15,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from equibench.cli.options import HERE, DryRun, Json, Out, Places, command, configured, names, print_facts, print_files
+from equibench.cli.report import WithReport, write_report
 from equibench.config import SCORE_OPTIONS
 
 encoder_commands = typer.Typer()
@@ -39,6 +40,7 @@ def _score(
     out: Out = None,
     dry_run: DryRun = False,
     as_json: Json = False,
+    with_report: WithReport = True,
     *,
     options: dict[str, Any],
 ) -> None:
@@ -63,6 +65,9 @@ def _score(
         return
     print_score(result.name, result.records, result.context, result.notes, console)
     print_files(result.files, console)
+    if with_report:
+        runs, data_root = options.get("runs", Path("runs")), options.get("data_root")
+        write_report(result.files[0].parent, runs, data_root, console)
 
 
 def _json(record: Any) -> dict[str, Any]:

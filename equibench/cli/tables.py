@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from equibench.cli.options import DryRun, Out, command, configured, names, numbers, print_files
+from equibench.cli.report import PAPER_FORMATS, WithReport, check_format, print_formatted, report_place, write_report
 from equibench.errors import UserError, closest
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def described(kind: str) -> dict[str, list[tuple[str, str]]]:
     "equibench table all --profile tiny --dry-run",
     "equibench table table2 --rows vicreg,reconstruction --columns rotation --seeds 0,1,2",
     "equibench table table2 --baseline my_method.py",
+    "equibench table table2 --format latex > table2.tex",
 )
 @configured(
     "profile", "rows", "columns", "seeds", "baseline_files", "variant", "data_root", "skip_bad", "device", "devices",
@@ -83,6 +85,10 @@ def _table(
     ] = None,
     out: Out = None,
     dry_run: DryRun = False,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Print it for a paper or a program: " + PAPER_FORMATS + ".")
+    ] = None,
+    with_report: WithReport = True,
     *,
     options: dict[str, Any],
 ) -> None:
@@ -94,7 +100,9 @@ def _table(
     wanted = table_names() if name == ["all"] else name or ["table2"]
     if out is not None and len(wanted) > 1:
         raise UserError("--out is the folder of one table", "leave it out, or name one table")
-    console = Console()
+    if format is not None:
+        check_format(format, wanted)
+    console = Console(stderr=format is not None)
     for one in wanted:
         if dry_run:
             if len(wanted) > 1:
@@ -105,9 +113,14 @@ def _table(
             continue
         r = table(one, out=out, **options)
         if r.context.is_first:
-            print_table(r.definition, r.rows, r.columns, r.records, r.context, r.config.seeds, console)
+            if format is None:
+                print_table(r.definition, r.rows, r.columns, r.records, r.context, r.config.seeds, console)
+            else:
+                print_formatted(r, format)
             _print_unmeasured(r.notes, console)
             print_files(r.files, console)
+            if with_report:
+                write_report(report_place(r), r.config.runs, r.config.data_root, console)
 
 
 def _print_unmeasured(notes: list[str], console: Console) -> None:
