@@ -1,0 +1,13 @@
+"""Dense tasks on frozen token maps: masks carried through DAVIS-2017 (P2 Table 7), homographies of COCO (P2 Table 6).
+
+Both bring their data along (docs/protocol.md 7.6 and 7.7): they run where they are named, or their evaluator is.
+"""
+
+from equibench.task import Task, register_task
+
+_CARRIED = "the first frame's mask, carried on by the likeness of patch tokens; the floor leaves it where it is"
+
+register_task(
+    Task(name="davis2017", title="DAVIS-2017", version=1, note=_CARRIED, evaluator="propagation", data="davis2017",
+         reference="Pont-Tuset et al., arXiv 1704.00675")
+)  # fmt: skip
