@@ -11,3 +11,10 @@ register_task(
     Task(name="davis2017", title="DAVIS-2017", version=1, note=_CARRIED, evaluator="propagation", data="davis2017",
          reference="Pont-Tuset et al., arXiv 1704.00675")
 )  # fmt: skip
+
+_HEAD = "corner error of a 3-layer convolutional head on both token maps, px of 128 px; the floor predicts no movement"
+
+register_task(
+    Task(name="homography", title="S-COCO", version=1, note=_HEAD, evaluator="homography", data="coco2017",
+         reference="DeTone, Malisiewicz, Rabinovich, arXiv 1606.03798")
+)  # fmt: skip

@@ -73,6 +73,10 @@ class TokenMaps(nn.Module):
             tokens = self.encoder.model.head(tokens)
         return tokens.mT.unflatten(2, [s // p for s, p in zip(self.size, self.patch, strict=True)]).float()
 
+    def represent(self, images: Tensor) -> Tensor:
+        """The maps as one vector an image (N, D h w), for the store of features."""
+        return self(images).flatten(1)
+
     def _takes(self, size: tuple[int, int]) -> bool:
         """Whether the network has a map of blank images of this size."""
         device = self.encoder.mean.device

@@ -122,7 +122,9 @@ def carried_masks(
             features.append(maps(torch.from_numpy(frames).to(device).float().div_(255)).float())
     labels = F.one_hot(torch.from_numpy(first).long().to(device)).permute(2, 0, 1).float()
     tokens = torch.cat(features)
-    known = F.adaptive_avg_pool2d(labels, (tokens.shape[-2], tokens.shape[-1]))  # the share of each token that an object covers
+    known = F.adaptive_avg_pool2d(
+        labels, (tokens.shape[-2], tokens.shape[-1])
+    )  # the share of each token that an object covers
     yield first.astype(np.int64)
     for one in propagate(tokens, known, settings):
         sized = F.interpolate(one[None], size=first.shape, mode="bilinear", align_corners=False)[0]
