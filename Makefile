@@ -12,10 +12,10 @@ DEV := .venv/.dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # tables share their encoders
-.PHONY: help setup tables $(TABLES) study test lint bench verify certify clean
+.PHONY: help setup tables $(TABLES) p2_figures study test lint bench verify certify clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEV)  ## make .venv with equibench and the tools for development in it (editable)
 
@@ -47,6 +47,9 @@ table6: $(SEG)  ## Table 6, ADE20K with mmsegmentation (installs the extra "seg"
 
 $(TABLES):
 	$(BIN)/equibench table $@ --profile $(PROFILE)
+
+p2_figures: $(DEV)  ## P2's figures in results/figures, from results/demo/table2 and table5 and the published points
+	$(BIN)/equibench figures $(wildcard results/$(PROFILE)/table2 results/$(PROFILE)/table5)
 
 study: $(DEV)  ## the study of results/cifar10 on a CPU: two and a half hours on 2 cores, resumable
 	$(BIN)/equibench study results/cifar10/study.toml
