@@ -31,7 +31,8 @@ def assert_user_error(result: subprocess.CompletedProcess[str], *said: str) -> N
 
 
 COMMANDS = (
-    "table", "pretrain", "list", "certify", "score", "curve", "study", "compare", "explain", "verify", "doctor", "figures",
+    "table", "pretrain", "list", "certify", "score", "curve", "study", "compare", "explain", "verify", "doctor",
+    "figures",
 )  # fmt: skip
 
 
