@@ -1,6 +1,6 @@
 """Dense tasks on frozen token maps: masks carried through DAVIS-2017 (P2 Table 7), homographies of COCO (P2 Table 6).
 
-Both bring their data along (docs/protocol.md 7.6 and 7.7): they run where they are named, or their evaluator is.
+Both bring their data along (docs/protocol.md 7.7 and 7.8): they run where they are named, or their evaluator is.
 """
 
 from equibench.task import Task, register_task

@@ -19,6 +19,8 @@ from equibench.errors import UserError
 
 PIXELS_A_TOKEN = 16
 """Of networks that have no patches: so large an image is given for each token asked for."""
+_UNTOLD = 224
+"""Side in pixels of the images for an encoder that does not say for which size it is."""
 
 
 class TokenMaps(nn.Module):
@@ -32,7 +34,7 @@ class TokenMaps(nn.Module):
         encoder: that of a row, of which a copy is taken; it stays frozen, in eval mode.
         grid: tokens down and across. Images are resized (as the encoder wants it done) to so many patches of a ViT, or
             to 16 px a token of another network. Where a network takes one size only, or `grid` is None, they are
-            resized to the encoder's own size.
+            resized to the encoder's own size, or 224 px where it has none.
 
     Attributes:
         size: height and width in pixels to which images are resized.
@@ -44,7 +46,7 @@ class TokenMaps(nn.Module):
     def __init__(self, encoder: nn.Module, grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         opened = _image_encoder(encoder)
-        own = opened.preprocessing.size or PIXELS_A_TOKEN * 14
+        own = opened.preprocessing.size or _UNTOLD
         self.mode = InterpolationMode(opened.preprocessing.interpolation)
         self.encoder = opened
         opened.views, opened.preprocessing = NO_MASK, replace(opened.preprocessing, size=None)

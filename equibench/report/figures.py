@@ -227,7 +227,7 @@ def _method(row: str) -> str:
 def _named(row: str, names: pd.DataFrame | None, keys: Sequence[str]) -> dict[str, object]:
     """What `names` says of a row, of these."""
     said = names[names["encoder"] == row] if names is not None else pd.DataFrame()
-    return {key: said[key].iloc[0] for key in keys if len(said) and key in said}
+    return {key: said[key].iloc[0] for key in keys if len(said) and key in said and pd.notna(said[key].iloc[0])}
 
 
 def _shared(records: Sequence[Record], rows: Sequence[str], evaluators: Sequence[str]) -> list[str]:
