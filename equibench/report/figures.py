@@ -95,18 +95,19 @@ def dimensions_frame(places: Places, names: pd.DataFrame | None = None) -> pd.Da
     """
     lines = []
     for folder, records in places.items():
-        told = {} if names is None else {row: _named(row, names, ("lambda", "d_equi")) for row in names["encoder"]}
+        rows = names["encoder"] if names is not None and "lambda" in names else ()
+        told = {row: _named(row, names, ("lambda", "d_equi")) for row in rows}
         cells = {key: cell for key, cell in cells_of(records).items() if key[0] in told}
-        rows = _encoders(cells)
-        accuracies = [f"{task}:top1" for task in _shared(records, rows, ("classification",))]
-        ranks = _mean_ranks(cells, rows, records)
-        for row in rows:
+        found = _encoders(cells)
+        accuracies = [f"{task}:top1" for task in _shared(records, found, ("classification",))]
+        ranks = _mean_ranks(cells, found, records)
+        for row in found:
             values = [cells[row, column].value for column in accuracies]
             line = {"source": "measured", "folder": folder, "encoder": row, **told[row]}
             line |= {"mean_accuracy": np.mean(values) if values else np.nan, "mean_rank": ranks.get(row, np.nan)}
             lines.append(line)
-    found = pd.concat([pd.DataFrame(lines), published_points("p2_figure4")], ignore_index=True)
-    return found.sort_values(["source", "lambda", "d_equi"], na_position="first", ignore_index=True)
+    frame = pd.concat([pd.DataFrame(lines), published_points("p2_figure4")], ignore_index=True)
+    return frame.sort_values(["source", "lambda", "d_equi"], na_position="first", ignore_index=True)
 
 
 def differences_frame(measured: Sequence[Mapping[str, object]]) -> pd.DataFrame:

@@ -111,6 +111,9 @@ def test_accuracies_and_ranks_are_over_what_all_share(tmp_path: Path) -> None:
     ranks = [rankdata(-values["ade20k"]), rankdata(values["homography"]), rankdata(-values["davis2017"])]
     np.testing.assert_allclose(own.mean_rank, np.mean(ranks, axis=0))
     assert np.isnan(own.loc["base", "lambda"])
+    names.write_text("encoder,method\nbase,mine\n")
+    frame = dimensions_frame({"sweep": records}, read_names(names))
+    assert (frame.source == "published").all(), "nobody is a baseline of a sweep unless a sweep is told of"
 
 
 def scored(folder: Path, row: str, right: float, seed: int) -> None:
