@@ -13,10 +13,10 @@ DEV := .venv/.dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:  # tables share their encoders
-.PHONY: help setup tables $(TABLES) p2_tables $(P2_TABLES) study test lint bench verify certify clean
+.PHONY: help setup tables $(TABLES) p2_tables $(P2_TABLES) p2_figures study test lint bench verify certify clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9_]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(DEV)  ## make .venv with equibench and the tools for development in it (editable)
 
@@ -55,6 +55,9 @@ p2_table9: $(USE)  ## P2 Table 9, how many images are redrawn
 
 $(TABLES) $(P2_TABLES):
 	$(BIN)/equibench table $@ --profile $(PROFILE)
+
+p2_figures: $(DEV)  ## P2's figures in results/figures, from results/demo/table2 and table5 and the published points
+	$(BIN)/equibench figures $(wildcard results/$(PROFILE)/table2 results/$(PROFILE)/table5)
 
 study: $(DEV)  ## the study of results/cifar10 on a CPU: two and a half hours on 2 cores, resumable
 	$(BIN)/equibench study results/cifar10/study.toml

@@ -16,6 +16,7 @@ from equibench.utils.digests import __version__
 if TYPE_CHECKING:
     from equibench.audit.compare import compare
     from equibench.audit.doctor import doctor
+    from equibench.audit.figures import figures
     from equibench.audit.find import explain
     from equibench.audit.leakage import certify
     from equibench.audit.publish import report_html
@@ -43,6 +44,7 @@ _HOMES = {
     "certify": "audit.leakage",
     "doctor": "audit.doctor",
     "report_html": "audit.publish",
+    "figures": "audit.figures",
     "described": "cli.tables",
     "RunConfig": "config",
     "Baseline": "pretrain.method",
@@ -57,9 +59,9 @@ _HOMES = {
 
 __all__ = [
     "Baseline", "Evaluator", "RunConfig", "Task", "Transformation", "UserError", "__version__", "certify", "compare",
-    "curve", "described", "doctor", "explain", "list_baselines", "list_metrics", "list_profiles", "list_tables",
-    "list_tasks", "pretrain", "register_baseline", "register_evaluator", "register_task", "register_transformation",
-    "report_html", "run_study", "score", "table", "verify",
+    "curve", "described", "doctor", "explain", "figures", "list_baselines", "list_metrics", "list_profiles",
+    "list_tables", "list_tasks", "pretrain", "register_baseline", "register_evaluator", "register_task",
+    "register_transformation", "report_html", "run_study", "score", "table", "verify",
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Downstream tasks: linear transfer to seven data sets (P1 Table 5) and segmentation of ADE20K (P1 Table 6).
+"""Downstream tasks: linear transfer (P1 Table 5, P2 Table 5) and segmentation of ADE20K (P1 Table 6).
 
 Linear transfer is logistic regression on frozen features (docs/protocol.md 7.3): the penalty is chosen among 45 on the
 validation images, the fit repeated on training and validation images together, and tested once. As in the literature,
@@ -16,6 +16,8 @@ for _name, _title, _metric, _said in [
     ("dtd", "DTD", "top1", "top-1"),
     ("pets", "Pets", "mean_per_class", "mean per class"),
     ("aircraft", "Aircraft", "mean_per_class", "mean per class"),
+    ("inaturalist18", "iNaturalist18", "top1", "top-1"),
+    ("imagenet", "ImageNet", "top1", "top-1"),
 ]:
     _note = f"logistic regression on frozen features of {_title}, {_said}"
     register_task(

@@ -24,8 +24,8 @@ from equibench.utils.random import uniforms
 
 KINDS = 5  # solids or textures of a data set; more classes than these take further bands of hue or scale
 TEXTURES = ("striped", "chequered", "dotted", "woven", "marbled")
-# Each takes the five solids from here on, so that no two data sets have the same classes.
-FIRST_SOLID = {"cifar100": 0, "food101": 1, "sun397": 2, "pets": 3, "aircraft": 4}
+# Each takes the five solids from here on, so that hardly two data sets have the same classes.
+FIRST_SOLID = {"cifar100": 0, "food101": 1, "sun397": 2, "pets": 3, "aircraft": 4, "inaturalist18": 2, "imagenet": 3}
 LAYOUTS = (*FIRST_SOLID, "dtd")
 CIFAR_PIXELS = 32
 QUALITY = 90  # of the JPEG files
@@ -105,6 +105,8 @@ def _class_name(name: str, label: int) -> str:
     if name == "dtd":
         return f"{TEXTURES[kind]}_{band}"
     solid = CLASS_NAMES[(FIRST_SOLID[name] + kind) % len(CLASS_NAMES)]
+    if name in ("inaturalist18", "imagenet"):
+        return str(label) if name == "inaturalist18" else f"n{label:08}"
     if name == "sun397" and band:  # as in the published data, some classes are folders in folders
         return f"{solid}/hue_{band}"
     return f"{solid} {band}" if name == "aircraft" else f"{solid}_{band}"  # variants have spaces
@@ -164,6 +166,8 @@ def _path(name: str, sample: _Sample) -> str:
         "dtd": f"images/{kind}/{kind}_{number:04}.jpg",
         "pets": f"images/{kind}_{number}.jpg",
         "aircraft": f"data/images/{sample.label * SPAN + number:07}.jpg",
+        "inaturalist18": f"train_val2018/Aves/{kind}/{sample.label * SPAN + number:032x}.jpg",
+        "imagenet": f"{'val' if sample.split == 'test' else 'train'}/{kind}/{kind}_{number}.JPEG",
     }[name]
 
 
@@ -188,7 +192,12 @@ def _write_lists(name: str, folder: Path, samples: list[_Sample]) -> None:
     elif name == "pets":
         for split, file in (("train", "trainval"), ("test", "test")):
             write(f"annotations/{file}.txt", (f"{s.kind}_{s.number} {s.label + 1} 1 1" for s in of[split]))
-    else:
+    elif name == "inaturalist18":
+        for split, file in (("train", "train2018.json"), ("test", "val2018.json")):
+            images = [{"id": n, "file_name": _path(name, sample), "license": 3} for n, sample in enumerate(of[split])]
+            said = [{"id": n, "image_id": n, "category_id": sample.label} for n, sample in enumerate(of[split])]
+            write(file, [json.dumps({"images": images, "annotations": said, "categories": []})])
+    elif name == "aircraft":
         write("data/variants.txt", kinds)
         for split, listed in {**of, "trainval": of["train"] + of["val"]}.items():
             write(f"data/images_variant_{split}.txt", (f"{Path(_path(name, s)).stem} {s.kind}" for s in listed))

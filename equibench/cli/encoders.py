@@ -180,6 +180,31 @@ def _explain(
         print_facts(recipe_lines(found), Console())
 
 
+@command(
+    encoder_commands,
+    "figures",
+    "equibench figures",
+    "equibench figures results/demo/table2 results/demo/table5 --base vicreg",
+    "equibench figures results/sweep --names sweep.csv --out figures/",
+)
+def _figures(
+    folders: Annotated[list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Results with records.")] = None,
+    base: Annotated[str | None, typer.Option(help="The encoder that accuracies are compared with.")] = None,
+    names_file: Annotated[
+        Path | None, typer.Option("--names", help="CSV: encoder, and any of method, backbone, lambda, d_equi.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder below which the predictions are kept.")] = Path("runs"),
+    out: Out = None,
+) -> None:
+    """Draw P2's figures from records, beside the published points: SVG, PNG, and the data as CSV."""
+    from equibench.audit.figures import figures
+
+    found, console = figures(folders or (), base=base, names=names_file, runs=runs, out=out), Console()
+    for note in found.notes:
+        console.print(note, style="yellow", soft_wrap=True, highlight=False)
+    print_files(found.files, console)
+
+
 @command(encoder_commands, "verify", "equibench verify results/")
 def _verify(
     results: Annotated[Path, typer.Argument(help="A results folder, or one records.jsonl.")] = Path("results"),

@@ -1,4 +1,4 @@
-"""The seven data sets of linear transfer (docs/protocol.md 2.5) as memory-mapped arrays, found, checked, decoded once.
+"""The data sets of linear transfer (docs/protocol.md 2.5) as memory-mapped arrays, found, checked, decoded once.
 
 What is published, and how the lists are read, stands in `transfer_sources`; CIFAR's files are read by `cifar`.
 """
@@ -28,9 +28,6 @@ from equibench.utils.download import Unavailable, exclusive
 
 TRANSFER_DATASETS = tuple(SOURCES)
 _VERSION = 1  # raised whenever the same files would give other arrays
-NO_HOST = """\
-its official host serves neither the images nor the lists any more (pytorch/vision#9348): they must come from a copy;
-mirrors that others name, not checked here, are OpenDataLab's SUN397 and Kaggle's sun397-50-50"""
 
 _Picture = Path | np.ndarray  # a file, or pixels (3, H, W) uint8
 _Held = tuple[Mapping[str, Sequence[tuple[_Picture, int]]], Mapping[str, tuple[str, ...]]]
@@ -132,8 +129,10 @@ def _find(source: PublishedData, data_root: Path | str | None, download: bool) -
     if found is None and data_root is None and download and source.torchvision:
         found = _fetch(source)
     if found is None:
-        line = f"from torchvision.datasets import {source.torchvision} as D; D('{roots[-1]}', download=True)"
-        fetch = f'it can be fetched with\npython -c "{line}"\nfrom {source.url}' if source.torchvision else NO_HOST
+        fetch, line = source.by_hand, f"from torchvision.datasets import {source.torchvision} as D; "
+        if source.torchvision:
+            line += f"D('{roots[-1]}', download=True)"
+            fetch = f'it can be fetched with\npython -c "{line}"\nfrom {source.url}'
         problem = f"{source.title} is not in {' or '.join(map(str, roots))}"
         fix = f"expected there:\n{source.tree}\n{fetch}"
         raise Unavailable(problem, fix) if data_root is None else UserError(problem, fix)

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from equibench.data.dataset import SPLITS, Listing, draw_rows
+from equibench.data.folder import EXTENSIONS
 from equibench.errors import UserError
 
 GENERATED = "GENERATED.txt"  # lies in a folder of the same layout whose images are not the published ones
@@ -31,6 +33,7 @@ class PublishedData:
     metric: str = "top1"  # or "mean_per_class" (docs/protocol.md 8.4: ssl-transfer's choice)
     torchvision: str = ""  # its class, which can download; "" where none can
     url: str = ""
+    by_hand: str = ""  # where none can: how it is to be had
 
     @property
     def folder(self) -> str:
@@ -67,6 +70,9 @@ SOURCES = {
         "  Training_01.txt, Testing_01.txt    (here, in Partitions/, or beside SUN397/)",
         {"train": 19_850, "test": 19_850},
         3_970,
+        by_hand="its official host serves neither the images nor the lists any more (pytorch/vision#9348): they must "
+        "come from a copy;\nmirrors that others name, not checked here, are OpenDataLab's SUN397 and Kaggle's "
+        "sun397-50-50",
     ),
     "dtd": PublishedData(
         "DTD",
@@ -95,6 +101,24 @@ SOURCES = {
         metric="mean_per_class",
         torchvision="FGVCAircraft",
         url="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+    ),
+    "inaturalist18": PublishedData(
+        "iNaturalist 2018",
+        {name: ("train2018.json", "val2018.json") for name in ("inat18", "inaturalist18")},
+        "inaturalist18/\n  train2018.json, val2018.json\n  train_val2018/Aves/2820/<picture>.jpg, ...",
+        {"train": 437_513, "test": 24_426},
+        43_751,
+        by_hand="train_val2018.tar.gz (120 GB) and the two lists are linked from "
+        "https://github.com/visipedia/inat_comp/tree/master/2018",
+    ),
+    "imagenet": PublishedData(
+        "ImageNet-1k",
+        {name: ("train/n01440764", "val/n01440764") for name in ("ILSVRC2012", "imagenet")},
+        "imagenet/\n  train/n01440764/n01440764_18.JPEG, ...\n  val/n01440764/ILSVRC2012_val_00000293.JPEG, ...",
+        {"train": 1_281_167, "test": 50_000},
+        50_000,
+        by_hand="ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar are to be had at https://image-net.org, with an "
+        "account;\ntorchvision.datasets.ImageNet unpacks them into these folders",
     ),
 }
 
@@ -269,7 +293,64 @@ def _aircraft(root: Path) -> tuple[_Lists, tuple[str, ...]]:
     return lists, class_names
 
 
-_READERS = {"food101": _food101, "sun397": _sun397, "dtd": _dtd, "pets": _pets, "aircraft": _aircraft}
+class _InatImage(BaseModel):
+    id: int
+    file_name: str  # relative to the data set's folder
+
+
+class _InatAnnotation(BaseModel):
+    image_id: int
+    category_id: int
+
+
+class _InatList(BaseModel):
+    """What is read of the competition's lists, which are in COCO's format."""
+
+    images: list[_InatImage]
+    annotations: list[_InatAnnotation]
+
+
+def _inaturalist18(root: Path) -> tuple[_Lists, tuple[str, ...]]:
+    """A class is the number of a category; their names were withheld during the competition."""
+    lists = {}
+    for split, name in (("train", "train2018.json"), ("test", "val2018.json")):
+        file = root / name
+        try:
+            read = _InatList.model_validate_json(_read(file))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the whole"
+            raise _wrong(f"{file} is not as published: {where}: {first['msg']}") from error
+        files = {image.id: image.file_name for image in read.images}
+        category = {one.image_id: str(one.category_id) for one in read.annotations}
+        if len(files) < len(read.images) or len(category) < len(read.annotations) or files.keys() != category.keys():
+            raise _wrong(f"{file} gives some image two classes or none, or a class to an image that it does not list")
+        lists[split] = _Split(file, [(path, category[number]) for number, path in files.items()])
+    return lists, tuple(sorted({kind for one in lists.values() for _, kind in one.entries}, key=int))
+
+
+def _imagenet(root: Path) -> tuple[_Lists, tuple[str, ...]]:
+    """The folders are the lists: a class is a folder, named by its synset."""
+    lists = {}
+    for split, name in (("train", "train"), ("test", "val")):
+        folder = root / name
+        if not folder.is_dir():
+            raise UserError(f"the folder {folder} is missing", f"expected:\n{SOURCES['imagenet'].tree}")
+        lists[split] = one = _Split(folder, [])
+        for inner in os.scandir(folder):
+            if inner.name.lower().endswith(EXTENSIONS):
+                problem = f"{folder} holds {inner.name} outside a folder of its class"
+                raise UserError(problem, "torchvision.datasets.ImageNet unpacks the archives into folders of classes")
+            if inner.is_dir() and not inner.name.startswith("."):
+                names = (entry.name for entry in os.scandir(inner) if entry.name.lower().endswith(EXTENSIONS))
+                one.entries.extend((f"{name}/{inner.name}/{file}", inner.name) for file in names)
+    return lists, _sorted_classes(lists)
+
+
+_READERS = {
+    "food101": _food101, "sun397": _sun397, "dtd": _dtd, "pets": _pets, "aircraft": _aircraft,
+    "inaturalist18": _inaturalist18, "imagenet": _imagenet,
+}  # fmt: skip
 
 
 def _read(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from equibench.config import RunConfig
+from equibench.data.transfer_sources import SOURCES
 from equibench.encoders.vit import TOKEN_SETS, weights_sha256
 from equibench.evaluation.context import Context, Row, vit_identity
 from equibench.evaluation.controls import CONTROLS, row_title
@@ -31,7 +32,7 @@ from equibench.utils.files import digest_of, read_lines
 from equibench.utils.progress import Advance, Progress
 
 PIXEL_CONTROL_SECONDS = 5 / 8000  # for each pair of a task, where there is no encoder to measure
-CLASSIFICATION = (60_000, 3e-4)  # images that one is taken to have, seconds that 45 fits of ten classes take for each
+CLASSIFICATION = (60_000, 3e-4)  # images, where no list counts them; seconds that 45 fits of ten classes take for each
 SEGMENTATION_TIMES = 12  # forward passes of the bare encoder that a training step of the segmentation head takes
 PROBE_SECONDS = 1e-4  # of training a pair's probes for one epoch
 _timed: dict[tuple[object, ...], float] = {}
@@ -230,6 +231,7 @@ def _task_seconds(task: Task, context: Context, image: float) -> float:
         return SEGMENTATION_TIMES * images * image
     if task.evaluator == "classification":
         images, seconds = CLASSIFICATION
+        images = sum(SOURCES[task.data].counts.values()) if task.data in SOURCES else images
         return images * (image + seconds)
     # one task encodes its second views, and a share of the first ones
     pairs = context.probing.pairs

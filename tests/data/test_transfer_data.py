@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torchvision.datasets as published
 from PIL import Image
@@ -24,7 +25,8 @@ from equibench.utils.arrays import ARRAYS, content_digest
 from equibench.utils.download import Unavailable
 
 pytestmark = pytest.mark.usefixtures("cache")
-LISTED = ("food101", "sun397", "dtd", "pets", "aircraft")
+LISTED = ("food101", "sun397", "dtd", "pets", "aircraft", "inaturalist18")
+BY_HAND = {"sun397": "serves neither", "inaturalist18": "inat_comp", "imagenet": "image-net.org"}
 
 
 # Against torchvision's readers
@@ -71,6 +73,28 @@ def test_sun397_against_torchvision(tmp_path: Path) -> None:
     every = [entry for rows in listed.splits.values() for entry in rows]
     assert {(str(folder / path), listed.class_names[label]) for path, label in every} == theirs
     assert "cube/hue_1" in listed.class_names, "a class may be a folder in a folder"
+
+
+def test_imagenet_against_torchvision_s_folders(tmp_path: Path) -> None:
+    folder = tree("imagenet", tmp_path)
+    listed = list_transfer("imagenet", folder)
+    for folders, splits in (("train", ("train", "val")), ("val", ("test",))):
+        data = published.ImageFolder(str(folder / folders))
+        ours = {(str(folder / path), label) for split in splits for path, label in listed.splits[split]}
+        assert ours == set(data.samples)
+        assert list(listed.class_names) == data.classes
+
+
+def test_inaturalist_s_lists_joined_by_pandas(tmp_path: Path) -> None:
+    folder = tree("inaturalist18", tmp_path, classes=12)  # of which "10" and "11" come last, as numbers do
+    listed = list_transfer("inaturalist18", folder)
+    for file, splits in (("train2018.json", ("train", "val")), ("val2018.json", ("test",))):
+        text = json.loads((folder / file).read_text())
+        images, said = (pd.DataFrame(text[key]) for key in ("images", "annotations"))
+        joined = images.merge(said, left_on="id", right_on="image_id")
+        ours = {(path, listed.class_names[label]) for split in splits for path, label in listed.splits[split]}
+        assert ours == set(zip(joined.file_name, joined.category_id.astype(str), strict=True))
+    assert listed.class_names == tuple(map(str, range(12)))
 
 
 @pytest.mark.parametrize("size", [12, 40])
@@ -150,6 +174,7 @@ def test_cifar10_is_split_as_everywhere_in_the_suite(
         ("food101", [750] * 101, (68_175, 7_575)),
         ("pets", [100] * 30 + [96, 96, 99, 93, 98, 99, 99], (2_940, 740)),
         ("sun397", [50] * 397, (15_880, 3_970)),
+        ("imagenet", [1300] * 895 + [1121] * 104 + [1083], (1_231_167, 50_000)),
     ],
 )
 def test_the_published_sizes(name: str, per_class: list[int], sizes: tuple[int, int]) -> None:
@@ -167,13 +192,13 @@ def test_the_published_sizes(name: str, per_class: list[int], sizes: tuple[int, 
 def test_every_layout(tmp_path: Path, name: str) -> None:
     folder = tree(name, tmp_path, per_class=(10, 3))
     found = load_transfer(name, size=16, data_root=tmp_path)
-    listed_val = name in ("dtd", "aircraft")
-    val = 30 if listed_val else 12 if name in ("sun397", "pets") else 6
+    val = {"dtd": 30, "aircraft": 30, "sun397": 12, "pets": 12, "imagenet": 2}.get(name, 6)
     assert [len(part.labels) for part in (found.train, found.val, found.test)] == [60 - val, val, 18]
     assert found.train.images.shape == (60 - val, 3, 16, 16)
     assert (found.train.images.dtype, found.train.labels.dtype) == (np.uint8, np.int64)
     assert not found.train.images.flags.writeable
-    for part, each in ((found.train, (60 - val) // 6), (found.val, val // 6), (found.test, 3)):
+    parts = ((found.train, (60 - val) // 6), (found.val, val // 6), (found.test, 3))
+    for part, each in parts if val >= 6 else parts[2:]:  # of fewer, not every class has one
         assert np.bincount(part.labels).tolist() == [each] * 6
     pixels = [{image.tobytes() for image in part.images} for part in (found.train, found.val, found.test)]
     assert len(pixels[0] | pixels[1] | pixels[2]) == 78, "no image is in two splits"
@@ -255,8 +280,8 @@ def test_what_is_nowhere_is_drawn(name: str, cache: Path) -> None:
         load_transfer(name, size=8)
     assert f"is not in {cache}" in caught.value.problem
     assert f"{SOURCES[name].folder}/" in caught.value.fix
-    if name == "sun397":
-        assert "official host serves neither" in caught.value.fix
+    if name in BY_HAND:
+        assert BY_HAND[name] in caught.value.fix
     else:
         kind = SOURCES[name].torchvision
         assert hasattr(published, kind)

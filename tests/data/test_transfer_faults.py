@@ -120,6 +120,29 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
         "val.txt: the entry 'x' is malformed",
     ),
     ("aircraft", lambda f: (f / "data/images_variant_train.txt").unlink(), "images_variant_train.txt is missing"),
+    ("inaturalist18", lambda f: (f / "val2018.json").unlink(), "val2018.json is missing"),
+    (
+        "inaturalist18",
+        lambda f: swapped(f / "val2018.json", '"image_id": 0', '"image_id": "x"'),
+        r"val2018.json is not as published: annotations.0.image_id: Input should be a valid int",
+    ),
+    (
+        "inaturalist18",
+        lambda f: swapped(f / "train2018.json", '"image_id": 0', '"image_id": 1'),
+        "train2018.json gives some image two classes or none",
+    ),
+    (
+        "inaturalist18",
+        lambda f: swapped(f / "train2018.json", '"file_name": "train_val2018', '"file_name": "../train_val2018'),
+        r"train2018.json: the entry '../train_val2018/.*' is malformed",
+    ),
+    ("imagenet", lambda f: shutil.rmtree(f / "val"), "the folder .*val is missing"),
+    (
+        "imagenet",
+        lambda f: shutil.move(next((f / "val").rglob("*.JPEG")), f / "val" / "ILSVRC2012_val_00000001.JPEG"),
+        "val holds ILSVRC2012_val_00000001.JPEG outside a folder of its class",
+    ),
+    ("imagenet", lambda f: shutil.rmtree(f / "val" / "n00000003"), "train and .*val differ: 'n00000003'"),
     ("cifar100", lambda f: (f / "test").unlink(), "cifar-100-python/test is missing"),
     ("cifar100", lambda f: (f / "test").write_bytes(b"x"), "cifar-100-python/test is not as published"),
     ("cifar100", lambda f: (f / "meta").write_bytes(pickle.dumps({})), "cifar-100-python/meta is not as published"),
@@ -192,9 +215,9 @@ def test_pickles_run_nothing(tmp_path: Path) -> None:
 
 def test_wrong_arguments_and_a_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        UserError, match="named 'imagenet'.*\n.*cifar10, cifar100, food101, sun397, dtd, pets, aircraft"
+        UserError, match="named 'mnist'.*\n.*cifar10, cifar100, food101, sun397, dtd, pets, aircraft, inat.*, imagenet"
     ):
-        load_transfer("imagenet", size=8)
+        load_transfer("mnist", size=8)
     with pytest.raises(UserError, match="size=7"):
         load_transfer("dtd", size=7)
     tree("dtd", tmp_path)
