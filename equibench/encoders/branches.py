@@ -1,8 +1,8 @@
 """Where in a file a network is, and which one is meant where there are two.
 
-An entry of a dictionary ("teacher") and a prefix of names ("module.encoder_q.") are the same here: a branch. All branches
-are tried against the architecture. Where two fit and hold different weights, the choice is the one that the method's own
-evaluation makes (`CHOICES`), or the user's; it is never made by length or alphabet.
+An entry of a dictionary ("teacher") and a prefix of names ("module.encoder_q.") are the same here: a branch. All
+branches are tried against the architecture. Where two fit and hold different weights, the choice is the one that the
+method's own evaluation makes (`CHOICES`), or the user's; it is never made by length or alphabet.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def choose(fitting: Sequence[str], path: object) -> tuple[int, str]:
 def unknown_branch(asked: str, fitting: Sequence[str], path: object) -> UserError:
     """What to say of a --branch that the file does not have."""
     listed = ", ".join(_shown(branch) for branch in fitting[:_SHOWN]) or "none"
-    return UserError(f"{path} has no branch {asked!r}; it holds: {listed}", "give --branch one of them, or leave it out")
+    return UserError(
+        f"{path} has no branch {asked!r}; it holds: {listed}", "give --branch one of them, or leave it out"
+    )
 
 
 def _preferred(one: str, other: str) -> str:

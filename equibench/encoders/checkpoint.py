@@ -108,7 +108,15 @@ def read_file(path: str | Path) -> Checkpoint:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except MemoryError as error:
         raise UserError(f"{facts.path} needs more memory than there is", "use a machine with more memory") from error
-    except (PickleError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (
+        PickleError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+    ) as error:
         raise _damaged(facts, error) from error
     except safetensors.SafetensorError as error:
         raise _damaged(facts, error) from error

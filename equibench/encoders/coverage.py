@@ -65,7 +65,9 @@ class Coverage:
         """What was done to make the names fit, and what was left out, a sentence each."""
         found = []
         if self.prefix:
-            found.append(f"weights taken from {self.prefix.rstrip('.')!r}" + (f" ({self.chosen})" if self.chosen else ""))
+            found.append(
+                f"weights taken from {self.prefix.rstrip('.')!r}" + (f" ({self.chosen})" if self.chosen else "")
+            )
         elif self.chosen:
             found.append(f"weights taken from the names without a prefix ({self.chosen})")
         found += [f"names and shapes: {self.layout}"] if self.layout else []
@@ -238,7 +240,7 @@ def _fit(
     sizes = _sizes(own, classifier)
     missing = tuple(name for name in sizes if name not in names)
     extras, unexpected = _sorted_out(left, own)
-    changes = layouts.changes_forward(unexpected)
+    changes = layouts.changes_forward(unexpected, own)
     loaded = sum(size for name, size in sizes.items() if name in kept)
     coverage = Coverage(
         missing, tuple(unexpected), tuple(misshaped.values()), tuple(ignored), loaded, sum(sizes.values()),
@@ -254,7 +256,7 @@ def _sorted_out(left: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[
     found: Counter[str] = Counter()
     rest: dict[str, Tensor] = {}
     for name, tensor in left.items():
-        what = "" if layouts.changes_forward({name: tensor}) else layouts.extra(name)
+        what = "" if layouts.changes_forward({name: tensor}, own) else layouts.extra(name)
         # a part of the network's own modules that it does not know changes what they compute
         if what and (name.partition(".")[0] not in parents or "buffers" in what or "counters" in what):
             found[what] += 1
@@ -280,7 +282,9 @@ def _acceptable(coverage: Coverage, allow_random: Sequence[str]) -> bool:
 
 
 def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
-    return any(name == one or name.startswith(f"{one.rstrip('.')}.") or fnmatch.fnmatchcase(name, one) for one in allowed)
+    return any(
+        name == one or name.startswith(f"{one.rstrip('.')}.") or fnmatch.fnmatchcase(name, one) for one in allowed
+    )
 
 
 def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -316,11 +320,16 @@ def _check_allowed(checkpoint: Checkpoint, coverage: Coverage, allowed: Sequence
             f"give another --arch, or the weights; {rules}; only if they may be random: --allow-random {groups}",
         )
     if coverage.unexpected:
-        first = coverage.unexpected[0].split(".")[0]
-        raise UserError(
-            f"{problem}\nthe encoder's own weights are all there; what is left over is not known to be harmless",
-            f"if the encoder's features do not depend on it, leave it out: --rename '^{first}.*=>'; else {doctor}",
-        )
+        parts = {name.partition(".")[0] for name in _tensors(module)}
+        foreign = [name for name in coverage.unexpected if name.partition(".")[0] not in parts]
+        problem += "\nthe encoder's own weights are all there; what is left over is not known to be harmless"
+        fix = f"give the --arch that has it: {doctor}"
+        if len(foreign) == len(coverage.unexpected):
+            rules_ = ";".join(
+                dict.fromkeys(f"^{coverage.prefix}{name.partition('.')[0]}\\b.*=>" for name in foreign[:_SHOWN])
+            )
+            fix += f"; if its features do not depend on it, leave it out: --rename '{rules_}'"
+        raise UserError(problem, fix)
 
 
 def _check_values(kept: Mapping[str, Tensor], source: str) -> None:
@@ -339,7 +348,9 @@ def _grouped(names: Sequence[str], module: nn.Module) -> str:
     for name in names:
         parts = name.split(".")
         prefixes = (".".join(parts[:depth]) for depth in range(1, len(parts)))
-        whole = (p for p in prefixes if all(n in wanted for n in own if n.startswith(f"{p}.") and "num_batches" not in n))
+        whole = (
+            p for p in prefixes if all(n in wanted for n in own if n.startswith(f"{p}.") and "num_batches" not in n)
+        )
         found[next(whole, name)] = None
     return ",".join(found)
 

@@ -1,6 +1,6 @@
-"""The names under which public releases keep their weights, as tables, and the steps that turn them into a network's own.
+"""The names under which public releases keep their weights, and the steps that turn them into a network's own.
 
-A rule applies to a name only if its result is a name that the network has, so a rule can do no harm where it is not meant.
+A rule applies to a name only if its result is a name that the network has, so it does no harm where it is not meant.
 What timm reads by itself is left to timm: its filter of the architecture is run on the names, as for its own downloads.
 """
 
@@ -39,7 +39,12 @@ class Rule(NamedTuple):
     source: str
 
 
-_HF, _MM, _OPEN, _TV = "transformers", "mmpretrain, mmsegmentation", "open_clip, OpenAI CLIP", "torchvision, older files"
+_HF, _MM, _OPEN, _TV = (
+    "transformers",
+    "mmpretrain, mmsegmentation",
+    "open_clip, OpenAI CLIP",
+    "torchvision, older files",
+)
 _BLOCK, _HF_BLOCK = r"(?:layers|blocks)\.(\d+)\.", r"(?:encoder\.)?layers?\.(\d+)\."
 _STAGE = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
 _SWIN = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
@@ -160,8 +165,8 @@ FORWARD: tuple[tuple[str, str, str], ...] = (
     (r"blocks\.\d+\.attn\.[qk]_norm\..*", "norms of queries and keys", "qk_norm=True"),
     (r"(norm_pre|ln_pre)\..*", "a norm before the blocks", "pre_norm=True"),
     (r"dist_token|head_dist\..*", "a distillation token", ""),
-    (r"blocks\.(\d+)\..*", "more blocks", "depth={blocks}"),
     (r"norm\.(weight|bias)", "a norm before pooling", ""),
+    (r"blocks\.(\d+)\..*", "more blocks", "depth={blocks}"),
 )
 """What changes the forward pass: (pattern of a whole left-over name, what it is, the option of timm's that has it)."""
 _FORWARD = [(re.compile(pattern), what, option) for pattern, what, option in FORWARD]
@@ -171,7 +176,10 @@ UNREADABLE: tuple[tuple[str, str], ...] = (
     (r".*\.lora_(A|B|embedding_[AB])(\..*)?", "low-rank adapters (LoRA): merge them into the weights and save those"),
     (r".*\.parametrizations\..*", "parametrised weights: torch.nn.utils.parametrize.remove_parametrizations first"),
     (r".*\.weight_(orig|mask)", "pruned weights: torch.nn.utils.prune.remove first"),
-    (r".*\.(_packed_params.*|qweight|qzeros|weight_scale(_inv)?|SCB)", "quantised weights: give those of full precision"),
+    (
+        r".*\.(_packed_params.*|qweight|qzeros|weight_scale(_inv)?|SCB)",
+        "quantised weights: give those of full precision",
+    ),
 )
 """Forms of weights that need a computation which belongs to their own library: (pattern, what they are)."""
 
@@ -221,14 +229,18 @@ def extra(name: str) -> str:
     return next((what for pattern, what in _EXTRAS if pattern.fullmatch(name)), "")
 
 
-def changes_forward(names: State) -> list[tuple[str, str]]:
+def changes_forward(names: State, own: State) -> list[tuple[str, str]]:
     """What left-over names say of the network that they belong to: (what it has, timm's option for it or "")."""
+    known = {int(match[1]) for name in own if (match := re.match(r"blocks\.(\d+)\.", name))}
     found: dict[str, str] = {}
     for name, tensor in names.items():
         for pattern, what, option in _FORWARD:
             if match := pattern.fullmatch(name):
-                count = tensor.shape[-2] if tensor.ndim > 1 else 1
-                blocks = max([int(match[1]), *_numbers(pattern, names)]) + 1 if "{blocks}" in option else 0
+                count, blocks = tensor.shape[-2] if tensor.ndim > 1 else 1, 0
+                if "{blocks}" in option:
+                    if int(match[1]) in known:
+                        continue
+                    blocks = max(_numbers(pattern, names)) + 1
                 found.setdefault(what, option.format(count=count, blocks=blocks))
                 break
     return list(found.items())
@@ -305,7 +317,7 @@ def _joined(state: Names, own: State) -> Names:
 
 
 def _class_position(state: Names, own: State) -> Names:
-    """DINOv2 with registers: timm adds the class token's position to the token itself, and keeps those of the patches."""
+    """DINOv2 with registers: timm adds the class token's position to the token, and keeps those of the patches."""
     theirs, ours = state.get("pos_embed"), own.get("pos_embed")
     if "reg_token" not in own or theirs is None or ours is None or "cls_token" not in state or theirs.ndim != 3:
         return state

@@ -1,9 +1,9 @@
 """Reading a pickle without importing or calling anything that it names: unknown names become inert placeholders.
 
-Python's own unpickler resolves names and calls what it finds. This one is a stack machine over `pickletools.genops`, the
-standard library's parser of opcodes. Of the names in a file it knows only those with which torch builds tensors, and
-what it does for them is written here. All else (a Namespace, a date, `os.system`) becomes an `Inert` value, which holds
-the name, and the items and state that the pickle put into it, and does nothing.
+Python's own unpickler resolves names and calls what it finds. This one is a stack machine over `pickletools.genops`,
+the standard library's parser of opcodes. Of the names in a file it knows only those with which torch builds tensors,
+and what it does for them is written here. All else (a Namespace, a date, `os.system`) becomes an `Inert` value, which
+holds the name, and the items and state that the pickle put into it, and does nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 _MAX_VIEW = 2**24  # elements of a view larger than its storage (an expanded tensor): more would be a bomb once copied
 
 DTYPES: dict[str, torch.dtype] = {
-    **{str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
+    **{str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 }
 """Kinds of numbers by torch's names for them."""
 STORAGES: dict[str, torch.dtype] = {
@@ -134,7 +134,7 @@ class _Machine:
 def read_pickle(file: IO[bytes], storages: Storages | None = None) -> Loaded:
     """Read one pickle of any protocol; the file is left at the byte behind it.
 
-    Values are None, numbers, texts, bytes, tuples, lists, dictionaries, sets, tensors, `Name`, `Inert` and `StorageRef`.
+    Values are None, numbers, texts, bytes, tuples, lists, dictionaries, sets, tensors, `Name`, `Inert`, `StorageRef`.
 
     Args:
         file: open for reading in binary, at the beginning of the pickle.
@@ -293,9 +293,10 @@ def _push(make: Callable[[_Machine, Any], Any]) -> Callable[[_Machine, Any], Non
 
 _Step = Callable[[_Machine, Any], None]
 _VALUES = (
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT"
-).split()
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING",
+    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
+    "BINUNICODE8", "FLOAT", "BINFLOAT",
+)  # fmt: skip
 _OPCODES: dict[str, _Step] = {
     **dict.fromkeys(_VALUES, lambda m, value: m.stack.append(value)),
     **dict.fromkeys(("PROTO", "FRAME", "READONLY_BUFFER"), lambda m, _: None),

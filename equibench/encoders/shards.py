@@ -17,25 +17,21 @@ _ONE = ("model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin",
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.\w+$")
 
 
-def weights_in(path: str | Path) -> Path:
-    """The file to read: in a folder of weights its index, or its only weights file; any other path as it is.
+def find_weights(folder: str | Path) -> Path | None:
+    """What to read in a folder of weights: its index of shards, or its only file of a usual name.
 
-    A UserError is raised for a folder that holds neither.
+    None where it holds neither, or is no folder; a UserError where it holds several indices.
     """
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        return path
-    for found in (sorted(path.glob(f"*.safetensors{_INDEX}")), sorted(path.glob(f"*{_INDEX}"))):
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        return None
+    for found in (sorted(folder.glob(f"*.safetensors{_INDEX}")), sorted(folder.glob(f"*{_INDEX}"))):
         if len(found) == 1:
             return found[0]
         if found:
             listed = ", ".join(one.name for one in found[:4])
-            raise UserError(f"{path} holds several indices of shards: {listed}", f"give one of them: {found[0]}")
-    for name in _ONE:
-        if (path / name).is_file():
-            return path / name
-    problem = f"{path} is a folder without weights: neither an index of shards (model.safetensors{_INDEX}) nor {_ONE[0]}"
-    raise UserError(problem, "give the file inside it (.safetensors, .pth, .pt)")
+            raise UserError(f"{folder} holds several indices of shards: {listed}", f"give one of them: {found[0]}")
+    return next((folder / name for name in _ONE if (folder / name).is_file()), None)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -44,7 +40,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     The digest of shards is that of their names and digests. A UserError is raised as by `read_file`, and for shards
     that are missing or lack what the index says.
     """
-    path = weights_in(path)
+    path = find_weights(path) or Path(path).expanduser()
     if not path.name.endswith(_INDEX):
         checkpoint = read_file(path)
         if _SHARD.search(path.name):
@@ -56,7 +52,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     names = sorted(set(places.values()))
     if absent := [name for name in names if not (path.parent / name).is_file()]:
         listed = ", ".join(absent[:4])
-        raise UserError(f"{path} lists shards that are not beside it: {listed}", "copy or download them into its folder")
+        raise UserError(
+            f"{path} lists shards that are not beside it: {listed}", "copy or download them into its folder"
+        )
     shards = {name: read_file(path.parent / name) for name in names}
     state: dict[str, Tensor] = {}
     for tensor, name in places.items():
