@@ -1,5 +1,6 @@
 """A look at a file of weights, in under a minute: is it safe, what is it, does it load, and does it see anything?"""
 
+import shlex
 import tempfile
 import time
 from collections import Counter
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from equibench.data.load import load_dataset
 from equibench.encoders.adapter import ImageEncoder
-from equibench.encoders.checkpoint import Checkpoint, inspect_file
+from equibench.encoders.checkpoint import find_weights, read_checkpoint
 from equibench.encoders.coverage import is_finite
 from equibench.encoders.guess import candidates, propose_rename
 from equibench.encoders.layouts import apply_rename, parse_rename
 from equibench.encoders.open import Opened, open_encoder
-from equibench.encoders.shards import find_weights, read_checkpoint
+from equibench.encoders.weightfile import Checkpoint, inspect_file
 from equibench.encoders.zoo import settle_batch_norm
 from equibench.errors import UserError
 from equibench.evaluation.context import Context, Row
@@ -62,6 +63,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     guesses: list[tuple[str, float]] = field(default_factory=list)  # architecture, share of it in the file; best first
     architecture: str | None = None  # the one that was loaded; None if none was
+    options: str = ""  # what was asked for besides, as on the command line
     coverage: str = ""  # lines on missing, unexpected and mis-shaped names
     preprocessing: str = ""  # what the model's own config says
     normalisation: str = ""  # what the first BatchNorm's statistics say of it; "" where there is none
@@ -103,6 +105,8 @@ def doctor(
         UserError: the file does not exist.
     """
     started, found = time.perf_counter(), Findings(str(file))
+    asked = {"branch": branch, "rename": rename}
+    found.options = "".join(f" --{name} {shlex.quote(value)}" for name, value in asked.items() if value)
     file = find_weights(file) or file
     facts = inspect_file(file)
     found.format, found.bytes = facts.format, facts.bytes

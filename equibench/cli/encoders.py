@@ -213,5 +213,5 @@ def _print_findings(found: Any, console: Console) -> None:
     for problem in found.problems:
         console.print(f"[bold red]problem:[/] {escape(problem)}", soft_wrap=True, highlight=False)
     if found.usable:
-        console.print(f"next: equibench score {found.file} --arch {found.architecture}", soft_wrap=True)
+        console.print(f"next: equibench score {found.file} --arch {found.architecture}{found.options}", soft_wrap=True)
     console.print(f"{found.seconds:.0f} s", style="dim")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from equibench.encoders import layouts
 from equibench.encoders.branches import branch_names, choose, named, unknown_branch
-from equibench.encoders.checkpoint import Checkpoint
+from equibench.encoders.weightfile import Checkpoint
 from equibench.errors import UserError, closest
 
 _SHOWN = 6
@@ -42,6 +42,7 @@ class Coverage:
     chosen: str = ""  # why this branch, where several fitted
     variant: tuple[str, ...] = ()  # options of timm's that what is left over asks for, such as "reg_tokens=4"
     changes: tuple[str, ...] = ()  # the same in words
+    wrapped: int = 0  # names from which those of training wrappers ("module", "_orig_mod") were taken off
     lacking: tuple[str, ...] = ()  # names that stay random: those missing and those misshaped
 
     @property
@@ -64,6 +65,8 @@ class Coverage:
     def notes(self) -> list[str]:
         """What was done to make the names fit, and what was left out, a sentence each."""
         found = []
+        if self.wrapped:
+            found.append(f"names of training wrappers, such as module, were taken off {self.wrapped} names")
         if self.prefix:
             found.append(
                 f"weights taken from {self.prefix.rstrip('.')!r}" + (f" ({self.chosen})" if self.chosen else "")
@@ -189,7 +192,7 @@ def _all_fits(
             if converted := convert(names):
                 fit = _fit(own, converted, names, classifier, prefix)
                 beside = _beside(short, prefix, own)
-                fit = replace(fit, coverage=replace(fit.coverage, layout=layout, beside=beside))
+                fit = replace(fit, coverage=replace(fit.coverage, layout=layout, beside=beside, wrapped=wrapped))
                 found.append(fit)
         if fitting := [fit for fit in found if _acceptable(fit.coverage, allow_random)]:
             return fitting, branches

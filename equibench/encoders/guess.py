@@ -99,7 +99,8 @@ def propose_rename(arch: str, state: Mapping[str, Tensor]) -> str:
     shapes = {name: tensor.to("meta") for name, tensor in state.items()}
     coverage = fit_names(model, shapes, classifier_of(model))[0]
     own = {name: tensor for name, tensor in model.state_dict().items() if name in coverage.missing}
-    votes = Counter(rule for name, rule in _pairs(shapes, own))
+    inside = {name.removeprefix(coverage.prefix): tensor for name, tensor in shapes.items()}
+    votes = Counter(_pairs(inside, own))
     chosen: list[str] = []
     for rule, _ in votes.most_common(_TRIED):
         trial = [*chosen, rule]
@@ -114,8 +115,8 @@ def propose_rename(arch: str, state: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _pairs(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """A file's name and the rule that makes it one of the network's, for all pairs of one shape and one numbering."""
+def _pairs(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> Iterator[str]:
+    """The rule that makes a file's name one of the network's, for all pairs of one shape and one numbering."""
     by_kind: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in theirs.items():
         by_kind.setdefault(_kind(name, tensor), []).append(name)
@@ -126,7 +127,7 @@ def _pairs(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> Iterator
                 a, b = a[:-1], b[:-1]
             count = iter(range(1, 20))
             text = re.sub(r"\d+", lambda _, count=count: f"\\{next(count)}", ".".join(b))  # type: ignore[misc]
-            yield old, "^" + re.sub(r"\d+", r"(\\d+)", re.escape(".".join(a))) + rf"(?=\.|$)=>{text}"
+            yield "(?<![^.])" + re.sub(r"\d+", r"(\\d+)", re.escape(".".join(a))) + rf"(?=\.|$)=>{text}"
 
 
 def _kind(name: str, tensor: Tensor) -> tuple[object, ...]:

@@ -231,15 +231,14 @@ def extra(name: str) -> str:
 
 def changes_forward(names: State, own: State) -> list[tuple[str, str]]:
     """What left-over names say of the network that they belong to: (what it has, timm's option for it or "")."""
-    known = {int(match[1]) for name in own if (match := re.match(r"blocks\.(\d+)\.", name))}
     found: dict[str, str] = {}
     for name, tensor in names.items():
         for pattern, what, option in _FORWARD:
             if match := pattern.fullmatch(name):
                 count, blocks = tensor.shape[-2] if tensor.ndim > 1 else 1, 0
                 if "{blocks}" in option:
-                    if int(match[1]) in known:
-                        continue
+                    if any(one.startswith(f"blocks.{match[1]}.") for one in own):
+                        continue  # the network has the block, and not this part of it
                     blocks = max(_numbers(pattern, names)) + 1
                 found.setdefault(what, option.format(count=count, blocks=blocks))
                 break

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from equibench.encoders import zoo
 from equibench.encoders.adapter import NO_MASK, ImageEncoder
-from equibench.encoders.checkpoint import Checkpoint
+from equibench.encoders.checkpoint import read_checkpoint
 from equibench.encoders.coverage import Coverage, check_finite, fit_names, full_coverage, load_strictly
 from equibench.encoders.guess import candidates
-from equibench.encoders.shards import read_checkpoint
+from equibench.encoders.weightfile import Checkpoint
 from equibench.errors import UserError, closest
 from equibench.transforms.transformation import ViewSpec
 

@@ -24,10 +24,11 @@ def read_torch_zip(path: Path) -> Loaded:
         records = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
         if records["data.pkl"].file_size > _MAX_PICKLE:
             raise PickleError("its pickle is larger than 1 GiB")
-        if "byteorder" in records and archive.read(records["byteorder"]) == b"big":
-            raise PickleError("it was written on a big-endian machine")
         storages = _ZipStorages(archive, records)
-        return read_pickle(io.BytesIO(bytes(storages.record("data.pkl").numpy())), storages)
+        pickled = io.BytesIO(storages.record("data.pkl").numpy().tobytes())
+        if "byteorder" in records and storages.record("byteorder").numpy().tobytes() == b"big":
+            raise PickleError("it was written on a big-endian machine")
+        return read_pickle(pickled, storages)
 
 
 def read_torch_legacy(path: Path) -> Loaded:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from equibench.encoders.adapter import INTERPOLATIONS, ImageEncoder, Preprocessing
-from equibench.encoders.checkpoint import Checkpoint
 from equibench.encoders.coverage import load_strictly
+from equibench.encoders.weightfile import Checkpoint
 from equibench.errors import UserError, closest
 
 _NOT_OPTIONS = ("pretrained", "checkpoint", "cache", "features", "num_classes", "scriptable", "exportable", "no_jit")

@@ -229,8 +229,8 @@ def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Ta
 
 def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: str) -> Opened:
     """An encoder of our own where the source is a run folder or a baseline's name, else any other."""
+    from equibench.encoders.checkpoint import find_weights
     from equibench.encoders.open import open_encoder
-    from equibench.encoders.shards import find_weights
     from equibench.pretrain.runs import open_run
 
     views = view_spec(variant, int(dataset.train.images.shape[-1]))
