@@ -141,7 +141,7 @@ def _facts(path: Path, size: int, file: IO[bytes]) -> FileFacts:
         return FileFacts(path, "safetensors", size, size)
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         # torch's own legacy files begin with this number, pickled
-        legacy = MAGIC.to_bytes(10, "little") in head[:20]
+        legacy = MAGIC.to_bytes(10, "little") in head[:32]
         return FileFacts(path, "torch legacy" if legacy else "pickle", size, size)
     try:
         text = head.decode("utf-8", errors="strict" if size <= 512 else "ignore")

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import pickle
-import re
 import time
 import tracemalloc
 import zipfile
