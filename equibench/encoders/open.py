@@ -109,8 +109,12 @@ def _loaded(
     model = zoo.build_network(arch, False, size, seed)
     classifier = zoo.classifier_of(model)
     options = {"classifier": classifier, "allow_random": allow_random, "branch": branch, "rename": rename}
+    twin = arch.replace("_clip_", "_clip_quickgelu_")
     try:
-        return model, arch, *load_strictly(model, checkpoint, **options)  # type: ignore[arg-type]
+        coverage, notes = load_strictly(model, checkpoint, **options)  # type: ignore[arg-type]
+        if twin != arch and "quickgelu" not in arch and zoo.is_known(twin):
+            notes = (*notes, f"OpenAI's own CLIP weights are those of {twin}: names cannot tell the two apart")
+        return model, arch, coverage, notes
     except UserError:
         coverage = fit_names(model, checkpoint.state, classifier)[0]
         if coverage.variant != (_POOLED,) or set(coverage.missing) != {"norm.weight", "norm.bias"}:

@@ -16,6 +16,7 @@ from typing import IO, Any, Protocol
 import torch
 from torch import Tensor
 
+_MAX_OPCODES = 10_000_000  # an opcode of one byte can make an object of 64
 _MAX_VIEW = 2**24  # elements of a view larger than its storage (an expanded tensor): more would be a bomb once copied
 
 DTYPES: dict[str, torch.dtype] = {
@@ -145,7 +146,9 @@ def read_pickle(file: IO[bytes], storages: Storages | None = None) -> Loaded:
     """
     machine = _Machine(storages)
     try:
-        for code, argument, _position in pickletools.genops(file):
+        for count, (code, argument, _position) in enumerate(pickletools.genops(file)):
+            if count > _MAX_OPCODES:
+                raise PickleError(f"the pickle has more than {_MAX_OPCODES:,} opcodes, far more than weights need")
             if code.name == "STOP":
                 return Loaded(machine.pop(), machine.inert)
             _OPCODES[code.name](machine, argument)

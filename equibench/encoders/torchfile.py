@@ -33,18 +33,31 @@ def read_torch_zip(path: Path) -> Loaded:
 
 def read_torch_legacy(path: Path) -> Loaded:
     """What a file of torch.save's format before 1.6 holds; a PickleError if it is damaged."""
-    with path.open("rb") as file:
+    with _Bounded(io.FileIO(path)) as file:
         if read_pickle(file).value != MAGIC:
             raise PickleError("it does not begin with torch's number")
         read_pickle(file)  # the format's version, 1001 since the first
         about = read_pickle(file).value
         if isinstance(about, dict) and about.get("little_endian") is False:
             raise PickleError("it was written on a big-endian machine")
-        storages = _LegacyStorages(path.stat().st_size)
+        storages = _LegacyStorages(file.size)
         loaded = read_pickle(file, storages)
         keys = read_pickle(file).value
         storages.fill(file, keys if isinstance(keys, list) else [])
         return loaded
+
+
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked for than it holds: the memory for a claimed length is taken before it is read."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.size = raw.seek(0, io.SEEK_END)
+        raw.seek(0)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self.size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 class _ZipStorages:

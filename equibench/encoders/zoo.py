@@ -81,6 +81,11 @@ def known_names(library: str) -> tuple[str, ...]:
     return tuple(timm.list_models() if library == "timm" else models.list_models(module=models))
 
 
+def is_known(arch: str) -> bool:
+    """Whether timm has an architecture of that name ("timm:NAME", options may follow)."""
+    return timm.is_model(split_options(arch.partition(":")[2])[0].partition(".")[0])
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw initial weights from `seed`, and leave the caller's random numbers as they were."""

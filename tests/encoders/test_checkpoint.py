@@ -269,6 +269,19 @@ def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
     assert torch.equal(read_checkpoint(tmp_path / "w.pth").state["a.bias"], weights()["a.bias"])
 
 
+def test_a_length_that_the_file_does_not_hold_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(weights(), path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    header = whole.index(b"\x80\x02}q\x00(X\x10\x00\x00\x00protocol_version")
+    path.write_bytes(whole[:header] + b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x.")  # bytes of 1 TiB
+    tracemalloc.start()
+    with pytest.raises(UserError, match="damaged"):
+        read_checkpoint(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
 def sharded(folder: Path) -> Path:
     """Weights in two files and their index."""
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]

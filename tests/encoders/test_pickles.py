@@ -118,6 +118,14 @@ def test_no_few_bytes_take_much_memory_or_time(name: str) -> None:
     assert time.process_time() - begun < 5
 
 
+def test_a_pickle_of_too_many_opcodes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = b"(" + b"]" * 50 + b"l."
+    assert len(read(many)) == 50
+    monkeypatch.setattr("equibench.encoders.pickles._MAX_OPCODES", 40)
+    with pytest.raises(PickleError, match="opcodes"):
+        read(many)
+
+
 def fuzz(code: str) -> subprocess.CompletedProcess[str]:
     command = [
         sys.executable,
