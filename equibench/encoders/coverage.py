@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from equibench.encoders import layouts
 from equibench.encoders.branches import branch_names, choose, named, unknown_branch
 from equibench.encoders.weightfile import Checkpoint
-from equibench.errors import UserError, closest
+from equibench.errors import UserError
 
 _SHOWN = 6
 _LIKELY = 0.5  # below this share a file is of another architecture, and what it lacks is not worth a list
@@ -106,8 +107,8 @@ def load_strictly(
     state = layouts.apply_rename(checkpoint.state, layouts.parse_rename(rename))
     fit = _best_fit(module, state, classifier, allow_random, branch, checkpoint.path)
     coverage = fit.coverage
-    if not coverage.complete:
-        _check_allowed(checkpoint, coverage, allow_random, module)
+    if not _acceptable(coverage, allow_random):
+        raise _refusal(checkpoint, coverage, allow_random, module)
     _check_values(fit.kept, str(checkpoint.path))
     check_finite(fit.kept, str(checkpoint.path), classifier)
     module.load_state_dict(fit.kept, strict=False)
@@ -301,38 +302,42 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 # --- what is said of a file that does not fit -----------------------------------------------------------------------
 
 
-def _check_allowed(checkpoint: Checkpoint, coverage: Coverage, allowed: Sequence[str], module: nn.Module) -> None:
-    path, doctor = checkpoint.path, f"`equibench doctor {checkpoint.path}` shows which architectures fit"
+def _refusal(checkpoint: Checkpoint, coverage: Coverage, allowed: Sequence[str], module: nn.Module) -> UserError:
+    """Why a file does not fit, what that means, and what to do."""
+    doctor = f"`equibench doctor {checkpoint.path}` shows which architectures fit"
     where = f" in {coverage.prefix.rstrip('.')!r}" if coverage.prefix else ""
-    problem = f"{path} does not fit the architecture: it holds{where} {coverage.describe()}"
+    problem = f"{checkpoint.path} does not fit the architecture: it holds{where} {coverage.describe()}"
     if why := layouts.unreadable(checkpoint.state):
-        raise UserError(f"{problem}\nit holds {why.partition(': ')[0]}", why.partition(": ")[2])
+        form, _, mend = why.partition(": ")
+        return UserError(f"{problem}\nit holds {form}", mend)
     if coverage.changes:
         options = "".join(f",{option}" for option in coverage.variant)
         fix = f"give the --arch that has it{f', such as timm:NAME{options}' if options else ''}; {doctor}"
-        raise UserError(f"{problem}\nit is another network, one with {' and '.join(coverage.changes)}", fix)
-    lacking = [name for name in coverage.lacking if not _is_allowed(name, allowed)]
-    rules = f"--rename 'regex=>text' turns names into the network's own ({doctor})"
+        return UserError(f"{problem}\nit is another network, one with {' and '.join(coverage.changes)}", fix)
+    rules = "--rename 'regex=>text' turns names into the network's own"
     if coverage.share < _LIKELY:
-        raise UserError(problem, f"give another --arch: {doctor}; {rules}")
-    if lacking:
-        groups = _grouped(lacking, module)
-        near = closest(lacking[0], coverage.unexpected) if coverage.unexpected else ""
-        raise UserError(
-            f"{problem}\nwhat is missing would stay random{near}",
-            f"give another --arch, or the weights; {rules}; only if they may be random: --allow-random {groups}",
-        )
-    if coverage.unexpected:
-        parts = {name.partition(".")[0] for name in _tensors(module)}
-        foreign = [name for name in coverage.unexpected if name.partition(".")[0] not in parts]
-        problem += "\nthe encoder's own weights are all there; what is left over is not known to be harmless"
-        fix = f"give the --arch that has it: {doctor}"
-        if len(foreign) == len(coverage.unexpected):
-            rules_ = ";".join(
-                dict.fromkeys(f"^{coverage.prefix}{name.partition('.')[0]}\\b.*=>" for name in foreign[:_SHOWN])
-            )
-            fix += f"; if its features do not depend on it, leave it out: --rename '{rules_}'"
-        raise UserError(problem, fix)
+        return UserError(problem, f"give another --arch: {doctor}; {rules}")
+    if lacking := [name for name in coverage.lacking if not _is_allowed(name, allowed)]:
+        fix = f"give another --arch ({doctor}), or the weights; {rules}"
+        fix += f"; only if they may be random: --allow-random {_grouped(lacking, module)}"
+        return UserError(f"{problem}\nwhat is missing would stay random", fix)
+    problem += "\nthe encoder's own weights are all there; what is left over is not known to be harmless"
+    fix = f"give the --arch that has it: {doctor}"
+    if rule := _leaving_out(checkpoint.state, coverage.unexpected, module):
+        fix += f"; if its features do not depend on it, leave it out: --rename '{rule}'"
+    return UserError(problem, fix)
+
+
+def _leaving_out(state: Mapping[str, Tensor], left: Sequence[str], module: nn.Module) -> str:
+    """Rules by which the file's left-over names are left out; "" if some of them are within the network's own parts."""
+    parts, rules = {name.partition(".")[0] for name in _tensors(module)}, dict[str, None]()
+    for name in left:
+        first = name.partition(".")[0]
+        full = next((one for one in state if one == name or one.endswith(f".{name}")), None)
+        if first in parts or full is None:
+            return ""
+        rules[f"^{re.escape(full.removesuffix(name) + first)}\\b.*=>"] = None
+    return ";".join(rules)
 
 
 def _check_values(kept: Mapping[str, Tensor], source: str) -> None:

@@ -48,7 +48,7 @@ def read_torch_legacy(path: Path) -> Loaded:
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which no more is asked for than it holds: the memory for a claimed length is taken before it is read."""
+    """A file of which no more is asked for than it holds: memory for a claimed length is taken before it is read."""
 
     def __init__(self, raw: io.FileIO) -> None:
         super().__init__(raw)

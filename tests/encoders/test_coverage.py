@@ -141,6 +141,7 @@ def test_what_is_missing_has_to_be_allowed_by_name_whatever_its_share(key: str) 
         ("module.base_encoder.", "module.momentum_encoder.", "base_encoder."),
         ("online_network.", "target_network.", "online_network."),
         ("backbone.", "momentum_backbone.", "backbone."),
+        ("encoder.", "momentum_encoder.", "encoder."),
         ("encoder.", "target_encoder.", "target_encoder."),
         ("state_dict.backbone.", "state_dict.target_net.0.", "state_dict.backbone."),
     ],
