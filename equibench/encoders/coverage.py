@@ -145,10 +145,13 @@ def check_finite(weights: Mapping[str, object], source: str, classifier: tuple[s
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite; of 8-bit and smaller floats, and of values that are not there, too."""
+    """Whether no value is NaN or infinite; True of values that are not there, or of a kind that cannot be told."""
     if values.is_meta:
         return True
-    return bool(torch.isfinite(values.float() if values.dtype.itemsize == 1 else values).all())
+    try:
+        return bool(torch.isfinite(values.float() if values.dtype.itemsize == 1 else values).all())
+    except RuntimeError:  # packed floats of four bits cannot be converted one by one
+        return True
 
 
 # --- finding the network among the names ----------------------------------------------------------------------------

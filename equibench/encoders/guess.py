@@ -98,6 +98,8 @@ def propose_rename(arch: str, state: Mapping[str, Tensor]) -> str:
         return ""
     shapes = {name: tensor.to("meta") for name, tensor in state.items()}
     coverage = fit_names(model, shapes, classifier_of(model))[0]
+    if not coverage.lacking:
+        return ""
     own = {name: tensor for name, tensor in model.state_dict().items() if name in coverage.missing}
     inside = {name.removeprefix(coverage.prefix): tensor for name, tensor in shapes.items()}
     votes = Counter(_pairs(inside, own))

@@ -281,6 +281,8 @@ def apply_rename(state: State, rules: tuple[tuple[re.Pattern[str], str], ...]) -
             raise UserError(f"--rename gives {new!r} to two of the file's names, one is {name!r}", "make it narrower")
         if new:
             made[new] = tensor
+    if not made:
+        raise UserError("--rename leaves none of the file's names", "make its patterns narrower")
     return made
 
 

@@ -108,20 +108,10 @@ def read_file(path: str | Path) -> Checkpoint:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except MemoryError as error:
         raise UserError(f"{facts.path} needs more memory than there is", "use a machine with more memory") from error
-    except (
-        PickleError,
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-    ) as error:
-        raise _damaged(facts, error) from error
-    except safetensors.SafetensorError as error:
-        raise _damaged(facts, error) from error
     except OSError as error:
         raise _unreadable(facts.path, error) from error
+    except Exception as error:  # zipfile, zlib and safetensors raise all sorts on damaged bytes, and only there
+        raise _damaged(facts, error) from error
     if not state:
         raise _no_weights(facts.path, loaded.value)
     made = Checkpoint(facts.path, facts.format, facts.bytes, digest, state, tuple(notes), tuple(sorted(loaded.inert)))
@@ -207,6 +197,8 @@ def _named_tensors(loaded: Any) -> tuple[dict[str, Tensor], list[str]]:
         for key, part in _parts(value):
             name = f"{prefix}{key}"
             if isinstance(part, Tensor):
+                while name in found:  # an entry and a dotted name may spell the same: neither replaces the other
+                    name += " (again)"
                 plain = part.layout == torch.strided and not part.is_quantized
                 found[name] = part.detach() if plain else part
                 odd += [] if plain else [name]
@@ -215,7 +207,9 @@ def _named_tensors(loaded: Any) -> tuple[dict[str, Tensor], list[str]]:
             visited += 1
         waiting += reversed(inner)  # taken from the end, so that names keep their order
     notes = [f"tensors of a kind that is not read were left out: {', '.join(odd[:5])}"] if odd else []
-    state, entry = _only_entry({name: found[name] for name in found if name not in set(odd)}, loaded)
+    for name in odd:
+        del found[name]
+    state, entry = _only_entry(found, loaded)
     return state, [*notes, f"weights taken from the entry {entry!r}"] if entry else notes
 
 

@@ -269,6 +269,12 @@ def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
     assert torch.equal(read_checkpoint(tmp_path / "w.pth").state["a.bias"], weights()["a.bias"])
 
 
+def test_an_entry_and_a_dotted_name_that_spell_the_same_are_both_kept(tmp_path: Path) -> None:
+    torch.save({"model.w": torch.zeros(2), "model": {"w": torch.ones(2)}}, tmp_path / "w.pth")
+    state = read_checkpoint(tmp_path / "w.pth").state
+    assert sorted(value[0].item() for value in state.values()) == [0.0, 1.0]
+
+
 def test_a_length_that_the_file_does_not_hold_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save(weights(), path, _use_new_zipfile_serialization=False)
