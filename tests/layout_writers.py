@@ -149,7 +149,7 @@ def hf_swin(state: State) -> State:
         for n, v in parts.items()
     }
     return prefixed("swin.", mapped(
-        split,
+        parts,
         (r"^patch_embed\.proj", "embeddings.patch_embeddings.projection"), (r"^patch_embed\.norm", "embeddings.norm"),
         (r"^norm\.", "layernorm."), (r"attn\.proj", "attention.output.dense"), (r"attn\.rel", "attention.self.rel"),
         (r"\.attn\.", ".attention."), (r"mlp\.fc1", "intermediate.dense"), (r"mlp\.fc2", "output.dense"),

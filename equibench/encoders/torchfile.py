@@ -92,11 +92,11 @@ class _ZipStorages:
 
     def _read(self, entry: zipfile.ZipInfo) -> Tensor:
         made = torch.empty(entry.file_size, dtype=torch.uint8)
-        view, position = memoryview(made.numpy()), 0
+        view, position = made.numpy().data, 0
         with self.archive.open(entry) as stream:
             if not self.checked:
                 stream._expected_crc = None  # type: ignore[attr-defined]
-            while count := stream.readinto(view[position:]):
+            while count := stream.readinto(view[position:]):  # type: ignore[attr-defined]
                 position += count
         if position < entry.file_size:
             raise PickleError(f"record {entry.filename[:60]!r} is cut short")
@@ -131,7 +131,7 @@ class _LegacyStorages:
             head = file.read(8)
             if len(head) < 8 or struct.unpack("<q", head)[0] != ref.whole:
                 raise PickleError(f"the numbers of storage {ref.key[:40]!r} are cut short")
-            if file.readinto(memoryview(made.numpy())) < made.numel():  # type: ignore[attr-defined]
+            if file.readinto(made.numpy().data) < made.numel():  # type: ignore[attr-defined]
                 raise PickleError(f"the numbers of storage {ref.key[:40]!r} are cut short")
         if self.found:
             raise PickleError("some of its tensors have no numbers")
