@@ -24,8 +24,8 @@ _MEASURED, _SIZE, _DATA, _ENCODER, _MACHINE = "What to measure", "How much", "Da
 
 SCORE_OPTIONS = (
     "tasks", "layers", "controls", "variant", "profile", "pairs", "seed", "data", "data_root", "image_size", "skip_bad",
-    "arch", "name", "pretrained", "size", "mean", "std", "interpolation", "pooling", "allow_partial", "allow_random",
-    "device", "runs",
+    "arch", "name", "pretrained", "size", "mean", "std", "interpolation", "pooling", "branch", "rename",
+    "allow_random", "allow_partial", "device", "runs",
 )  # fmt: skip
 """The fields of the configuration that a score heeds."""
 
@@ -74,8 +74,12 @@ class RunConfig:
     std: tuple[float, ...] | None = _option(None, "three numbers, instead of its own", _ENCODER, numbers=float)
     interpolation: str | None = _option(None, "one of bilinear, bicubic, nearest", _ENCODER)
     pooling: str = _option("default", "one of default (the model's own), cls, mean; or a layer's name", _ENCODER)
-    allow_partial: bool = _option(False, "score although some keys do not fit", _ENCODER)
-    allow_random: bool = _option(False, "score although under 99 % of the parameters were loaded", _ENCODER)
+    branch: str | None = _option(None, "which network of a file that holds several, such as teacher", _ENCODER)
+    rename: str | None = _option(None, "rules for a file's names, 'regex=>text;regex=>text'", _ENCODER)
+    allow_random: tuple[str, ...] = _option(
+        (), "names of weights that the file lacks and that may stay random, separated by commas", _ENCODER
+    )
+    allow_partial: bool = _option(False, "gone: what it was needed for is left out by itself", _ENCODER)
     device: str = _option("auto", "one of auto, cpu, cuda", _MACHINE)
     devices: int = _option(1, "how many devices (on each node, under torchrun or SLURM)", _MACHINE)
     jobs: int | None = _option(
@@ -102,8 +106,9 @@ class RunConfig:
                 raise UserError(f"there is no option {name!r}{closest(name, asked)}", f"options: {', '.join(asked)}")
             kind, plain[name] = str(known[name].type), value
             if value is not None and kind.startswith("tuple"):
-                if isinstance(value, str):
-                    raise UserError(f"{name} is a list, not the text {value!r}", f"{name}=[{value!r}]")
+                if isinstance(value, str | bool):
+                    kind = "the text " if isinstance(value, str) else ""
+                    raise UserError(f"{name} is a list, not {kind}{value!r}", f"{name}=[{str(value)!r}]")
                 plain[name] = tuple(Path(one) if "Path" in kind else one for one in value)
             elif value is not None and kind.startswith("Path"):
                 plain[name] = Path(value)

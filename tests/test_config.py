@@ -65,7 +65,8 @@ SCORED: dict[str, Any] = {
     "tasks": ["rotation", "flip*"], "layers": ["all"], "controls": False, "variant": "paper_like", "profile": "tiny",
     "pairs": [128, 32, 64], "seed": 3, "data": "my photographs", "data_root": "a b", "image_size": 64,
     "skip_bad": True, "arch": "timm:resnet18", "name": "mine's", "pretrained": False, "size": 32, "mean": [0, 0, 0.5],
-    "std": [1, 1, 0.25], "interpolation": "nearest", "pooling": "mean", "allow_partial": True, "allow_random": True,
+    "std": [1, 1, 0.25], "interpolation": "nearest", "pooling": "mean", "branch": "teacher",
+    "rename": "a b=>c", "allow_random": ["conv1.weight", "bn1"], "allow_partial": True,
     "device": "cpu", "runs": "elsewhere",
 }  # fmt: skip
 TABLE: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """A look at a file of weights, in under a minute: is it safe, what is it, does it load, and does it see anything?"""
 
+import shlex
 import tempfile
 import time
 from collections import Counter
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 
 from equibench.data.load import load_dataset
 from equibench.encoders.adapter import ImageEncoder
-from equibench.encoders.checkpoint import Checkpoint, inspect_file, read_checkpoint
+from equibench.encoders.checkpoint import find_weights, read_checkpoint
+from equibench.encoders.coverage import is_finite
+from equibench.encoders.guess import candidates, propose_rename
+from equibench.encoders.layouts import apply_rename, parse_rename
 from equibench.encoders.open import Opened, open_encoder
-from equibench.encoders.zoo import candidates, settle_batch_norm
+from equibench.encoders.weightfile import Checkpoint, inspect_file
+from equibench.encoders.zoo import settle_batch_norm
 from equibench.errors import UserError
 from equibench.evaluation.context import Context, Row
 from equibench.evaluation.evaluator import evaluate
@@ -50,13 +55,15 @@ class Findings:
     file: str
     format: str = ""
     bytes: int = 0
-    safe: bool = False  # whether it can be read without running code
+    safe: bool = False  # whether it was read, by readers that import and call nothing that a file names
+    inert: list[str] = field(default_factory=list)  # names in it that nothing was done about
     tensors: int = 0
     parameters: int = 0
     dtypes: dict[str, int] = field(default_factory=dict)  # number of tensors by type
     notes: list[str] = field(default_factory=list)
     guesses: list[tuple[str, float]] = field(default_factory=list)  # architecture, share of it in the file; best first
     architecture: str | None = None  # the one that was loaded; None if none was
+    options: str = ""  # what was asked for besides, as on the command line
     coverage: str = ""  # lines on missing, unexpected and mis-shaped names
     preprocessing: str = ""  # what the model's own config says
     normalisation: str = ""  # what the first BatchNorm's statistics say of it; "" where there is none
@@ -78,6 +85,8 @@ def doctor(
     file: str | Path,
     *,
     arch: str | None = None,
+    branch: str | None = None,
+    rename: str | None = None,
     data: str | Path = "cifar10",
     data_root: str | Path | None = None,
     score: bool = True,
@@ -86,8 +95,9 @@ def doctor(
     """Examine a file of weights; what is wrong with it becomes a finding, not an error.
 
     Args:
-        file: .pth, .pt, .safetensors, ...
+        file: .pth, .pt, .safetensors, ..., an index of shards, or a folder that holds one.
         arch: "timm:NAME" or "torchvision:NAME"; the best guess if None.
+        branch, rename: see `equibench.encoders.coverage.load_strictly`.
         data, data_root: images for the quick score; see `equibench.config.RunConfig`.
         score: whether to encode images at all.
 
@@ -95,10 +105,15 @@ def doctor(
         UserError: the file does not exist.
     """
     started, found = time.perf_counter(), Findings(str(file))
+    asked = {"branch": branch, "rename": rename}
+    found.options = "".join(f" --{name} {shlex.quote(value)}" for name, value in asked.items() if value)
+    file = find_weights(file) or file
     facts = inspect_file(file)
-    found.format, found.bytes, found.safe = facts.format, facts.bytes, facts.safe
+    found.format, found.bytes = facts.format, facts.bytes
     try:
-        opened = _load(read_checkpoint(file), file, arch, found)
+        checkpoint = read_checkpoint(file)
+        found.format, found.bytes, found.safe = checkpoint.format, checkpoint.bytes, True
+        opened = _load(checkpoint, file, arch, branch, rename, found)
         if opened is not None:
             _look_at_weights(opened, found)
             if score:
@@ -109,35 +124,50 @@ def doctor(
     return found
 
 
-def _load(checkpoint: Checkpoint, file: str | Path, arch: str | None, found: Findings) -> Opened | None:
+def _load(
+    checkpoint: Checkpoint, file: str | Path, arch: str | None, branch: str | None, rename: str | None, found: Findings
+) -> Opened | None:
     """What the file holds, and its encoder if there is an architecture for it."""
     state = checkpoint.state
     found.tensors, found.parameters = len(state), sum(v.numel() for v in state.values() if v.is_floating_point())
     found.dtypes = dict(Counter(str(v.dtype).removeprefix("torch.") for v in state.values()))
-    found.notes = list(checkpoint.notes)
-    bad = [n for n, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    found.notes, found.inert = list(checkpoint.notes), list(checkpoint.inert)
+    if checkpoint.suspicious:
+        listed = ", ".join(checkpoint.suspicious[:5])
+        found.hints.append(f"it asks for {listed}: open it with nothing that trusts pickles. Nothing was called here")
+    bad = [n for n, v in state.items() if v.is_floating_point() and not is_finite(v)]
     if bad:
         found.problems.append(f"{len(bad)} tensors hold NaN or infinite values: {', '.join(bad[:5])}")
+    given = arch
     if arch is None:
-        guesses = candidates(state)
-        found.guesses = [(c.arch, c.share) for c in guesses]
-        if not guesses or guesses[0].share < SURE:
-            best = f"the nearest is {guesses[0].arch} with {guesses[0].share:.0%}" if guesses else "none comes near"
+        guesses = _guess(checkpoint, rename, found)
+        if not guesses or guesses[0][1] < SURE:
+            best = f"the nearest is {guesses[0][0]} with {guesses[0][1]:.0%}" if guesses else "none comes near"
             found.problems.append(f"no known architecture has these keys ({best}). Name one with --arch timm:NAME")
             return None
-        arch = guesses[0].arch
-    found.architecture = arch
-    opened = open_encoder(file, arch=arch, allow_partial=True, allow_random=True)
+        arch = guesses[0][0]
+    try:
+        opened = open_encoder(file, arch=arch, branch=branch, rename=rename)
+    except UserError:
+        if given is not None:
+            _guess(checkpoint, rename, found)
+            if found.guesses and found.guesses[0][1] >= SURE and found.guesses[0][0] != arch:
+                found.hints.append(f"its names fit {found.guesses[0][0]}: --arch {found.guesses[0][0]}")
+            elif rule := propose_rename(arch, state):
+                found.hints.append(f"its names would fit {arch} with --rename '{rule}', if they mean the same")
+        raise
     assert opened.coverage is not None
-    found.coverage, found.notes = opened.coverage.describe(), list(opened.notes)
-    if not opened.coverage.complete:
-        found.problems.append(f"its keys do not all fit {arch}: score needs --allow-partial")
-    if opened.coverage.share < SURE:
-        found.problems.append(f"only {opened.coverage.share:.1%} of {arch} are in the file: score needs --allow-random")
+    found.architecture, found.coverage, found.notes = opened.architecture, opened.coverage.describe(), [*opened.notes]
     own = opened.encoder.preprocessing
     mean, std = ("/".join(f"{v:.3g}" for v in values) for values in (own.mean, own.std))
     found.preprocessing = f"{own.size} px, {own.interpolation}, mean {mean}, std {std}"
     return opened
+
+
+def _guess(checkpoint: Checkpoint, rename: str | None, found: Findings) -> list[tuple[str, float]]:
+    """Architectures that the names fit, best first, with the shares of them that are in the file."""
+    found.guesses = [(c.arch, c.share) for c in candidates(apply_rename(checkpoint.state, parse_rename(rename)))]
+    return found.guesses
 
 
 def _look_at_weights(opened: Opened, found: Findings) -> None:

@@ -80,6 +80,8 @@ def _json(record: Any) -> dict[str, Any]:
 def _doctor(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of weights.")],
     arch: Annotated[str | None, typer.Option(help="A file's architecture: timm:NAME or torchvision:NAME.")] = None,
+    branch: Annotated[str | None, typer.Option(help="Which network of a file that holds several.")] = None,
+    rename: Annotated[str | None, typer.Option(help="Rules for its names, 'regex=>text;regex=>text'.")] = None,
     data: Annotated[str, typer.Option(help="cifar10, solids, or a folder of images.")] = "cifar10",
     data_root: Annotated[Path | None, typer.Option(help="Folder that holds CIFAR-10.")] = None,
     quick: Annotated[bool, typer.Option("--no-score", help="Look at the file only; encode nothing.")] = False,
@@ -89,7 +91,9 @@ def _doctor(
     """Look at a file of weights: is it safe, what is it, does it load, and does it see anything?"""
     from equibench.audit.doctor import doctor
 
-    findings = doctor(file, arch=arch, data=data, data_root=data_root, score=not quick, device=device)
+    findings = doctor(
+        file, arch=arch, branch=branch, rename=rename, data=data, data_root=data_root, score=not quick, device=device
+    )
     if as_json:
         typer.echo(json.dumps(asdict(findings), default=str))
     else:
@@ -249,7 +253,7 @@ def _print_findings(found: Any, console: Console) -> None:
     quick = [f"{name}: {r2:.3f} [{low:.3f}, {high:.3f}]" for name, (r2, low, high) in found.rotation.items()]
     if found.rotation_pairs and quick:
         quick.append("from {:,} training, {:,} validation and {:,} test pairs".format(*found.rotation_pairs))
-    facts = [("format", f"{found.format}, {found.bytes / 1e6:.1f} MB"), ("safe to load", "yes" if found.safe else "no")]
+    facts = [("format", f"{found.format}, {found.bytes / 1e6:.1f} MB"), ("read safely", "yes" if found.safe else "no")]
     if found.tensors:
         facts += [
             ("tensors", f"{found.tensors} ({dtypes}), {found.parameters:,} numbers"),
@@ -257,6 +261,7 @@ def _print_findings(found: Any, console: Console) -> None:
             ("architecture", found.architecture or ""),
             ("coverage", found.coverage),
             ("notes", "\n".join(found.notes)),
+            ("objects not looked up", ", ".join(found.inert[:8])),
             ("preprocessing", found.preprocessing),
             ("normalisation", found.normalisation),
             ("distance from untrained", "" if found.from_untrained is None else f"{found.from_untrained:.3f} (0 to 1)"),
@@ -268,5 +273,5 @@ def _print_findings(found: Any, console: Console) -> None:
     for problem in found.problems:
         console.print(f"[bold red]problem:[/] {escape(problem)}", soft_wrap=True, highlight=False)
     if found.usable:
-        console.print(f"next: equibench score {found.file} --arch {found.architecture}", soft_wrap=True)
+        console.print(f"next: equibench score {found.file} --arch {found.architecture}{found.options}", soft_wrap=True)
     console.print(f"{found.seconds:.0f} s", style="dim")

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from equibench.encoders import zoo
 from equibench.encoders.adapter import NO_MASK, ImageEncoder
-from equibench.encoders.checkpoint import Checkpoint, read_checkpoint
-from equibench.encoders.coverage import Coverage, check_finite, full_coverage, load_strictly
+from equibench.encoders.checkpoint import read_checkpoint
+from equibench.encoders.coverage import Coverage, check_finite, fit_names, full_coverage, load_strictly
+from equibench.encoders.guess import candidates
+from equibench.encoders.weightfile import Checkpoint
 from equibench.errors import UserError, closest
 from equibench.transforms.transformation import ViewSpec
 
 _LIBRARIES = ("timm", "torchvision", "hf-hub")
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
 _OBVIOUS = 0.99
+_POOLED = "global_pool=avg"
 _Network = nn.Module | Callable[[Tensor], Tensor]
 _Adapt = Callable[[_Network, str], ImageEncoder]
 
@@ -42,24 +45,28 @@ class Opened:
 def open_encoder(
     source: str | Path | _Network, *, arch: str | None = None, views: ViewSpec | None = None, pretrained: bool = True,
     size: int | None = None, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-    interpolation: str | None = None, pooling: str = "default", allow_partial: bool = False,
-    allow_random: bool = False, seed: int = 0,
+    interpolation: str | None = None, pooling: str = "default", branch: str | None = None,
+    rename: str | None = None, allow_random: Sequence[str] = (), allow_partial: bool = False, seed: int = 0,
 ) -> Opened:  # fmt: skip
     """Open any encoder, with its own preprocessing unless told otherwise.
 
     Args:
-        source: "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"; a weights file (with `arch`); in Python an
-            nn.Module, of which a copy is taken, or any function, both on normalised images (N, 3, s, s).
-        arch: a file's architecture, "timm:NAME" or "torchvision:NAME".
+        source: "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"; a weights file, an index of shards or a folder that
+            holds one (with `arch`); in Python an nn.Module, of which a copy is taken, or any function, both on
+            normalised images (N, 3, s, s).
+        arch: a file's architecture, "timm:NAME" or "torchvision:NAME"; options of timm's may follow, as in
+            "timm:vit_small_patch16_224,reg_tokens=4".
         views: the views' mask; None: no mask.
         pretrained: False builds the architecture untrained, seeded by `seed`; no effect on files and Python objects.
         size, mean, std, interpolation: override the preprocessing (pixels; units of [0, 1]).
         pooling: see `ImageEncoder`.
-        allow_partial, allow_random: see `load_strictly`.
+        branch, rename, allow_random: see `load_strictly`.
+        allow_partial: an option of former versions; to give it is an error that says what has taken its place.
 
     Raises:
         UserError: an unknown name, weights that cannot be had, do not fit, are unsafe or not finite.
     """
+    _check_former(allow_partial, allow_random)
     given: dict[str, object] = {"size": size} if size is not None else {}
     given |= {"interpolation": interpolation} if interpolation is not None else {}
     given |= {name: tuple(map(float, v)) for name, v in (("mean", mean), ("std", std)) if v is not None}
@@ -81,16 +88,51 @@ def open_encoder(
             raise _no_arch(checkpoint)
         if arch.split(":")[0] not in ("timm", "torchvision"):
             raise UserError(f"unknown architecture {arch!r}", "give --arch timm:NAME or --arch torchvision:NAME")
-        model, name, pretrained = zoo.build_network(arch, False, size, seed), checkpoint.path.name, True
-        classifier = zoo.classifier_of(model)
-        coverage, notes = load_strictly(
-            model, checkpoint, classifier=classifier, allow_partial=allow_partial, allow_random=allow_random
-        )
+        model, arch, coverage, notes = _loaded(checkpoint, arch, size, seed, allow_random, branch, rename)
+        name, pretrained = checkpoint.path.name, True
 
     def fresh(seed: int) -> ImageEncoder:
         return adapt(zoo.build_network(arch, False, size, seed), arch)
 
     return Opened(adapt(model, arch), name, arch, pretrained, coverage, notes, fresh)
+
+
+def _loaded(
+    checkpoint: Checkpoint, arch: str, size: int | None, seed: int, allow_random: Sequence[str], branch: str | None,
+    rename: str | None,
+) -> tuple[nn.Module, str, Coverage, tuple[str, ...]]:  # fmt: skip
+    """The architecture with a file's weights, and its name.
+
+    A file of a ViT that was fine-tuned on the mean of its patch tokens has its last norm behind the pooling, and no
+    other. That is the same body with timm's `global_pool=avg`, which is built for it; the name then says so.
+    """
+    model = zoo.build_network(arch, False, size, seed)
+    classifier = zoo.classifier_of(model)
+    options = {"classifier": classifier, "allow_random": allow_random, "branch": branch, "rename": rename}
+    twin = arch.replace("_clip_", "_clip_quickgelu_")
+    try:
+        coverage, notes = load_strictly(model, checkpoint, **options)  # type: ignore[arg-type]
+        if twin != arch and "quickgelu" not in arch and zoo.is_known(twin):
+            notes = (*notes, f"OpenAI's own CLIP weights are those of {twin}: names cannot tell the two apart")
+        return model, arch, coverage, notes
+    except UserError:
+        coverage = fit_names(model, checkpoint.state, classifier)[0]
+        if coverage.variant != (_POOLED,) or set(coverage.missing) != {"norm.weight", "norm.bias"}:
+            raise
+    arch = f"{arch},{_POOLED}"
+    model = zoo.build_network(arch, False, size, seed)
+    coverage, notes = load_strictly(model, checkpoint, **options)  # type: ignore[arg-type]
+    return model, arch, coverage, (*notes, f"the last norm is behind average pooling: built as {arch}")
+
+
+def _check_former(allow_partial: bool, allow_random: object) -> None:
+    """Point from options of former versions to what has taken their place."""
+    if allow_partial:
+        problem = "--allow-partial is gone: heads, decoders and mask tokens of pretraining are left out by themselves"
+        raise UserError(problem, "leave it out; --allow-random NAME,... names weights that may stay random")
+    if isinstance(allow_random, bool | str):
+        problem = f"allow_random takes the names of the weights that may stay random, not {allow_random!r}"
+        raise UserError(problem, "allow_random=['conv1.weight'], or --allow-random conv1.weight,bn1")
 
 
 def adapted(model: _Network, arch: str, *, views: ViewSpec, pooling: str, given: dict[str, object]) -> ImageEncoder:
@@ -162,7 +204,7 @@ def _checkpoint(text: str) -> Checkpoint:
 
 def _no_arch(checkpoint: Checkpoint) -> UserError:
     """What to say of a file whose architecture was not named; the names inside may make it obvious."""
-    best = zoo.candidates(checkpoint.state, limit=1)
+    best = candidates(checkpoint.state, limit=1)
     problem = f"{checkpoint.path} holds weights and not the architecture that they belong to"
     doctor = f"`equibench doctor {checkpoint.path}` shows which ones fit"
     if best and best[0].share >= _OBVIOUS:

@@ -1,12 +1,14 @@
-"""Networks that timm and torchvision know by name: building them, their preprocessing, and which one fits a file."""
+"""Networks that timm and torchvision know by name: building them, and their preprocessing."""
 
+import ast
 import os
+import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import timm
@@ -16,76 +18,18 @@ from torch import Tensor, nn
 from torchvision import models
 
 from equibench.encoders.adapter import INTERPOLATIONS, ImageEncoder, Preprocessing
-from equibench.encoders.checkpoint import Checkpoint
-from equibench.encoders.coverage import Coverage, fit_names, load_strictly
+from equibench.encoders.coverage import load_strictly
+from equibench.encoders.weightfile import Checkpoint
 from equibench.errors import UserError, closest
 
-# a name in the state dict that tells the family, the library, and the members
-_FAMILIES: tuple[tuple[str, str, str], ...] = (
-    ("blocks.0.attn.qkv.weight", "timm", "vit_tiny_patch16_224 vit_small_patch16_224 vit_base_patch16_224 "
-     "vit_large_patch16_224 vit_small_patch32_224 vit_base_patch32_224 vit_small_patch8_224 vit_base_patch8_224 "
-     "vit_large_patch14_224"),
-    (".ls1.gamma", "timm", "vit_small_patch14_dinov2 vit_base_patch14_dinov2 vit_large_patch14_dinov2 "
-     "vit_small_patch14_reg4_dinov2 vit_base_patch14_reg4_dinov2 vit_large_patch14_reg4_dinov2"),
-    ("norm_pre.weight", "timm", "vit_base_patch32_clip_224 vit_base_patch16_clip_224 vit_large_patch14_clip_224"),
-    ("dist_token", "timm", "deit_tiny_distilled_patch16_224 deit_small_distilled_patch16_224 "
-     "deit_base_distilled_patch16_224"),
-    ("blocks.0.gamma_1", "timm", "beit_base_patch16_224 beit_large_patch16_224"),
-    ("layers.0.blocks.0.attn", "timm", "swin_tiny_patch4_window7_224 swin_small_patch4_window7_224 "
-     "swin_base_patch4_window7_224"),
-    ("encoder_layer_0.", "torchvision", "vit_b_16 vit_b_32 vit_l_16 vit_l_32"),
-    ("relative_position_bias_table", "torchvision", "swin_t swin_s swin_b"),
-    ("layer1.0.conv1.weight", "torchvision", "resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2 "
-     "wide_resnet101_2 resnext50_32x4d resnext101_32x8d"),
-    ("layer1.0.conv1.weight", "timm", "resnet10t resnet14t resnet18d resnet26 resnet26d resnet26t resnet34d resnet50d "
-     "resnet101d resnet50_gn seresnet50 ecaresnet50d"),
-    ("features.18.0.weight", "torchvision", "mobilenet_v2"),
-    (".block.0.0.weight", "torchvision", "mobilenet_v3_small mobilenet_v3_large efficientnet_b0 efficientnet_b1 "
-     "efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_v2_s efficientnet_v2_m"),
-    ("bn2.running_mean", "timm", "mobilenetv2_050 mobilenetv2_100 mobilenetv2_140 mobilenetv3_small_100 "
-     "mobilenetv3_large_100 efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 "
-     "tf_efficientnetv2_s"),
-    (".layer_scale", "torchvision", "convnext_tiny convnext_small convnext_base convnext_large"),
-    (".conv_dw.weight", "timm", "convnext_atto convnext_femto convnext_pico convnext_nano convnext_tiny convnext_small "
-     "convnext_base convnext_large convnextv2_atto convnextv2_nano convnextv2_tiny convnextv2_base"),
-    ("denseblock1.", "torchvision", "densenet121 densenet161 densenet169 densenet201"),
-    ("features.0.weight", "torchvision", "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn alexnet"),
-    ("trunk_output.", "torchvision", "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_x_400mf"),
-    (".b1.conv1.conv.weight", "timm", "regnety_002 regnety_004 regnety_008 regnety_016 regnety_032 regnety_040"),
-    ("branch2.0.0.", "torchvision", "shufflenet_v2_x0_5 shufflenet_v2_x1_0"),
-)  # fmt: skip
-
-
-class Candidate(NamedTuple):
-    """An architecture that a file may belong to: `share` of its weights are there by name and shape."""
-
-    arch: str
-    share: float
-    coverage: Coverage
-
-
-def candidates(state: Mapping[str, Tensor], limit: int = 5) -> list[Candidate]:
-    """Architectures that a state dict may belong to, best first, by the share of names and shapes that fit.
-
-    Only families whose tell-tale name occurs are built, without memory for their weights. Equal shares: fewer
-    left-over names first, then torchvision's.
-    """
-    found = []
-    for tell, library, names in _FAMILIES:
-        if any(tell in name for name in state):
-            for name in names.split():
-                if (model := _skeleton(library, name)) is not None:
-                    coverage = fit_names(model, state, classifier_of(model))[0]
-                    found.append(Candidate(f"{library}:{name}", coverage.share, coverage))
-    found = [candidate for candidate in found if candidate.share > 0.05]
-    found.sort(key=lambda c: (-c.share, len(c.coverage.unexpected), not c.arch.startswith("torchvision")))
-    return found[:limit]
+_NOT_OPTIONS = ("pretrained", "checkpoint", "cache", "features", "num_classes", "scriptable", "exportable", "no_jit")
 
 
 def build_network(arch: str, pretrained: bool, size: int | None, seed: int) -> nn.Module:
     """The named architecture with its classifier, its initial weights drawn from `seed`.
 
-    A UserError is raised for an unknown name, a size that it cannot have, and weights that cannot be had.
+    A name of timm's may be followed by options of the network, as in "timm:vit_small_patch16_224,reg_tokens=4". A
+    UserError is raised for an unknown name, a size that it cannot have, and weights that cannot be had.
     """
     library, _, name = arch.partition(":")
     if library in ("timm", "torchvision"):
@@ -137,6 +81,11 @@ def known_names(library: str) -> tuple[str, ...]:
     return tuple(timm.list_models() if library == "timm" else models.list_models(module=models))
 
 
+def is_known(arch: str) -> bool:
+    """Whether timm has an architecture of that name ("timm:NAME", options may follow)."""
+    return timm.is_model(split_options(arch.partition(":")[2])[0].partition(".")[0])
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Draw initial weights from `seed`, and leave the caller's random numbers as they were."""
@@ -172,7 +121,26 @@ def settle_batch_norm(encoder: ImageEncoder, batches: Sequence[Tensor]) -> int:
     return len(norms)
 
 
+def split_options(name: str) -> tuple[str, dict[str, Any]]:
+    """("vit_small_patch16_224", {"reg_tokens": 4}) of "vit_small_patch16_224,reg_tokens=4".
+
+    A UserError is raised for what is no option of a network.
+    """
+    name, *given = re.split(r",(?=\w+=)", name)
+    options: dict[str, Any] = {}
+    for one in given:
+        key, _, text = one.partition("=")
+        if key.startswith(_NOT_OPTIONS):
+            raise UserError(f"{key!r} is no option of a network", "such as --arch timm:NAME,reg_tokens=4")
+        try:
+            options[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            options[key] = text
+    return name, options
+
+
 def _check_name(library: str, name: str) -> None:
+    name = split_options(name)[0] if library == "timm" else name
     base, _, tag = name.partition(".") if library == "timm" else (name, "", "")
     if not (timm.is_model(base) if library == "timm" else name in known_names(library)):
         code = "import timm; print(timm.list_models())"
@@ -186,6 +154,7 @@ def _check_name(library: str, name: str) -> None:
 
 
 def _build_timm(name: str, pretrained: bool, size: int | None) -> nn.Module:
+    name, own = split_options(name)
     options: list[dict[str, Any]] = [{}]
     if size is not None and name.startswith("hf-hub:"):  # of what kind it is, only its configuration will say
         options = [{"img_size": size}, {"dynamic_img_size": True}, {}]
@@ -195,9 +164,12 @@ def _build_timm(name: str, pretrained: bool, size: int | None) -> nn.Module:
             options = [{"img_size": size}, {"dynamic_img_size": True}]
     for option in options:
         try:
-            return timm.create_model(name, pretrained=pretrained, **option)
-        except (TypeError, AssertionError):  # it does not know the option, or cannot be cut into patches at that size
+            return timm.create_model(name, pretrained=pretrained, **own, **option)
+        except (TypeError, AssertionError) as error:
+            # it does not know the option, or cannot be cut into patches at that size
             if not option:
+                if own and isinstance(error, TypeError):
+                    raise UserError(f"timm:{name} does not take {', '.join(own)} ({error})", "leave it out") from error
                 raise
     raise UserError(f"timm:{name} cannot be built for images of {size} px", "leave --size at the model's own")
 
@@ -217,16 +189,17 @@ def _build_torchvision(name: str, pretrained: bool, size: int | None) -> nn.Modu
     return model
 
 
-def _skeleton(library: str, name: str) -> nn.Module | None:
+def skeleton(library: str, name: str) -> nn.Module | None:
     """The architecture without memory for its weights; None where this version of the library has none such."""
     make = timm.create_model if library == "timm" else models.get_model
+    name, options = split_options(name) if library == "timm" else (name, {})
     try:
         with torch.device("meta"):
-            return make(name)
+            return make(name, **options)
     except NotImplementedError:  # torchvision's RegNet reads tensors while it is built
         with seeded(0):
-            return make(name)
-    except (RuntimeError, ValueError):
+            return make(name, **options)
+    except (RuntimeError, ValueError, TypeError, AssertionError):
         return None
 
 

@@ -44,7 +44,8 @@ _SETTLING_IMAGES, _SETTLING_BATCH = 256, 32
 _SETTLED = f", BatchNorm statistics (if any) of {_SETTLING_IMAGES} training images"
 
 _ENCODER_OPTIONS = (
-    "arch", "pretrained", "size", "mean", "std", "interpolation", "pooling", "allow_partial", "allow_random", "seed",
+    "arch", "pretrained", "size", "mean", "std", "interpolation", "pooling", "branch", "rename",
+    "allow_random", "allow_partial", "seed",
 )  # fmt: skip
 
 EncoderSource = str | Path | nn.Module | Callable[[torch.Tensor], torch.Tensor]
@@ -238,11 +239,13 @@ def _with_attentive(tasks: Sequence[Task]) -> list[Task]:
 
 def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: str) -> Opened:
     """An encoder of our own where the source is a run folder or a baseline's name, else any other."""
+    from equibench.encoders.checkpoint import find_weights
     from equibench.encoders.open import open_encoder
     from equibench.pretrain.runs import open_run
 
     views = view_spec(variant, int(dataset.train.images.shape[-1]))
     if isinstance(source, str | Path):
+        source = find_weights(source) or source
         own = open_run(
             source,
             runs=config.runs,
@@ -288,6 +291,7 @@ def _description(opened: Opened) -> str:
     weights = "trained" if opened.pretrained else "untrained" + _SETTLED
     if opened.coverage is not None:
         weights = f"{opened.coverage.share:.1%} of its parameters from {opened.name}"
+        weights += f", branch {opened.coverage.prefix.rstrip('.')}" if opened.coverage.prefix else ""
     sides = f"resized to {own.size} px ({own.interpolation})" if own.size else "images of the data's own size"
     mean, std = ("/".join(f"{value:.3g}" for value in values) for values in (own.mean, own.std))
     return f"{opened.architecture}, {weights}; {sides}, mean {mean}, std {std}; pooling {encoder.pooling}"

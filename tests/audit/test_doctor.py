@@ -123,7 +123,7 @@ def test_an_architecture_is_guessed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arch", "said"),
     [
-        ("timm:test_vit", "--allow-partial"),
+        ("timm:test_vit", "does not fit the architecture"),
         ("timm:test_resnett", "did you mean 'test_resnet'"),
         ("keras:resnet", "unknown architecture"),
     ],
@@ -159,11 +159,33 @@ def test_code_in_a_file_is_never_run(tmp_path: Path) -> None:
     torch.save({"state_dict": {"w": torch.rand(3)}, "extra": Trap(tmp_path / "marker")}, tmp_path / "evil.pth")
     found = doctor(tmp_path / "evil.pth", arch=ARCH)
     assert not (tmp_path / "marker").exists()
-    assert not found.safe
+    assert found.safe  # it was read, and nothing in it was called
     assert not found.usable
-    assert "system" in found.problems[0]
+    assert any("system" in name for name in found.inert)
+    assert any("system" in hint for hint in found.hints)
+    assert "not looked up" in text_of(found)
     (tmp_path / "noise.pth").write_bytes(bytes(range(256)) * 4)
-    assert not doctor(tmp_path / "noise.pth").usable
+    noise = doctor(tmp_path / "noise.pth")
+    assert not noise.usable
+    assert not noise.safe
+
+
+def test_the_architecture_that_names_fit_is_said_where_another_was_given(tmp_path: Path) -> None:
+    found = doctor(saved(network("resnet18"), tmp_path / "w.safetensors"), arch=ARCH, score=False)
+    assert any("--arch torchvision:resnet18" in hint for hint in found.hints)
+
+
+def test_two_networks_are_a_problem_until_one_is_named(tmp_path: Path) -> None:
+    one, other = network().state_dict(), network().state_dict()
+    other["bn1.bias"] = other["bn1.bias"] + 1
+    file = tmp_path / "w.pth"
+    torch.save({"model": one, "model_ema": other}, file)
+    asked = doctor(file, arch=ARCH, score=False)
+    assert "'model', 'model_ema'" in asked.problems[0]
+    found = doctor(file, arch=ARCH, branch="model_ema", score=False)
+    assert found.usable, found.problems
+    assert any("'model_ema'" in note for note in found.notes)
+    assert "--branch model_ema" in text_of(found)
 
 
 def test_without_images_there_is_a_hint_and_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from equibench.encoders import zoo
+from equibench.encoders.guess import candidates, propose_rename
 from equibench.encoders.open import open_encoder
-from equibench.encoders.zoo import candidates
 from equibench.errors import UserError
 from equibench.transforms.transformation import view_spec
 
@@ -166,9 +166,9 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
         open_encoder(path, arch="resnet18")
     with pytest.raises(UserError, match="not the architecture that they belong to"):
         open_encoder(path)
-    opened = open_encoder(path, arch="timm:test_resnet", allow_partial=True, allow_random=True)
-    assert opened.coverage is not None
-    assert opened.coverage.share == 0
+    for former in ({"allow_partial": True}, {"allow_random": True}):
+        with pytest.raises(UserError, match="allow.random"):
+            open_encoder(path, arch="timm:test_resnet", **former)  # type: ignore[arg-type]
 
 
 def test_dino_like_files(tmp_path: Path) -> None:
@@ -176,12 +176,10 @@ def test_dino_like_files(tmp_path: Path) -> None:
     teacher = {f"backbone.{name}": value for name, value in model.state_dict().items()}
     head = {"head.mlp.0.weight": torch.rand(4, 4), "head.last_layer.weight_g": torch.rand(4, 1)}
     path = tmp_path / "dino.pth"
-    torch.save({"student": {f"module.{n}": v for n, v in teacher.items()}, "teacher": teacher | head}, path)
-    with pytest.raises(UserError, match=r"unexpected \(2\): head.mlp"):
-        open_encoder(path, arch="timm:test_vit", size=96)
-    opened = open_encoder(path, arch="timm:test_vit", size=96, allow_partial=True)
-    assert any("'teacher'" in note for note in opened.notes)
-    assert any("'backbone.'" in note for note in opened.notes)
+    torch.save({"student": {f"module.{n}": v + 1 for n, v in teacher.items()}, "teacher": teacher | head}, path)
+    opened = open_encoder(path, arch="timm:test_vit", size=96)
+    assert any("'teacher.backbone'" in note for note in opened.notes)
+    assert any("'teacher.head' (2)" in note for note in opened.notes)
     x = opened.encoder.prepare(images())
     expected = model.forward_head(model.forward_features(x), pre_logits=True)
     torch.testing.assert_close(opened.encoder.represent(images()), expected)
@@ -263,7 +261,7 @@ def test_a_users_broken_weights_are_refused() -> None:
     ],
 )
 def test_candidates_name_the_architecture_of_bare_weights(arch: str, prefix: str) -> None:
-    model = zoo._skeleton(*arch.split(":"))
+    model = zoo.skeleton(*arch.split(":"))
     assert model is not None
     found = candidates({f"{prefix}{name}": value for name, value in model.state_dict().items()})
     assert (found[0].arch, found[0].share) == (arch, 1.0)
@@ -284,3 +282,75 @@ def test_a_file_whose_names_are_obvious_suggests_its_architecture(tmp_path: Path
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(UserError, match="--arch torchvision:mobilenet_v2"):
         open_encoder(tmp_path / "w.pth")
+
+
+def variant(options: str) -> nn.Module:
+    return seeded(lambda: zoo.build_network(f"timm:test_vit,{options}", False, None, 0))
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ("reg_tokens=4", "register tokens"),
+        ("init_values=1e-5", "layer scale"),
+        ("qk_norm=True", "norms of queries and keys"),
+        ("pre_norm=True", "a norm before the blocks"),
+        ("depth=8", "more blocks"),
+    ],
+)
+def test_what_changes_the_forward_pass_is_another_architecture_and_named(
+    tmp_path: Path, options: str, what: str
+) -> None:
+    model = variant(options)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=what) as caught:
+        open_encoder(tmp_path / "w.pth", arch="timm:test_vit")
+    assert f"timm:NAME,{options}" in caught.value.fix
+    opened = open_encoder(tmp_path / "w.pth", arch=f"timm:test_vit,{options}")
+    assert opened.architecture == f"timm:test_vit,{options}"
+    x = opened.encoder.prepare(images())
+    with torch.no_grad():
+        torch.testing.assert_close(
+            opened.encoder.represent(images()), model.forward_head(model.forward_features(x), True)
+        )
+    assert opened.fresh is not None
+    assert opened.fresh(1).represent(images()).shape == opened.encoder.represent(images()).shape
+
+
+def test_a_variant_is_found_from_what_is_left_over() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("vit_tiny_patch16_224", reg_tokens=3, qk_norm=True)
+    best = candidates(model.state_dict(), limit=1)[0]
+    assert best.arch.split(",")[0] == "timm:vit_tiny_patch16_224"
+    assert set(best.arch.split(",")[1:]) == {"reg_tokens=3", "qk_norm=True"}
+    assert best.coverage.complete
+
+
+@torch.no_grad()
+def test_a_norm_behind_average_pooling_is_built_for_the_file(tmp_path: Path) -> None:
+    model = variant("global_pool=avg")
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    opened = open_encoder(tmp_path / "w.pth", arch="timm:test_vit")
+    assert opened.architecture == "timm:test_vit,global_pool=avg"
+    x = opened.encoder.prepare(images())
+    expected = model.fc_norm(model.forward_features(x)[:, 1:].mean(1))
+    torch.testing.assert_close(opened.encoder.represent(images()), expected)
+
+
+@pytest.mark.parametrize("options", ["checkpoint_path=x", "pretrained=True", "no_such_option=3"])
+def test_what_is_no_option_of_a_network_is_refused(options: str) -> None:
+    with pytest.raises(UserError, match="no option|does not take"):
+        open_encoder(f"timm:test_vit,{options}", pretrained=False)
+
+
+def test_rules_are_proposed_for_names_of_ones_own(tmp_path: Path) -> None:
+    model = seeded(lambda: timm.create_model("test_resnet", num_classes=0))
+    odd = {f"trunk2.{n.replace('layer', 'stage_')}": v for n, v in model.state_dict().items()}
+    torch.save(odd, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="--rename"):
+        open_encoder(tmp_path / "w.pth", arch="timm:test_resnet")
+    rule = propose_rename("timm:test_resnet", odd)
+    opened = open_encoder(tmp_path / "w.pth", arch="timm:test_resnet", rename=rule)
+    own = opened.encoder.model.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in model.state_dict().items())
+    assert propose_rename("timm:test_resnet", {"x": torch.rand(3)}) == ""
