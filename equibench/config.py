@@ -65,7 +65,7 @@ class RunConfig:
     image_size: int = _option(224, "pixels to which the images of a folder are resized and cropped", _DATA)
     skip_bad: bool = _option(False, "leave out what cannot be read, and count it in the records", _DATA)
     arch: str | None = _option(None, "a file's architecture: timm:NAME or torchvision:NAME", _ENCODER)
-    name: str | None = _option(None, "the encoder's name in the records", _ENCODER)
+    name: str | None = _option(None, "the encoder's name in the records, instead of its file's with a digest", _ENCODER)
     pretrained: bool = _option(True, "take the model's trained weights, or none", _ENCODER)
     size: int | None = _option(None, "pixels that the encoder sees, instead of its own", _ENCODER)
     mean: tuple[float, ...] | None = _option(

@@ -14,7 +14,19 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from equibench.cli.options import HERE, DryRun, Json, Out, Places, command, configured, names, print_facts, print_files
+from equibench.cli.options import (
+    HERE,
+    DryRun,
+    Json,
+    Out,
+    Places,
+    command,
+    configured,
+    names,
+    plain_console,
+    print_facts,
+    print_files,
+)
 from equibench.config import SCORE_OPTIONS
 
 encoder_commands = typer.Typer()
@@ -47,7 +59,7 @@ def _score(
     from equibench.runner.score import plan_score, score
     from equibench.utils.progress import clock
 
-    console = Console()
+    console = plain_console()
     if dry_run:
         jobs, seconds = plan_score(encoder, **options)
         table = Table("row", "task", "estimate")
@@ -109,7 +121,7 @@ def _compare(
     if as_json:
         typer.echo(json.dumps([asdict(difference) for difference in found]))
         return
-    console = Console()
+    console = plain_console()
     console.print(f"A = {a}\nB = {b}\npaired bootstrap over test images", style="dim", highlight=False, soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for number, head in enumerate(("task, metric", "A", "B", "A - B", "95 % interval", "p", "better")):
@@ -178,6 +190,7 @@ def _verify(
             f"{len(found.absent)} scores could not be checked: their predictions are not below {runs}. "
             f"The first is made again by: {found.absent[0].command}",
             soft_wrap=True,
+            markup=False,
             style="yellow",
         )
     raise typer.Exit(1 if found.mismatches else 0)
@@ -208,5 +221,6 @@ def _print_findings(found: Any, console: Console) -> None:
     for problem in found.problems:
         console.print(f"[bold red]problem:[/] {escape(problem)}", soft_wrap=True, highlight=False)
     if found.usable:
-        console.print(f"next: equibench score {found.file} --arch {found.architecture}", soft_wrap=True)
+        line = f"next: equibench score {found.file} --arch {found.architecture}"
+        console.print(line, soft_wrap=True, markup=False)
     console.print(f"{found.seconds:.0f} s", style="dim")

@@ -110,7 +110,7 @@ def _table(
 
 def _print_unmeasured(notes: list[str], console: Console) -> None:
     for note in notes:
-        console.print(f"not measured: {note}", style="yellow", soft_wrap=True, highlight=False)
+        console.print(f"not measured: {note}", style="yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
@@ -145,7 +145,9 @@ def _pretrain(
 
     found = pretrain(baseline, **options)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one of several processes speaks
-        Console().print(f"{found.folder / 'encoder.safetensors'}  (log: {found.folder / 'log.jsonl'})", soft_wrap=True)
+        Console().print(
+            f"{found.folder / 'encoder.safetensors'}  (log: {found.folder / 'log.jsonl'})", soft_wrap=True, markup=False
+        )
 
 
 @command(
@@ -184,7 +186,7 @@ def _study(
 
     console = Console()
     for part in read_study(file):
-        console.print(f"[bold]{part.folder}[/]: {part.words}", highlight=False)
+        console.print(f"[bold]{escape(str(part.folder))}[/]: {escape(part.words)}", highlight=False)
     if not dry_run:
         for result in run_study(file):
             print_files(result.files, console)
@@ -225,4 +227,4 @@ def _certify(
         size=image_size,
         again=again,
     )
-    Console().print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+    Console().print(f"written: {', '.join(map(str, written))}", soft_wrap=True, markup=False)

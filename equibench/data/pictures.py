@@ -69,7 +69,7 @@ def read_picture(path: Path, *, turn: bool, treated: Counter[str] | None = None)
         seen.append("deep")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:  # type: ignore[index]
+        if image.getchannel("A").getextrema() != (255, 255):
             seen.append("transparent")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*PAGE, 255)), image)
     image = image.convert("RGB")

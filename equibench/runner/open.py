@@ -26,6 +26,7 @@ from equibench.evaluation.controls import CONTROLS
 from equibench.pairs.manifest import choose_images
 from equibench.pretrain.loop import default_precision
 from equibench.profiles import Probing
+from equibench.records import with_digest
 from equibench.registry import load_file
 from equibench.task import TASKS, Task, object_tasks, regression_tasks
 from equibench.transforms.transformation import RENDERED, view_spec
@@ -171,9 +172,7 @@ def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> Op
     if not opened.pretrained:
         settle_batch_norm(opened.encoder, _settling_images(dataset))
     notes, work = list(opened.notes), config.runs / "score" / f"{dataset.name}-{variant}"
-    name = config.name or opened.name
-    if name in CONTROLS:
-        raise UserError(f"{name!r} is the name of a control", "give the encoder another one: --name")
+    name = _name(source, opened, config)
     if opened.encoder.identity is None:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="equibench-")))
         notes.append("its weights cannot be told from others', so nothing of it is kept but the score")
@@ -246,6 +245,22 @@ def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: s
         if own is not None:
             return own
     return open_encoder(source, views=views, **{name: getattr(config, name) for name in _ENCODER_OPTIONS})
+
+
+def _name(source: EncoderSource, opened: Opened, config: RunConfig) -> str:
+    """The row's name: as asked for; a run's or a public model's own; else with a digest, as files share their names.
+
+    A UserError if it cannot be printed in a line, or is a control's.
+    """
+    name = config.name or opened.name
+    if name in CONTROLS or not name.isprintable():
+        what = "is the name of a control" if name in CONTROLS else "cannot be printed in one line"
+        raise UserError(f"{name!r} {what}", "give the encoder another name: --name")
+    is_file = isinstance(source, str | Path) and Path(source).expanduser().exists()
+    public = not is_file and isinstance(source, str) and ":" in source
+    if config.name or public or opened.architecture.startswith("equibench:"):
+        return name
+    return with_digest(name, _identity(opened.encoder)["encoder_sha256"])
 
 
 def _row(name: str, opened: Opened, config: RunConfig, context: Context, command: str) -> Row:

@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 
 from equibench.config import RESULTS, RunConfig
+from equibench.data.dataset import DATASETS, Dataset
 from equibench.evaluation.context import Context, Row
 from equibench.evaluation.features import outputs_of
-from equibench.records import RECORDS, Record, read_records, write_records
+from equibench.records import RECORDS, Record, read_records, with_digest, write_records
 from equibench.report.score import score_frame, score_markdown
 from equibench.runner.open import EncoderSource, OpenedScore, open_score
 from equibench.runner.plan import Job, Place, collect, estimate, plan
@@ -42,18 +43,19 @@ def score(
 
     Args:
         encoder: see `EncoderSource`.
-        out: folder for records.jsonl, score.csv and score.md; results/score/<name>-<data> by default.
+        out: folder for records.jsonl, score.csv and score.md; results/score/<name>.<weights' digest>-<data> by
+            default, where other preprocessing or pooling than the encoder's own, and data of one's own, are told too.
         console: where progress is shown.
         options: fields of `equibench.config.RunConfig`: tasks, data, arch, size, pooling, layers, pairs, ...
 
     Raises:
         UserError: a name, file, folder or device is wrong; the weights do not fit, or give no usable features.
     """
+    config = RunConfig.of(**options)
     with ExitStack() as stack:
-        opened = open_score(encoder, RunConfig.of(**options), stack)
+        opened = open_score(encoder, config, stack)
         row, context = opened.rows[0], opened.context
-        slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in row.name)
-        folder = writable_folder(Path(out) if out else RESULTS / "score" / f"{slug}-{context.dataset.name}")
+        folder = writable_folder(Path(out) if out else RESULTS / "score" / _slug(row, config, context.dataset))
         if jobs := _jobs(opened):
             _check_features(row, context)
         run_jobs(jobs, opened, console)
@@ -73,6 +75,14 @@ def plan_score(encoder: EncoderSource, **options: Any) -> tuple[list[Job], list[
         opened = open_score(encoder, RunConfig.of(**options), stack)
         jobs = _jobs(opened)
         return jobs, estimate(jobs, opened)
+
+
+def _slug(row: Row, config: RunConfig, data: Dataset) -> str:
+    """A folder's name for each network, way of using it, and data: neither a file's name nor a folder's is enough."""
+    told = [flag.strip("-") for flag in config.flags(["pooling", "size", "mean", "std", "interpolation"])]
+    where = data.name if data.name in DATASETS else with_digest(data.name, data.sha256)
+    words = "-".join([with_digest(row.name, row.encoder_sha256), *told, where])
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in words)
 
 
 def _places(opened: OpenedScore) -> list[Place]:

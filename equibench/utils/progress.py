@@ -102,10 +102,10 @@ class Progress:
 
     def warn(self, message: str) -> None:
         """Print a warning that stays on the screen."""
-        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True)
+        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
 
     def _say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True, highlight=False)
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def clock(seconds: float) -> str:
