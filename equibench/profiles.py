@@ -1,6 +1,14 @@
 """Profiles: how large a run is. A profile sets sizes and schedules, never a loss, a view or a metric."""
 
-from dataclasses import dataclass, field, replace
+import json
+import re
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from equibench.errors import UserError, closest
 
@@ -224,14 +232,130 @@ PROFILES = {
 }  # fmt: skip
 
 
+_BUILT_IN = tuple(PROFILES)
+
+
 def get_profile(name: str | Profile) -> Profile:
-    """The profile of that name; a profile is itself.
+    """The profile of that name, or of a file that ends in ".toml" (see `read_profile`); a profile is itself.
 
     Raises:
-        UserError: no such profile.
+        UserError: no such profile, or the file is wrong.
     """
     if isinstance(name, Profile):
         return name
+    if name.endswith(".toml"):
+        return read_profile(Path(name))
     if name not in PROFILES:
-        raise UserError(f"unknown profile {name!r}{closest(name, PROFILES)}", f"profiles: {', '.join(PROFILES)}")
+        raise UserError(f"unknown profile {name!r}{closest(name, PROFILES)}", f"profiles: {', '.join(PROFILES)}; or FILE.toml")
     return PROFILES[name]
+
+
+def read_profile(path: Path) -> Profile:
+    """A profile of one's own: a TOML file with the `base` that it starts from, and what differs.
+
+        base = "demo"
+        [encoder]
+        width = 192
+        [pretraining]
+        pairs = 90_000
+
+    It is called `name`, or like the file, and known by that name from then on.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown (the nearest one is named), or a value makes no sense.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the profile {path} cannot be read: {error}", "give a TOML file: --profile mine.toml") from error
+    profile = _parsed_profile(path, text)
+    PROFILES[profile.name] = profile  # so that the runs made with it can be opened again
+    return profile
+
+
+@lru_cache(maxsize=8)  # a configuration asks for its profile at every turn
+def _parsed_profile(path: Path, text: str) -> Profile:
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is no TOML: {error}", 'it begins like: base = "demo"') from error
+    base = given.pop("base", None)
+    if base not in _BUILT_IN:
+        raise UserError(f"{path}: base = {base!r} is no profile", f"base is one of {', '.join(_BUILT_IN)}")
+    name = given.setdefault("name", path.stem)
+    if name in _BUILT_IN or not re.fullmatch(r"[\w.-]+", str(name)):
+        problem = f"{path}: a profile of one's own cannot be called {name!r}"
+        raise UserError(problem, 'add a line such as: name = "mine" (letters, digits, ".", "_", "-")')
+    given.setdefault("title", f"{base} with the changes of {path.name}")
+    profile = _changed(PROFILES[base], given, str(path))
+    try:
+        TypeAdapter(Profile).validate_json(json.dumps(asdict(profile)), strict=True)
+    except (ValidationError, TypeError) as error:
+        found = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("a value",), "msg": str(error)}
+        where = ".".join(map(str, found["loc"]))
+        raise UserError(f"{path}: {where}: {found['msg']}", f"as in {base}, where it is {_at(base, where)}") from error
+    _check_sense(profile, str(path))
+    return profile
+
+
+def _changed(part: Any, changes: dict[str, Any], where: str) -> Any:
+    """A copy of a profile, or of a part of one, with what a table of the file changes; lists become tuples."""
+    known, new = [one.name for one in fields(part)], {}
+    for key, value in changes.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{closest(key, known)}", f"keys: {', '.join(known)}")
+        now = getattr(part, key)
+        if isinstance(value, dict) and is_dataclass(now):
+            value = _changed(now, value, f"{where}, {key}")
+        elif isinstance(value, dict) and now is None and (kinds := get_args(get_type_hints(type(part))[key])):
+            value = _whole(kinds[0], value, f"{where}, {key}")
+        new[key] = tuple(value) if isinstance(value, list) else value
+    return replace(part, **new)
+
+
+def _whole(kind: Any, values: dict[str, Any], where: str) -> Any:
+    """A part that the base does not have, of which every key must be given."""
+    known = [one.name for one in fields(kind)] if is_dataclass(kind) else []
+    for key in (*values, *known):
+        if key not in known or key not in values:
+            what = "unknown" if key not in known else "missing"
+            hint = closest(key, known) if key not in known else ""
+            raise UserError(f"{where}: {what} key {key!r}{hint}", f"keys: {', '.join(known)}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _at(base: str, where: str) -> object:
+    value: Any = PROFILES[base]
+    for key in where.split("."):
+        value = getattr(value, key, value)
+    return value
+
+
+def _check_sense(profile: Profile, where: str) -> None:
+    """Refuse sizes with which nothing can be built or trained."""
+    encoder, decoder, pretraining, probing = profile.encoder, profile.decoder, profile.pretraining, profile.probing
+    least_one = (*asdict(encoder).values(), *asdict(decoder).values(), profile.image_size, profile.encode_batch)
+    wrong = {
+        "sizes of encoder, decoder and images must be 1 or more": min(least_one) < 1,
+        "encoder.patch must divide image_size": profile.image_size % max(encoder.patch, 1),
+        "encoder.heads must divide encoder.width": encoder.width % max(encoder.heads, 1),
+        "decoder.heads must divide decoder.width": decoder.width % max(decoder.heads, 1),
+        "encoder.features must be even: they are split in two halves": encoder.features % 2,
+        "pretraining.batch must be 1 or more, and pretraining.pairs no fewer": not (
+            1 <= pretraining.batch <= pretraining.pairs
+        ),
+        "pretraining.lr and probing.lr must be above 0": min(pretraining.lr, probing.lr) <= 0,
+        "pretraining.warmup must be in [0, 1)": not 0 <= pretraining.warmup < 1,
+        "pretraining.checkpoint_every and log_every must be 1 or more": min(
+            pretraining.checkpoint_every, pretraining.log_every
+        ) < 1,
+        "snapshots must be multiples of pretraining.checkpoint_every": any(
+            step % max(pretraining.checkpoint_every, 1) for step in profile.snapshots
+        ),
+        "probing.pairs, width, epochs, batch and seeds must be 1 or more": min(
+            *probing.pairs, probing.width, probing.epochs, probing.batch, probing.seeds
+        ) < 1,
+    }  # fmt: skip
+    for rule, broken in wrong.items():
+        if broken:
+            raise UserError(f"{where}: {rule}", f"change it, or take the value of {', '.join(_BUILT_IN)}")

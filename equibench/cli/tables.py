@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from equibench.runner.table import Plan
 
 table_commands = typer.Typer()
-_KINDS = ("tasks", "baselines", "tables", "profiles", "metrics")
+_KINDS = ("tasks", "baselines", "tables", "profiles", "metrics", "datasets")
 
 
 @command(table_commands, "list", "equibench list tasks")
 def _list(
-    kind: Annotated[str, typer.Argument(help="tasks, baselines, tables, profiles, metrics; or all.")] = "",
+    kind: Annotated[str, typer.Argument(help="tasks, baselines, tables, profiles, metrics, datasets; or all.")] = "",
 ) -> None:
-    """Show what there is: tasks, baselines, tables, profiles, metrics."""
+    """Show what there is: tasks, baselines, tables, profiles, metrics, data sets."""
     console = Console()
     for one in [kind] if kind else _KINDS:
         for group, rows in described(one).items():
@@ -44,6 +44,11 @@ def described(kind: str) -> dict[str, list[tuple[str, str]]]:
         from equibench.profiles import PROFILES
 
         return {"": [(p.name, p.title) for p in PROFILES.values()]}
+    if kind == "datasets":
+        from equibench.data.own import OWN_DATASETS
+
+        own = [(d.name, d.title) for d in map(OWN_DATASETS.get, OWN_DATASETS.names())]
+        return {"": [("cifar10", "CIFAR-10"), ("solids", "solids that equibench renders"), *own]}
     from equibench.evaluation.controls import CONTROLS
     from equibench.evaluation.evaluator import EVALUATORS, evaluator_of
     from equibench.pretrain.method import BASELINES
@@ -74,8 +79,8 @@ def described(kind: str) -> dict[str, list[tuple[str, str]]]:
     "equibench table table2 --baseline my_method.py",
 )
 @configured(
-    "profile", "rows", "columns", "seeds", "baseline_files", "variant", "data_root", "skip_bad", "device", "devices",
-    "jobs", "runs",
+    "profile", "rows", "columns", "seeds", "baseline_files", "variant", "plugins", "data_root", "skip_bad", "device",
+    "devices", "jobs", "runs",
 )  # fmt: skip
 def _table(
     name: Annotated[
@@ -134,7 +139,7 @@ def _print_plan(plan: Plan, console: Console) -> None:
     "equibench pretrain vicreg",
     "equibench pretrain reconstruction --profile cifar10 --seed 1 --device cuda",
 )
-@configured("profile", "seed", "baseline_files", "variant", "data_root", "device", "devices", "runs")
+@configured("profile", "seed", "baseline_files", "variant", "plugins", "data_root", "device", "devices", "runs")
 def _pretrain(
     baseline: Annotated[str, typer.Argument(metavar="BASELINE", help="See `equibench list baselines`.")],
     *,
@@ -156,7 +161,7 @@ def _pretrain(
     "equibench curve",
     "equibench curve --profile tiny --rows vicreg,reconstruction --columns rotation --no-plot",
 )
-@configured("profile", "rows", "columns", "seeds", "baseline_files", "data_root", "device", "jobs", "runs")
+@configured("profile", "rows", "columns", "seeds", "baseline_files", "plugins", "data_root", "device", "jobs", "runs")
 def _curve(
     plot: Annotated[bool, typer.Option(help="Draw curve.png; needs matplotlib.")] = True,
     out: Out = None,
