@@ -59,10 +59,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Baseline", "Evaluator", "OwnImages", "RunConfig", "Task", "Transformation", "UserError", "__version__", "certify", "compare",
-    "curve", "described", "doctor", "explain", "list_baselines", "list_metrics", "list_profiles", "list_tables",
-    "list_tasks", "pretrain", "register_baseline", "register_evaluator", "register_task", "register_transformation",
-    "run_study", "score", "table", "verify",
+    "Baseline", "Evaluator", "OwnImages", "RunConfig", "Task", "Transformation", "UserError", "__version__",
+    "certify", "compare", "curve", "described", "doctor", "explain", "export_pairs", "list_baselines", "list_metrics",
+    "list_profiles", "list_tables", "list_tasks", "pretrain", "register_baseline", "register_dataset",
+    "register_evaluator", "register_task", "register_transformation", "run_study", "score", "table", "verify",
 ]  # fmt: skip
 
 

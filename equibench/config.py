@@ -24,10 +24,13 @@ _MEASURED, _SIZE, _DATA, _ENCODER, _MACHINE = "What to measure", "How much", "Da
 
 SCORE_OPTIONS = (
     "tasks", "layers", "controls", "variant", "profile", "pairs", "seed", "data", "plugins", "data_root", "image_size",
-    "skip_bad", "features", "arch", "name", "pretrained", "size", "mean", "std", "interpolation", "pooling", "allow_partial", "allow_random",
+    "skip_bad", "features",
+    "arch", "name", "pretrained", "size", "mean", "std", "interpolation", "pooling", "allow_partial", "allow_random",
     "device", "runs",
 )  # fmt: skip
 """The fields of the configuration that a score heeds."""
+VIEW_OPTIONS = ("variant", "profile", "pairs", "data", "plugins", "data_root", "image_size", "skip_bad")
+"""Those that decide which views there are; features of exported views are scored with those of their manifest."""
 
 
 def _option(default: Any, help: str, group: str, *, flag: str | None = None, numbers: type | None = None) -> Any:

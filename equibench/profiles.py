@@ -246,7 +246,9 @@ def get_profile(name: str | Profile) -> Profile:
     if name.endswith(".toml"):
         return read_profile(Path(name))
     if name not in PROFILES:
-        raise UserError(f"unknown profile {name!r}{closest(name, PROFILES)}", f"profiles: {', '.join(PROFILES)}; or FILE.toml")
+        raise UserError(
+            f"unknown profile {name!r}{closest(name, PROFILES)}", f"profiles: {', '.join(PROFILES)}; or FILE.toml"
+        )
     return PROFILES[name]
 
 
@@ -267,7 +269,9 @@ def read_profile(path: Path) -> Profile:
     try:
         text = path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the profile {path} cannot be read: {error}", "give a TOML file: --profile mine.toml") from error
+        raise UserError(
+            f"the profile {path} cannot be read: {error}", "give a TOML file: --profile mine.toml"
+        ) from error
     profile = _parsed_profile(path, text)
     PROFILES[profile.name] = profile  # so that the runs made with it can be opened again
     return profile
@@ -281,7 +285,8 @@ def _parsed_profile(path: Path, text: str) -> Profile:
         raise UserError(f"{path} is no TOML: {error}", 'it begins like: base = "demo"') from error
     base = given.pop("base", None)
     if base not in _BUILT_IN:
-        raise UserError(f"{path}: base = {base!r} is no profile", f"base is one of {', '.join(_BUILT_IN)}")
+        hint = closest(str(base), _BUILT_IN)
+        raise UserError(f"{path}: base = {base!r} is no profile{hint}", f"base is one of {', '.join(_BUILT_IN)}")
     name = given.setdefault("name", path.stem)
     if name in _BUILT_IN or not re.fullmatch(r"[\w.-]+", str(name)):
         problem = f"{path}: a profile of one's own cannot be called {name!r}"

@@ -27,7 +27,7 @@ from equibench.cli.options import (
     print_facts,
     print_files,
 )
-from equibench.config import SCORE_OPTIONS
+from equibench.config import SCORE_OPTIONS, VIEW_OPTIONS
 
 encoder_commands = typer.Typer()
 
@@ -38,16 +38,17 @@ encoder_commands = typer.Typer()
     "equibench score timm:vit_small_patch16_224",
     "equibench score weights.pth --arch torchvision:resnet50 --data photographs/ --tasks 'rotation*'",
     "equibench score reconstruction --tasks all --layers all",
+    "equibench score --features features/",
 )
 @configured(*SCORE_OPTIONS)
 def _score(
     encoder: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="ENCODER",
+            metavar="[ENCODER]",
             help="A run's folder or a baseline; timm:NAME, torchvision:NAME, hf-hub:ORG/NAME; a file of weights.",
         ),
-    ],
+    ] = None,
     out: Out = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -75,6 +76,29 @@ def _score(
         return
     print_score(result.name, result.records, result.context, result.notes, console)
     print_files(result.files, console)
+
+
+@command(
+    encoder_commands,
+    "export-pairs",
+    "equibench export-pairs views/ --tasks rotation,color",
+    "equibench export-pairs views/ --data photographs/ --image-size 224 --png",
+)
+@configured("tasks", *VIEW_OPTIONS)
+def _export_pairs(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; empty, or not there.")],
+    png: Annotated[bool, typer.Option("--png", help="Write each view as a PNG besides.")] = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Write views and θ of tasks for other code, whose features `equibench score --features` then scores."""
+    from equibench.runner.exchange import MANIFEST, export_pairs
+
+    console = Console()
+    print_files(export_pairs(out, png=png, **options), console)
+    line = f"now save features (N, D) of each NAME.npy that {MANIFEST} lists under `views` as FEATURES/NAME.npy, copy "
+    line += f"{MANIFEST} beside them, and run: equibench score --features FEATURES"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _json(record: Any) -> dict[str, Any]:

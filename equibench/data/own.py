@@ -7,8 +7,8 @@
         ...
         return OwnImages(train_images, train_labels, test_images, test_labels, ("round", "long"))
 
-`equibench score timm:resnet18 --data cells --plugin cells.py` then scores on them, and a profile may name them. A package
-names the module that registers them as an entry point of the group "equibench.data".
+`equibench score timm:resnet18 --data cells --plugin cells.py` then scores on them, and a profile may name them. A
+package names the module that registers them as an entry point of the group "equibench.data".
 """
 
 from collections.abc import Callable

@@ -49,7 +49,8 @@ class Progress:
         self.expected, self.took, self.printed = 0.0, 0.0, 0.0
         self._active: dict[int, _Active] = {}
         self._bar = rich.progress.Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.fields[state]}", markup=False),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}", markup=False),
             console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
         self._whole = self._bar.add_task("all jobs", total=max(total, 1e-9), state="")
