@@ -117,10 +117,7 @@ WRONG = [
     (lambda folder: (folder / "flip.npy").unlink(), r"flip.npy cannot be read"),
     (lambda folder: (folder / "manifest.json").unlink(), r"manifest.json is absent"),
     (lambda folder: (folder / "manifest.json").write_text("{}"), r"no manifest of views: package_version"),
-    (
-        lambda folder: np.save(folder / "flip.npy", np.zeros((224, 3))),
-        r"flip.npy has 3 columns|first.npy has 48 columns",
-    ),
+    (lambda folder: np.save(folder / "flip.npy", np.zeros((224, 3))), r"flip has 3 columns, the|flip.npy has 3 col"),
     (lambda folder: np.save(folder / "flip.npy", np.zeros((224, 3, 2))), r"flip.npy holds float64 \(224, 3, 2\)"),
     (lambda folder: np.save(folder / "flip.npy", np.full((224, 48), 1e6)), r"flip.npy: features are not finite, bey"),
     (lambda folder: np.save(folder / "flip.npy", np.array([None] * 224)), r"flip.npy cannot be read"),
