@@ -18,7 +18,7 @@ from equibench.encoders.vit import Tokens, ViTEncoder
 from equibench.pretrain.augment import Pipeline, augmented, moved, pictures_of
 from equibench.pretrain.method import Baseline, Criterion, TokenPair, ViewPair, register_baseline
 from equibench.pretrain.modules import ImageDecoder, masked_pixel_mse
-from equibench.profiles import Profile, extras_of
+from equibench.profiles import Profile
 
 TARGETS = {g: (g,) for g in ("rotation", "color", "blur", "translation")} | {"se2": ("rotation", "translation")}
 """g by name: the transformations of which one theta moves all at once."""
@@ -50,7 +50,7 @@ class Intermediate(Baseline):
         decoders have a linear layer of their own.
         """
         super().__init__(profile, encoder)
-        self.splits_features, self.settings = splits_features, extras_of(profile).redrawing
+        self.splits_features, self.settings = splits_features, profile.extras.redrawing
         width = self.features - self.invariant
         self.ssl = ssl(profile, encoder, self.invariant if splits_features else self.features)
         self.ssl.pipeline = None  # it gets its views from here

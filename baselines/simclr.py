@@ -13,7 +13,7 @@ from equibench.encoders.vit import ViTEncoder
 from equibench.pretrain.augment import Pipeline, two_views
 from equibench.pretrain.method import Baseline, Criterion, TokenPair, ViewPair, register_baseline
 from equibench.pretrain.modules import projector
-from equibench.profiles import Profile, extras_of
+from equibench.profiles import Profile
 
 
 @register_baseline("simclr", title="SimCLR")
@@ -32,7 +32,7 @@ class SimCLR(Baseline):
         from lightly.loss import NTXentLoss
 
         super().__init__(profile, encoder, features)
-        temperature = extras_of(profile).temperature
+        temperature = profile.extras.temperature
         self.pipeline, self.projector = views, projector(self.features, profile.pretraining.projector)
         self.nt_xent = NTXentLoss(temperature, gather_distributed=torch.distributed.is_available())
         self.nt_xent_here = NTXentLoss(temperature)

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from equibench.audit.verify import verify
     from equibench.cli.tables import described
     from equibench.config import RunConfig
+    from equibench.data.own import OwnImages, register_dataset
     from equibench.evaluation.evaluator import Evaluator, register_evaluator
     from equibench.pretrain.method import Baseline, register_baseline
     from equibench.runner.curve import curve
+    from equibench.runner.exchange import export_pairs
     from equibench.runner.score import score
     from equibench.runner.study import run_study
     from equibench.runner.table import pretrain, table
@@ -48,6 +50,9 @@ _HOMES = {
     "described": "cli.tables",
     "RunConfig": "config",
     "Baseline": "pretrain.method",
+    "export_pairs": "runner.exchange",
+    "OwnImages": "data.own",
+    "register_dataset": "data.own",
     "register_baseline": "pretrain.method",
     "Task": "task",
     "register_task": "task",
@@ -58,10 +63,11 @@ _HOMES = {
 }
 
 __all__ = [
-    "Baseline", "Evaluator", "RunConfig", "Task", "Transformation", "UserError", "__version__", "certify", "compare",
-    "curve", "described", "doctor", "explain", "figures", "list_baselines", "list_metrics", "list_profiles",
-    "list_tables", "list_tasks", "pretrain", "register_baseline", "register_evaluator", "register_task",
-    "register_transformation", "report_html", "run_study", "score", "table", "verify",
+    "Baseline", "Evaluator", "OwnImages", "RunConfig", "Task", "Transformation", "UserError", "__version__",
+    "certify", "compare", "curve", "described", "doctor", "explain", "export_pairs", "figures", "list_baselines",
+    "list_metrics", "list_profiles", "list_tables", "list_tasks", "pretrain", "register_baseline", "register_dataset",
+    "register_evaluator", "register_task", "register_transformation", "report_html", "run_study", "score", "table",
+    "verify",
 ]  # fmt: skip
 
 

@@ -23,11 +23,13 @@ _MEASURED, _SIZE, _DATA, _ENCODER, _MACHINE = "What to measure", "How much", "Da
 """Groups of options on the command line."""
 
 SCORE_OPTIONS = (
-    "tasks", "layers", "controls", "variant", "profile", "pairs", "seed", "data", "data_root", "image_size", "skip_bad",
-    "arch", "name", "pretrained", "size", "mean", "std", "interpolation", "pooling", "branch", "rename",
-    "allow_random", "allow_partial", "device", "runs",
+    "tasks", "layers", "controls", "variant", "profile", "pairs", "seed", "data", "plugins", "data_root", "image_size",
+    "skip_bad", "features", "arch", "name", "pretrained", "size", "mean", "std", "interpolation", "pooling", "branch",
+    "rename", "allow_random", "allow_partial", "device", "runs",
 )  # fmt: skip
 """The fields of the configuration that a score heeds."""
+VIEW_OPTIONS = ("variant", "profile", "pairs", "data", "plugins", "data_root", "image_size", "skip_bad")
+"""Those that decide which views there are; features of exported views are scored with those of their manifest."""
 
 
 def _option(default: Any, help: str, group: str, *, flag: str | None = None, numbers: type | None = None) -> Any:
@@ -52,20 +54,26 @@ class RunConfig:
         (), "a Python file that registers further baselines; may be repeated", _MEASURED, flag="--baseline"
     )
     variant: str = _option("headline", "views: headline (mirrored fill, disc) or paper_like (black fill)", _MEASURED)
-    profile: str | Profile = _option("demo", "how large: `equibench list profiles`", _SIZE)
+    profile: str | Profile = _option("demo", "how large: `equibench list profiles`, or a TOML file", _SIZE)
     pairs: tuple[int, ...] | None = _option(
         None, "training, validation and test pairs, such as 4000,1000,3000", _SIZE, numbers=int
     )
     seeds: tuple[int, ...] = _option((0,), "pretraining seeds, separated by commas", _SIZE, numbers=int)
     seed: int = _option(0, "pretraining seed, or that of the untrained control", _SIZE)
-    data: str | Path = _option("cifar10", "one of cifar10, solids; or a folder of images", _DATA)
+    data: str | Path = _option("cifar10", "one of cifar10, solids; a folder of images; or a registered name", _DATA)
+    plugins: tuple[Path, ...] = _option(
+        (), "a Python file that registers data sets; may be repeated", _DATA, flag="--plugin"
+    )
     data_root: Path | None = _option(
         None, "folder that holds the data sets; else $EQUIBENCH_DATA, the cache, a download", _DATA
     )
     image_size: int = _option(224, "pixels to which the images of a folder are resized and cropped", _DATA)
     skip_bad: bool = _option(False, "leave out what cannot be read, and count it in the records", _DATA)
+    features: Path | None = _option(
+        None, "a folder of features that other code made of exported views, instead of an encoder", _ENCODER
+    )
     arch: str | None = _option(None, "a file's architecture: timm:NAME or torchvision:NAME", _ENCODER)
-    name: str | None = _option(None, "the encoder's name in the records", _ENCODER)
+    name: str | None = _option(None, "the encoder's name in the records, instead of its file's with a digest", _ENCODER)
     pretrained: bool = _option(True, "take the model's trained weights, or none", _ENCODER)
     size: int | None = _option(None, "pixels that the encoder sees, instead of its own", _ENCODER)
     mean: tuple[float, ...] | None = _option(
@@ -149,7 +157,7 @@ class RunConfig:
             if isinstance(value, bool):
                 found.append(flag if value else f"--no-{name}")
                 continue
-            for each in value if one.name == "baseline_files" else [value]:
+            for each in value if str(one.type).startswith("tuple[Path") else [value]:
                 text = ",".join(map(str, each)) if isinstance(each, tuple) else str(each)
                 found.append(f"{flag} {shlex.quote(each.name if isinstance(each, Profile) else text)}")
         return found

@@ -1,8 +1,15 @@
 """Profiles: how large a run is. A profile sets sizes and schedules, never a loss, a view or a metric."""
 
+import json
+import re
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from equibench.errors import UserError, closest
 
@@ -129,34 +136,6 @@ class SegmentationSize:
 
 
 @dataclass(frozen=True)
-class Profile:
-    """Attributes: `rendered` is None where published data are asked for; `snapshots` are the steps after which a copy
-    of the encoder is kept for learning curves, multiples of `pretraining.checkpoint_every`; `tuned` are the settings
-    that `equibench tune` has found for rows, fields of `pretraining` by row.
-    """
-
-    name: str
-    title: str
-    dataset: str
-    dataset_sizes: tuple[int, int] | None
-    image_size: int
-    encoder: EncoderSize
-    decoder: DecoderSize
-    pretraining: Pretraining
-    probing: Probing
-    metric_sizes: MetricSizes = field(default_factory=MetricSizes)
-    encode_batch: int = 512
-    rendered: RenderedData | None = None
-    segmentation: SegmentationSize = SegmentationSize(iterations=40_000, batch=16, crop=512, lr=1e-3)
-    snapshots: tuple[int, ...] = ()
-    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
-
-    def of_row(self, row: str) -> "Profile":
-        """The profile as one row is pretrained with it; every other row has the profile's own settings."""
-        return replace(self, pretraining=replace(self.pretraining, **self.tuned.get(row, {})))
-
-
-@dataclass(frozen=True)
 class Distillation:
     """Heads, teacher and crops of iBOT and DINOv2 (docs/protocol.md 13.3); shares are of a run's steps.
 
@@ -209,10 +188,43 @@ class Extras:
     """Of SimCLR's softmax: its README's for CIFAR; 0.1 on ImageNet."""
 
 
+@dataclass(frozen=True)
+class Profile:
+    """Attributes: `rendered` is None where published data are asked for; `snapshots` are the steps after which a copy
+    of the encoder is kept for learning curves, multiples of `pretraining.checkpoint_every`; `tuned` are the settings
+    that `equibench tune` has found for rows, fields of `pretraining` by row.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    dataset_sizes: tuple[int, int] | None
+    image_size: int
+    encoder: EncoderSize
+    decoder: DecoderSize
+    pretraining: Pretraining
+    probing: Probing
+    extras: Extras
+    metric_sizes: MetricSizes = field(default_factory=MetricSizes)
+    encode_batch: int = 512
+    rendered: RenderedData | None = None
+    segmentation: SegmentationSize = SegmentationSize(iterations=40_000, batch=16, crop=512, lr=1e-3)
+    snapshots: tuple[int, ...] = ()
+    tuned: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+
+    def of_row(self, row: str) -> "Profile":
+        """The profile as one row is pretrained with it; every other row has the profile's own settings."""
+        return replace(self, pretraining=replace(self.pretraining, **self.tuned.get(row, {})))
+
+
 CPU_BATCH = 128
 """Images a forward pass on a CPU: a small ViT encodes 1,500 a second and core so, and 1,000 with 512, whose activations
 leave the cache. The features are the same to the last bit."""
 
+_SMALL_EXTRAS = Extras(
+    Distillation(prototypes=512, hidden=256, bottleneck=64, local_crops=2, local_size=16, momentum=0.98),
+    Redrawing(width=64),
+)
 _DEMO = Profile(
     name="demo",
     title="a small ViT on CIFAR-10, minutes a row on two CPU cores",
@@ -226,6 +238,7 @@ _DEMO = Profile(
         projector=(512, 512, 48), checkpoint_every=75, log_every=25,
     ),
     probing=Probing(pairs=(4000, 1000, 3000), width=128, epochs=40, patience=12),
+    extras=_SMALL_EXTRAS,
     encode_batch=CPU_BATCH,
     rendered=RenderedData(objects=120, views=12, scenes=(200, 80)),
     snapshots=(75, 225, 450),
@@ -256,6 +269,10 @@ PROFILES = {
                 projector=(32, 8), checkpoint_every=10, log_every=5,
             ),
             probing=Probing(pairs=(256, 64, 128), width=32, epochs=10, seeds=2),
+            extras=Extras(
+                Distillation(prototypes=64, hidden=64, bottleneck=16, local_crops=2, local_size=16, momentum=0.9),
+                Redrawing(width=32),
+            ),
             metric_sizes=MetricSizes(
                 composition_images=60, retrieval_images=30, bank=10, fixed_images=100, fixed=2, lie_images=40
             ),
@@ -280,6 +297,12 @@ PROFILES = {
             probing=Probing(
                 pairs=(45_000, 5_000, 10_000), width=1024, lr=1e-3, unwhitened_epochs=50, unwhitened_lr=1e-3
             ),
+            extras=Extras(
+                Distillation(
+                    prototypes=8192, hidden=2048, bottleneck=256, local_crops=8, local_size=16, momentum=0.996
+                ),
+                Redrawing(width=256, narrowest=16),
+            ),
             snapshots=(500, 2000, 5000, 10_000),
             # with patches of 4 px, crops of 512 px would be 16,384 tokens
             segmentation=SegmentationSize(iterations=40_000, batch=16, crop=128, lr=1e-3),
@@ -288,73 +311,135 @@ PROFILES = {
 }  # fmt: skip
 
 
-EXTRAS = {
-    "tiny": Extras(
-        Distillation(prototypes=64, hidden=64, bottleneck=16, local_crops=2, local_size=16, momentum=0.9),
-        Redrawing(width=32),
-    ),
-    "demo": Extras(
-        Distillation(prototypes=512, hidden=256, bottleneck=64, local_crops=2, local_size=16, momentum=0.98),
-        Redrawing(width=64),
-    ),
-    "cifar10_cpu": Extras(
-        Distillation(prototypes=512, hidden=256, bottleneck=64, local_crops=2, local_size=16, momentum=0.98),
-        Redrawing(width=64),
-    ),
-    "cifar10": Extras(
-        Distillation(prototypes=8192, hidden=2048, bottleneck=256, local_crops=8, local_size=16, momentum=0.996),
-        Redrawing(width=256, narrowest=16),
-    ),
-}
-"""By profile."""
-
-
-def extras_of(profile: Profile) -> Extras:
-    """The further settings of a profile, found by its name.
-
-    Raises:
-        UserError: there are none for a profile of that name.
-    """
-    if profile.name not in EXTRAS:
-        problem = f"the profile {profile.name!r} has no settings for methods with a teacher or a decoder of images"
-        raise UserError(problem, f"give EXTRAS[{profile.name!r}] in equibench.profiles, or use: {', '.join(EXTRAS)}")
-    return EXTRAS[profile.name]
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published recipe on ImageNet-1K, as far as the paper gives it (docs/protocol.md 13.6)."""
-
-    backbone: str
-    epochs: int
-    batch: int
-    lr: float  # peak, after the paper's scaling with the batch
-    warmup_epochs: int | None  # None: not said
-    said: str  # what else the source gives
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole run; an epoch drops its incomplete batch."""
-        return self.epochs * (IMAGENET_IMAGES // self.batch)
-
-
-IMAGENET_IMAGES = 1_281_167
-PUBLISHED_RECIPES = {
-    "vicreg": Published("ViT-S/16", 800, 2048, 1e-4 * 2048 / 256, None, "AdamW, cosine"),
-    "ibot": Published("ViT-L/16", 250, 1024, 5e-4 * 1024 / 256, 10, "8,192 prototypes, 10 local crops of 96 px"),
-    "dinov2": Published("ViT-L/16", 100, 2048, 4e-3 * (2048 / 1024) ** 0.5, 10, "65,536 prototypes, 8 local crops"),
-}
-"""By the SSL method of a row; of SimCLR the paper says nothing at all."""
+_BUILT_IN = tuple(PROFILES)
 
 
 def get_profile(name: str | Profile) -> Profile:
-    """The profile of that name; a profile is itself.
+    """The profile of that name, or of a file that ends in ".toml" (see `read_profile`); a profile is itself.
 
     Raises:
-        UserError: no such profile.
+        UserError: no such profile, or the file is wrong.
     """
     if isinstance(name, Profile):
         return name
+    if name.endswith(".toml"):
+        return read_profile(Path(name))
     if name not in PROFILES:
-        raise UserError(f"unknown profile {name!r}{closest(name, PROFILES)}", f"profiles: {', '.join(PROFILES)}")
+        raise UserError(
+            f"unknown profile {name!r}{closest(name, PROFILES)}", f"profiles: {', '.join(PROFILES)}; or FILE.toml"
+        )
     return PROFILES[name]
+
+
+def read_profile(path: Path) -> Profile:
+    """A profile of one's own: a TOML file with the `base` that it starts from, and what differs.
+
+        base = "demo"
+        [encoder]
+        width = 192
+        [pretraining]
+        pairs = 90_000
+
+    It is called `name`, or like the file, and known by that name from then on.
+
+    Raises:
+        UserError: the file cannot be read, a key is unknown (the nearest one is named), or a value makes no sense.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the profile {path} cannot be read: {error}", "give a TOML file: --profile mine.toml"
+        ) from error
+    profile = _parsed_profile(path, text)
+    PROFILES[profile.name] = profile  # so that the runs made with it can be opened again
+    return profile
+
+
+@lru_cache(maxsize=8)  # a configuration asks for its profile at every turn
+def _parsed_profile(path: Path, text: str) -> Profile:
+    try:
+        given = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is no TOML: {error}", 'it begins like: base = "demo"') from error
+    base = given.pop("base", None)
+    if base not in _BUILT_IN:
+        hint = closest(str(base), _BUILT_IN)
+        raise UserError(f"{path}: base = {base!r} is no profile{hint}", f"base is one of {', '.join(_BUILT_IN)}")
+    name = given.setdefault("name", path.stem)
+    if name in _BUILT_IN or not re.fullmatch(r"[\w.-]+", str(name)):
+        problem = f"{path}: a profile of one's own cannot be called {name!r}"
+        raise UserError(problem, 'add a line such as: name = "mine" (letters, digits, ".", "_", "-")')
+    given.setdefault("title", f"{base} with the changes of {path.name}")
+    profile = _changed(PROFILES[base], given, str(path))
+    try:
+        TypeAdapter(Profile).validate_json(json.dumps(asdict(profile)), strict=True)
+    except (ValidationError, TypeError) as error:
+        found = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("a value",), "msg": str(error)}
+        where = ".".join(map(str, found["loc"]))
+        raise UserError(f"{path}: {where}: {found['msg']}", f"as in {base}, where it is {_at(base, where)}") from error
+    _check_sense(profile, str(path))
+    return profile
+
+
+def _changed(part: Any, changes: dict[str, Any], where: str) -> Any:
+    """A copy of a profile, or of a part of one, with what a table of the file changes; lists become tuples."""
+    known, new = [one.name for one in fields(part)], {}
+    for key, value in changes.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {key!r}{closest(key, known)}", f"keys: {', '.join(known)}")
+        now = getattr(part, key)
+        if isinstance(value, dict) and is_dataclass(now):
+            value = _changed(now, value, f"{where}, {key}")
+        elif isinstance(value, dict) and now is None and (kinds := get_args(get_type_hints(type(part))[key])):
+            value = _whole(kinds[0], value, f"{where}, {key}")
+        new[key] = tuple(value) if isinstance(value, list) else value
+    return replace(part, **new)
+
+
+def _whole(kind: Any, values: dict[str, Any], where: str) -> Any:
+    """A part that the base does not have, of which every key must be given."""
+    known = [one.name for one in fields(kind)] if is_dataclass(kind) else []
+    for key in (*values, *known):
+        if key not in known or key not in values:
+            what = "unknown" if key not in known else "missing"
+            hint = closest(key, known) if key not in known else ""
+            raise UserError(f"{where}: {what} key {key!r}{hint}", f"keys: {', '.join(known)}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _at(base: str, where: str) -> object:
+    value: Any = PROFILES[base]
+    for key in where.split("."):
+        value = getattr(value, key, value)
+    return value
+
+
+def _check_sense(profile: Profile, where: str) -> None:
+    """Refuse sizes with which nothing can be built or trained."""
+    encoder, decoder, pretraining, probing = profile.encoder, profile.decoder, profile.pretraining, profile.probing
+    least_one = (*asdict(encoder).values(), *asdict(decoder).values(), profile.image_size, profile.encode_batch)
+    wrong = {
+        "sizes of encoder, decoder and images must be 1 or more": min(least_one) < 1,
+        "encoder.patch must divide image_size": profile.image_size % max(encoder.patch, 1),
+        "encoder.heads must divide encoder.width": encoder.width % max(encoder.heads, 1),
+        "decoder.heads must divide decoder.width": decoder.width % max(decoder.heads, 1),
+        "encoder.features must be even: they are split in two halves": encoder.features % 2,
+        "pretraining.batch must be 1 or more, and pretraining.pairs no fewer": not (
+            1 <= pretraining.batch <= pretraining.pairs
+        ),
+        "pretraining.lr and probing.lr must be above 0": min(pretraining.lr, probing.lr) <= 0,
+        "pretraining.warmup must be in [0, 1)": not 0 <= pretraining.warmup < 1,
+        "pretraining.checkpoint_every and log_every must be 1 or more": min(
+            pretraining.checkpoint_every, pretraining.log_every
+        ) < 1,
+        "snapshots must be multiples of pretraining.checkpoint_every": any(
+            step % max(pretraining.checkpoint_every, 1) for step in profile.snapshots
+        ),
+        "probing.pairs, width, epochs, batch and seeds must be 1 or more": min(
+            *probing.pairs, probing.width, probing.epochs, probing.batch, probing.seeds
+        ) < 1,
+    }  # fmt: skip
+    for rule, broken in wrong.items():
+        if broken:
+            raise UserError(f"{where}: {rule}", f"change it, or take the value of {', '.join(_BUILT_IN)}")

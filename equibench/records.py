@@ -66,7 +66,10 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    baseline: str = Field(description="id of the row: a registered baseline, a control, or the encoder that was scored")
+    baseline: str = Field(
+        description="id of the row: a registered baseline, a control, or the encoder that was scored, where a file's "
+        "name is followed by 8 digits of its weights' digest"
+    )
     task: str = Field(description="id of the column")
     task_version: int = Field(description="version of the task's definition")
     evaluator: str = Field(description="how it is measured: regression, action, classification, segmentation, ...")
@@ -118,9 +121,9 @@ class Record(BaseModel):
 
         task.version | data.digest | pairs.digest | row.weights | features | variant | identifier
         """
-        weights = f".{self.encoder_sha256[:8]}" if self.encoder_sha256 else ""
-        data, pairs = f"{self.data}.{self.data_sha256[:8]}", f"pairs{self.pairs[-1]}.{self.pairs_sha256[:8]}"
-        row = (f"{self.baseline}{weights}", self.features, self.variant, self.identifier)
+        data = with_digest(self.data, self.data_sha256)
+        pairs = with_digest(f"pairs{self.pairs[-1]}", self.pairs_sha256)
+        row = (with_digest(self.baseline, self.encoder_sha256), self.features, self.variant, self.identifier)
         parts = (f"{self.task}.{self.task_version}", data, pairs, *row)
         return "|".join(part.replace("|", "/").replace(" ", "_") for part in parts)
 
@@ -133,6 +136,15 @@ class Record(BaseModel):
         """A metric with its interval, the main one unless told; None where it is absent or not defined."""
         found = self.metrics.get(metric or self.main_metric)
         return found.interval() if found else None
+
+
+def with_digest(name: str, sha256: str | None) -> str:
+    """A name with the first 8 digits of a digest, which tells it from its namesakes: "checkpoint.pth.14124998".
+
+    The name alone where there is no digest, or it ends in these digits already.
+    """
+    ending = f".{sha256[:8]}" if sha256 else ""
+    return name.removesuffix(ending) + ending
 
 
 def read_records(path: Path) -> list[Record]:

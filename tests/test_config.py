@@ -64,15 +64,17 @@ def test_what_is_as_by_default_needs_no_option() -> None:
 SCORED: dict[str, Any] = {
     "tasks": ["rotation", "flip*"], "layers": ["all"], "controls": False, "variant": "paper_like", "profile": "tiny",
     "pairs": [128, 32, 64], "seed": 3, "data": "my photographs", "data_root": "a b", "image_size": 64,
-    "skip_bad": True, "arch": "timm:resnet18", "name": "mine's", "pretrained": False, "size": 32, "mean": [0, 0, 0.5],
-    "std": [1, 1, 0.25], "interpolation": "nearest", "pooling": "mean", "branch": "teacher",
-    "rename": "a b=>c", "allow_random": ["conv1.weight", "bn1"], "allow_partial": True,
+    "skip_bad": True, "plugins": ["my data.py"], "features": "made elsewhere", "arch": "timm:resnet18",
+    "name": "mine's", "pretrained": False, "size": 32, "mean": [0, 0, 0.5], "std": [1, 1, 0.25],
+    "interpolation": "nearest",
+    "pooling": "mean", "branch": "teacher", "rename": "a b=>c", "allow_random": ["conv1.weight", "bn1"],
+    "allow_partial": True,
     "device": "cpu", "runs": "elsewhere",
 }  # fmt: skip
 TABLE: dict[str, Any] = {
     "profile": "tiny", "rows": ["vicreg", "sie_all"], "columns": ["flip"], "seeds": [0, 2],
     "baseline_files": ["my a.py", "b.py"], "variant": "paper_like", "data_root": "a b", "skip_bad": True,
-    "device": "cpu", "devices": 2, "jobs": 3, "runs": "elsewhere",
+    "device": "cpu", "devices": 2, "jobs": 3, "runs": "elsewhere", "plugins": ["my data.py"],
 }  # fmt: skip
 
 

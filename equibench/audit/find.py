@@ -8,7 +8,7 @@ from pathlib import Path
 from equibench.errors import UserError, closest
 from equibench.evaluation.controls import CONTROLS
 from equibench.evaluation.evaluator import Arrays
-from equibench.records import RECORDS, Record, predictions_path, read_predictions, read_records
+from equibench.records import RECORDS, Record, predictions_path, read_predictions, read_records, with_digest
 from equibench.transforms.transformation import TRANSFORMATIONS
 
 PLACES = (Path("results"), Path("runs"))
@@ -57,10 +57,10 @@ def unknown_transformation(arrays: Arrays) -> str | None:
 
 
 def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
-    """The records of one row; a UserError where nothing or nobody has that name.
+    """The records of one row; a UserError where nothing or nobody has that name, or several networks have it.
 
-    The name is the row's in any record below `places`; a results folder or records file with one scored encoder; or
-    such a path and a name, as in "results/demo/table2:vicreg".
+    The name is the row's in any record below `places`, with or without the digest at its end; a results folder or
+    records file with one scored encoder; or such a path and a name, as in "results/demo/table2:vicreg".
     """
     path, row = (name, "") if _holds_records(name) else name.partition(":")[::2]
     if _holds_records(path):
@@ -68,8 +68,8 @@ def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
         places = [own if own.is_file() else path]
     else:
         path, row = "", name
-    records = [record for record, _ in _stored_records(places)]
-    names = sorted({record.baseline for record in records})
+    stored = _stored_records(places)
+    names = sorted({record.baseline for record, _ in stored})
     if path and not row:
         encoders = [name for name in names if name not in CONTROLS]
         if len(encoders) != 1:
@@ -78,13 +78,32 @@ def select(name: str, places: Sequence[str | Path] = PLACES) -> list[Record]:
                 f"say which: {path}:{encoders[0] if encoders else 'NAME'}",
             )
         row = encoders[0]
-    chosen = [record for record in records if record.baseline == row]
+    chosen = [one for one in stored if one[0].baseline == row]
+    chosen = chosen or [one for one in stored if one[0].baseline == with_digest(row, one[0].encoder_sha256)]
     if not chosen:
         raise UserError(
             f"no record of {row!r} was found{closest(row, names)}",
             f"score it first: equibench score; known here: {', '.join(names) or 'nobody'}",
         )
-    return chosen
+    _check_one_network(row, chosen)
+    return [record for record, _ in chosen]
+
+
+def _check_one_network(row: str, stored: Sequence[tuple[Record, Path]]) -> None:
+    """Refuse a name that stands for several networks, or one in several ways: a file is overwritten, a name reused."""
+    groups: dict[tuple[object, ...], list[tuple[Record, Path]]] = {}
+    for record, path in stored:
+        question = (record.task, record.features, record.pairs_sha256, record.profile, record.variant)
+        groups.setdefault((*question, record.seeds.pretraining, record.known_fraction), []).append((record, path))
+    for group in groups.values():
+        scored = [record for record, _ in group if record.command.startswith("equibench score")]
+        several = len({record.encoder_sha256 for record, _ in group}) > 1
+        if several or len({record.encoder for record in scored}) > 1:
+            where = {f"{with_digest(r.baseline, r.encoder_sha256)} in {path.parent}": path for r, path in group}
+            fix = f"name one by its digest or its folder, such as {group[-1][1].parent}:{group[-1][0].baseline}"
+            fix += "; --name gives an encoder a name of its own"
+            what = "networks" if several else "ways of using a network"
+            raise UserError(f"{row!r} stands for {len(where)} {what}: {', '.join(where)}", fix)
 
 
 def _holds_records(path: str) -> bool:

@@ -14,9 +14,21 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from equibench.cli.options import HERE, DryRun, Json, Out, Places, command, configured, names, print_facts, print_files
+from equibench.cli.options import (
+    HERE,
+    DryRun,
+    Json,
+    Out,
+    Places,
+    command,
+    configured,
+    names,
+    plain_console,
+    print_facts,
+    print_files,
+)
 from equibench.cli.report import WithReport, write_report
-from equibench.config import SCORE_OPTIONS
+from equibench.config import SCORE_OPTIONS, VIEW_OPTIONS
 
 encoder_commands = typer.Typer()
 
@@ -27,16 +39,17 @@ encoder_commands = typer.Typer()
     "equibench score timm:vit_small_patch16_224",
     "equibench score weights.pth --arch torchvision:resnet50 --data photographs/ --tasks 'rotation*'",
     "equibench score reconstruction --tasks all --layers all",
+    "equibench score --features features/",
 )
 @configured(*SCORE_OPTIONS)
 def _score(
     encoder: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            metavar="ENCODER",
+            metavar="[ENCODER]",
             help="A run's folder or a baseline; timm:NAME, torchvision:NAME, hf-hub:ORG/NAME; a file of weights.",
         ),
-    ],
+    ] = None,
     out: Out = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -49,7 +62,7 @@ def _score(
     from equibench.runner.score import plan_score, score
     from equibench.utils.progress import clock
 
-    console = Console()
+    console = plain_console()
     if dry_run:
         jobs, seconds = plan_score(encoder, **options)
         table = Table("row", "task", "estimate")
@@ -68,6 +81,29 @@ def _score(
     if with_report:
         runs, data_root = options.get("runs", Path("runs")), options.get("data_root")
         write_report(result.files[0].parent, runs, data_root, console)
+
+
+@command(
+    encoder_commands,
+    "export-pairs",
+    "equibench export-pairs views/ --tasks rotation,color",
+    "equibench export-pairs views/ --data photographs/ --image-size 224 --png",
+)
+@configured("tasks", *VIEW_OPTIONS)
+def _export_pairs(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; empty, or not there.")],
+    png: Annotated[bool, typer.Option("--png", help="Write each view as a PNG besides.")] = False,
+    *,
+    options: dict[str, Any],
+) -> None:
+    """Write views and θ of tasks for other code, whose features `equibench score --features` then scores."""
+    from equibench.runner.exchange import MANIFEST, export_pairs
+
+    console = Console()
+    print_files(export_pairs(out, png=png, **options), console)
+    line = f"now save features (N, D) of each NAME.npy that {MANIFEST} lists under `views` as FEATURES/NAME.npy, copy "
+    line += f"{MANIFEST} beside them, and run: equibench score --features FEATURES"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _json(record: Any) -> dict[str, Any]:
@@ -118,7 +154,7 @@ def _compare(
     if as_json:
         typer.echo(json.dumps([asdict(difference) for difference in found]))
         return
-    console = Console()
+    console = plain_console()
     console.print(f"A = {a}\nB = {b}\npaired bootstrap over test images", style="dim", highlight=False, soft_wrap=True)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for number, head in enumerate(("task, metric", "A", "B", "A - B", "95 % interval", "p", "better")):
@@ -242,6 +278,7 @@ def _verify(
             f"{len(found.absent)} scores could not be checked: their predictions are not below {runs}. "
             f"The first is made again by: {found.absent[0].command}",
             soft_wrap=True,
+            markup=False,
             style="yellow",
         )
     raise typer.Exit(1 if found.mismatches else 0)
@@ -273,5 +310,6 @@ def _print_findings(found: Any, console: Console) -> None:
     for problem in found.problems:
         console.print(f"[bold red]problem:[/] {escape(problem)}", soft_wrap=True, highlight=False)
     if found.usable:
-        console.print(f"next: equibench score {found.file} --arch {found.architecture}{found.options}", soft_wrap=True)
+        line = f"next: equibench score {found.file} --arch {found.architecture}{found.options}"
+        console.print(line, soft_wrap=True, markup=False)
     console.print(f"{found.seconds:.0f} s", style="dim")

@@ -30,8 +30,13 @@ def command(app: typer.Typer, name: str, *examples: str) -> Callable[[Command], 
     return app.command(name, epilog="\n\n".join(["Examples:", *examples]))
 
 
+def plain_console() -> Console:
+    """A console that prints names as they are: "[last]" in a file's name is no markup."""
+    return Console(markup=False, highlight=False)
+
+
 def print_files(files: Iterable[Path], console: Console) -> None:
-    console.print("written: " + ", ".join(map(str, files)), style="dim", soft_wrap=True)
+    console.print("written: " + ", ".join(map(str, files)), markup=False, style="dim", soft_wrap=True)
 
 
 def print_facts(facts: Iterable[tuple[str, str]], console: Console, title: str | None = None) -> None:

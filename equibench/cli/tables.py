@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from equibench.runner.table import Plan
 
 table_commands = typer.Typer()
-_KINDS = ("tasks", "baselines", "tables", "profiles", "metrics")
+_KINDS = ("tasks", "baselines", "tables", "profiles", "metrics", "datasets")
 
 
 @command(table_commands, "list", "equibench list tasks")
 def _list(
-    kind: Annotated[str, typer.Argument(help="tasks, baselines, tables, profiles, metrics; or all.")] = "",
+    kind: Annotated[str, typer.Argument(help="tasks, baselines, tables, profiles, metrics, datasets; or all.")] = "",
 ) -> None:
-    """Show what there is: tasks, baselines, tables, profiles, metrics."""
+    """Show what there is: tasks, baselines, tables, profiles, metrics, data sets."""
     console = Console()
     for one in [kind] if kind else _KINDS:
         for group, rows in described(one).items():
@@ -45,6 +45,11 @@ def described(kind: str) -> dict[str, list[tuple[str, str]]]:
         from equibench.profiles import PROFILES
 
         return {"": [(p.name, p.title) for p in PROFILES.values()]}
+    if kind == "datasets":
+        from equibench.data.own import OWN_DATASETS
+
+        own = [(d.name, d.title) for d in map(OWN_DATASETS.get, OWN_DATASETS.names())]
+        return {"": [("cifar10", "CIFAR-10"), ("solids", "solids that equibench renders"), *own]}
     from equibench.evaluation.controls import CONTROLS
     from equibench.evaluation.evaluator import EVALUATORS, evaluator_of
     from equibench.pretrain.method import BASELINES
@@ -76,8 +81,8 @@ def described(kind: str) -> dict[str, list[tuple[str, str]]]:
     "equibench table table2 --format latex > table2.tex",
 )
 @configured(
-    "profile", "rows", "columns", "seeds", "baseline_files", "variant", "data_root", "skip_bad", "device", "devices",
-    "jobs", "runs",
+    "profile", "rows", "columns", "seeds", "baseline_files", "variant", "plugins", "data_root", "skip_bad", "device",
+    "devices", "jobs", "runs",
 )  # fmt: skip
 def _table(
     name: Annotated[
@@ -125,7 +130,7 @@ def _table(
 
 def _print_unmeasured(notes: list[str], console: Console) -> None:
     for note in notes:
-        console.print(f"not measured: {note}", style="yellow", soft_wrap=True, highlight=False)
+        console.print(f"not measured: {note}", style="yellow", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
@@ -149,7 +154,7 @@ def _print_plan(plan: Plan, console: Console) -> None:
     "equibench pretrain vicreg",
     "equibench pretrain reconstruction --profile cifar10 --seed 1 --device cuda",
 )
-@configured("profile", "seed", "baseline_files", "variant", "data_root", "device", "devices", "runs")
+@configured("profile", "seed", "baseline_files", "variant", "plugins", "data_root", "device", "devices", "runs")
 def _pretrain(
     baseline: Annotated[str, typer.Argument(metavar="BASELINE", help="See `equibench list baselines`.")],
     *,
@@ -160,7 +165,9 @@ def _pretrain(
 
     found = pretrain(baseline, **options)
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # one of several processes speaks
-        Console().print(f"{found.folder / 'encoder.safetensors'}  (log: {found.folder / 'log.jsonl'})", soft_wrap=True)
+        Console().print(
+            f"{found.folder / 'encoder.safetensors'}  (log: {found.folder / 'log.jsonl'})", soft_wrap=True, markup=False
+        )
 
 
 @command(
@@ -169,7 +176,7 @@ def _pretrain(
     "equibench curve",
     "equibench curve --profile tiny --rows vicreg,reconstruction --columns rotation --no-plot",
 )
-@configured("profile", "rows", "columns", "seeds", "baseline_files", "data_root", "device", "jobs", "runs")
+@configured("profile", "rows", "columns", "seeds", "baseline_files", "plugins", "data_root", "device", "jobs", "runs")
 def _curve(
     plot: Annotated[bool, typer.Option(help="Draw curve.png; needs matplotlib.")] = True,
     out: Out = None,
@@ -232,7 +239,7 @@ def _study(
 
     console = Console()
     for part in read_study(file):
-        console.print(f"[bold]{part.folder}[/]: {part.words}", highlight=False)
+        console.print(f"[bold]{escape(str(part.folder))}[/]: {escape(part.words)}", highlight=False)
     if not dry_run:
         for result in run_study(file):
             print_files(result.files, console)
@@ -273,4 +280,4 @@ def _certify(
         size=image_size,
         again=again,
     )
-    Console().print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+    Console().print(f"written: {', '.join(map(str, written))}", soft_wrap=True, markup=False)

@@ -9,9 +9,11 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from equibench.data import solids
+from equibench.data.contents import file_digests
 from equibench.data.dataset import data_roots
+from equibench.data.pictures import is_picture
 from equibench.errors import UserError
 from equibench.utils.arrays import cache_folder, decode_all, progress, read_json, writing_to_cache
 from equibench.utils.digests import code_digest
@@ -33,7 +37,9 @@ _KINDS = ("images", "annotations")
 ADE20K_SPLITS = ("training", "validation")
 IMAGE, MASK = ".jpg", ".png"
 CLASSES = 150
-_VERSION = 1  # raised whenever another thing is checked
+COUNTS = {"training": 20_210, "validation": 2_000}
+"""Published images of each split."""
+_VERSION = 2  # raised whenever another thing is checked
 
 LAYOUT = f"""\
 the layout of ADE20K is
@@ -97,7 +103,7 @@ def write_scenes(root: Path | str, *, images: tuple[int, int] = (200, 50), size:
                 (scratch / NAME / kind / split).mkdir(parents=True)
         with progress(f"rendering {RENDERED_SCENES}", len(entries)) as advance:
             for split, number in entries:
-                files = _files(split, f"{number + 1:06d}")
+                files = _files(split, f"{number + 1:06d}{IMAGE}")
                 for file, pixels in zip(files, picture(split, number, size, seed), strict=True):
                     Image.fromarray(pixels).save(scratch / NAME / file, quality=QUALITY)
                 advance()
@@ -157,10 +163,15 @@ class CheckedTree:
     """A tree of which every file has been decoded."""
 
     root: Path  # the folder that holds images/ and annotations/
-    names: dict[str, tuple[str, ...]]  # of the good images by split, sorted, relative to images/SPLIT, without suffix
-    bad: tuple[tuple[str, str], ...]  # (file, what is wrong) for each that was left out
+    images: dict[str, tuple[str, ...]]  # the good ones by split, sorted, relative to images/SPLIT
+    bad: tuple[tuple[str, str], ...]  # (file or folder, what is wrong) for each that was left out
     pixels: NDArray[np.int64]  # (classes,), how many pixels of the training annotations each class has
-    sha256: str  # digest of the files' paths, sizes and times of change
+    sha256: str  # digest of the files' paths and of what they hold
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The good images by split, without suffix."""
+        return {split: tuple(map(_stem, files)) for split, files in self.images.items()}
 
 
 def find_ade20k(data_root: Path | str | None = None) -> Path:
@@ -188,17 +199,20 @@ def check_tree(data_root: Path | str | None = None, *, classes: int = CLASSES, s
         skip_bad: leave out bad images instead of refusing them.
 
     Raises:
-        UserError: folders are missing; a split has no (good) image; and, unless `skip_bad`, an image has no
-            annotation, a file does not decode, an annotation is of another size than its image, has several channels
+        UserError: folders are missing; a split has no (good) image, or two images of one name; and, unless `skip_bad`,
+            there are more or fewer images than published (of 150 classes), an image has no annotation or an annotation
+            no image, a file does not decode, an annotation is of another size than its image, has several channels
             or a label beyond `classes`. The message names the file.
     """
     root = find_ade20k(data_root)
-    entries = [(split, name) for split in ADE20K_SPLITS for name in _names(root / "images" / split)]
-    digest = hashlib.sha256(f"{_VERSION}|{classes}|".encode() + os.fsencode(root.resolve()))
-    for file in (file for entry in entries for file in _files(*entry)):
-        state = (root / file).stat() if (root / file).exists() else None
-        facts = f"|{state.st_size}|{state.st_mtime_ns}|" if state else "|missing|"
-        digest.update(facts.encode() + os.fsencode(file))
+    entries = [(split, image) for split in ADE20K_SPLITS for image in _images(root / "images" / split)]
+    absent = [*_unpublished(entries, classes), *_without_image(root, entries)]
+    if absent and not skip_bad:
+        raise _refused(root, *absent[0])
+    files = [file for entry in entries for file in _files(*entry)]
+    digest = hashlib.sha256(f"{_VERSION}|{classes}|".encode())
+    for file, found_in in zip(files, file_digests(root, files, skip_bad=True), strict=True):
+        digest.update(f"|{found_in}|".encode() + os.fsencode(file))
     sha256 = digest.hexdigest()
     with writing_to_cache() as cache:
         folder = cache / "checked"
@@ -212,35 +226,65 @@ def check_tree(data_root: Path | str | None = None, *, classes: int = CLASSES, s
     bad = found["bad"]
     if bad and not skip_bad:  # another call had asked to leave them out
         raise _refused(root, *bad[0][2:])
-    out = {(split, name) for split, name, _, _ in bad}
-    good = {split: tuple(name for s, name in entries if s == split and (s, name) not in out) for split in ADE20K_SPLITS}
-    for split, names in good.items():
-        if not names:
+    out = {(split, image) for split, image, _, _ in bad}
+    good = {split: tuple(image for s, image in entries if s == split and (s, image) not in out) for split in COUNTS}
+    for split, images in good.items():
+        if not images:
             raise UserError(f"no image of {root / 'images' / split} is good", f"the first: {bad[0][2]}: {bad[0][3]}")
-    left_out = tuple((file, reason) for _, _, file, reason in bad)
+    left_out = (*absent, *((file, reason) for _, _, file, reason in bad))
     return CheckedTree(root, good, left_out, np.array(found["pixels"], dtype=np.int64), sha256)
 
 
 def label_areas(tree: CheckedTree) -> NDArray[np.int64]:
     """Pixels of each class in each validation annotation, (N, classes): what is known without any prediction."""
 
-    def areas(name: str) -> NDArray[np.int64]:
-        with Image.open(tree.root / _files("validation", name)[1]) as opened:
+    def areas(image: str) -> NDArray[np.int64]:
+        with Image.open(tree.root / _files("validation", image)[1]) as opened:
             return np.bincount(np.asarray(opened).ravel(), minlength=len(tree.pixels) + 1)[1:]
 
-    return np.stack(list(decode_all(tree.names["validation"], areas))).astype(np.int64)
+    return np.stack(list(decode_all(tree.images["validation"], areas))).astype(np.int64)
 
 
-def _names(folder: Path) -> list[str]:
-    found = [path.relative_to(folder) for path in folder.rglob(f"*{IMAGE}") if not path.name.startswith(".")]
+def _images(folder: Path) -> list[str]:
+    """All pictures below a folder, relative to it, sorted by their names without suffix."""
+    found = sorted(
+        (path.relative_to(folder).as_posix() for path in folder.rglob("*") if is_picture(path.name)), key=_stem
+    )
+    found = [name for name in found if not name.rpartition("/")[2].startswith(".")]
     if not found:
-        raise UserError(f"{folder} holds no {IMAGE} image", LAYOUT)
-    return sorted(path.as_posix().removesuffix(IMAGE) for path in found)
+        raise UserError(f"{folder} holds no image", LAYOUT)
+    for one, other in pairwise(found):
+        if _stem(one) == _stem(other):
+            raise UserError(f"{folder} holds both {one} and {other}, which have one annotation", "keep one of them")
+    return found
 
 
-def _files(split: str, name: str) -> tuple[str, str]:
+def _stem(file: str) -> str:
+    return file.rpartition(".")[0]
+
+
+def _unpublished(entries: list[tuple[str, str]], classes: int) -> Iterator[tuple[str, str]]:
+    """Splits of ADE20K itself that hold another number of images than published."""
+    for split, published in COUNTS.items() if classes == CLASSES else ():
+        count = sum(one == split for one, _ in entries)
+        if count != published:
+            yield f"images/{split}", f"it holds {count:,} images, and ADE20K has {published:,} there"
+
+
+def _without_image(root: Path, entries: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Annotations whose image is absent, or no picture by its name."""
+    for split in ADE20K_SPLITS:
+        folder = root / "annotations" / split
+        expected = {_stem(image) for one, image in entries if one == split}
+        for path in sorted(folder.rglob(f"*{MASK}")):
+            name = path.relative_to(folder).as_posix()
+            if _stem(name) not in expected and not path.name.startswith("."):
+                yield f"annotations/{split}/{name}", "it has no image"
+
+
+def _files(split: str, image: str) -> tuple[str, str]:
     """An image and its annotation, relative to the folder that holds images/ and annotations/."""
-    return f"images/{split}/{name}{IMAGE}", f"annotations/{split}/{name}{MASK}"
+    return f"images/{split}/{image}", f"annotations/{split}/{_stem(image)}{MASK}"
 
 
 def _look(root: Path, entries: list[tuple[str, str]], classes: int, skip_bad: bool) -> dict[str, list[Any]]:
@@ -288,5 +332,5 @@ def _look_at(root: Path, classes: int, entry: tuple[str, str]) -> NDArray[np.int
 
 
 def _refused(root: Path, file: str, reason: str) -> UserError:
-    fix = "mend or remove the file, or leave such images out with --skip-bad (skip_bad=True)"
+    fix = "mend, fetch or remove it, or leave such images out with --skip-bad (skip_bad=True)"
     return UserError(f"{root / file}: {reason}", fix)

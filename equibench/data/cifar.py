@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from equibench.data.contents import file_digests
 from equibench.data.dataset import Dataset, ImageSet
 from equibench.data.transfer_sources import SOURCES, is_generated
 from equibench.errors import UserError
@@ -158,11 +159,10 @@ def _cifar100(root: Path) -> CifarFiles:
 
 
 def cifar100_state(root: Path) -> str:
-    """SHA-256 of the folder and of its files' sizes and times of change; a UserError names one that is missing."""
-    digest = hashlib.sha256(os.fsencode(root.resolve()))
-    for name, (size, changed) in _cifar100(root).stamp().items():
-        digest.update(f"|{name}|{size}|{changed}".encode())
-    return digest.hexdigest()
+    """SHA-256 of what its files hold; a UserError names one that is missing."""
+    files = _cifar100(root)
+    names = list(files.stamp())
+    return hashlib.sha256("|".join([*names, *file_digests(root, names)]).encode()).hexdigest()
 
 
 def read_cifar100(root: Path) -> Dataset:

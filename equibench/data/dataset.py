@@ -1,8 +1,9 @@
 """What a data set is: images with labels, a training and a test set, and their splits (docs/protocol.md 2)."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,8 @@ class Listing:
 
     splits: dict[str, list[tuple[str, int]]]
     class_names: tuple[str, ...]  # () where there are no labels
-    state: str  # digest of paths, labels, sizes and times of change
+    state: str  # digest of paths, labels and what the files hold
+    passed_over: Counter[str] = field(default_factory=Counter)  # files that are no pictures by their names, by suffix
 
 
 def split_indices(dataset: Dataset) -> dict[str, _Rows]:

@@ -2,23 +2,26 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from equibench.data.contents import SKIP_BAD, file_digests
 from equibench.data.dataset import DATASETS, Dataset, Listing, check_size, existing_folder, image_sets
+from equibench.data.pictures import is_picture, picture_suffixes, read_picture, resized_part, treated_words
 from equibench.errors import UserError
 from equibench.utils.arrays import arrays_folder, prepare_images
 
 MARGIN_FROM = 64  # larger images are cut out of ones that are 256/224 times as large
-_VERSION = 1  # raised whenever the same files would give other arrays
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+_VERSION = 2  # raised whenever the same files would give other arrays
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 TEST_SHARE = 0.2  # where the data come without a test set
+
+_DEAD = "links that lead nowhere"
 
 _Classes = dict[str, list[str]]
 """Paths relative to the root by class; the class is "" where there are none."""
@@ -27,15 +30,18 @@ _Classes = dict[str, list[str]]
 def load_image_folder(root: Path | str, *, size: int = 224, skip_bad: bool = False) -> Dataset:
     """Opens a folder of images as a dataset, after decoding it into the cache where this is the first time.
 
-    Each image is turned as its EXIF says, made RGB, resized (bicubic) so that its short side is ``size`` * 256 / 224,
-    or ``size`` up to 64, and its middle ``size`` x ``size`` pixels are taken: uint8 (N, 3, size, size). Images of a val
-    folder stand at the end of `train`, counted by `Dataset.validation`. Without a test folder, a fifth of each class is
-    the test set, chosen by a digest of the files' names, so that files added later leave the others where they are.
+    Each image is turned as its EXIF says, made RGB (see `pictures`) and resized (bicubic) so that its short side is
+    ``size`` * 256 / 224, or ``size`` up to 64; its middle ``size`` x ``size`` pixels are taken: uint8 (N, 3, size,
+    size). Images of a val folder stand at the end of `train`, counted by `Dataset.validation`. Without a test folder,
+    a fifth of each class is the test set, chosen by a digest of the files' names, so that files added later leave the
+    others where they are.
+    Files are known by their content, all of which is read each time. What is no picture by its suffix is passed over,
+    and the description counts and names it.
 
     Args:
         root: the folder; its name is the dataset's.
         size: side of the images in pixels, 8 or more.
-        skip_bad: leave out images that cannot be decoded; the description then counts them.
+        skip_bad: leave out images that cannot be decoded and links that lead nowhere; the description counts them.
 
     Raises:
         UserError: the folder is missing, holds no images, lacks a split or mixes layouts; a class is in the test set
@@ -44,14 +50,15 @@ def load_image_folder(root: Path | str, *, size: int = 224, skip_bad: bool = Fal
     folder = existing_folder(root, "give a folder of images: ROOT/train/CLASS/*.jpg, ROOT/CLASS/*.jpg, ...")
     check_size(size)
     try:
-        listing = list_images(folder, (_VERSION, size))
+        listing = list_images(folder, (_VERSION, size), skip_bad=skip_bad)
     except OSError as error:
         problem = f"{error.filename or folder} cannot be read: {error.strerror or error}"
         raise UserError(problem, "change its permissions, or remove a link that leads nowhere") from error
+    treated: Counter[str] = Counter()
     stored = prepare_images(
-        arrays_folder(f"folder-{listing.state[:16]}"),
-        lambda: (listing.splits, {}),
-        partial(_decode, folder, size),
+        arrays_folder(f"folder-{listing.state[:32]}"),
+        lambda: (listing.splits, {"treated": treated}),
+        lambda path: _decode(folder / path, size, treated),
         size=size,
         title=folder.name,
         skip_bad=skip_bad,
@@ -62,8 +69,9 @@ def load_image_folder(root: Path | str, *, size: int = 224, skip_bad: bool = Fal
         name += "-folder"
     train, test = image_sets(stored.arrays)
     bad = len(stored.facts.get("bad", []))
-    left_out = f", {bad:,} that could not be decoded left out" if bad else ""
-    description = f"{name} ({len(train.labels):,} + {len(test.labels):,} images from a folder, {size} px{left_out})"
+    notes = f", {bad:,} that could not be decoded left out" if bad else ""
+    notes += treated_words(stored.facts["treated"]) + _passed_over_words(listing.passed_over)
+    description = f"{name} ({len(train.labels):,} + {len(test.labels):,} images from a folder, {size} px{notes})"
     validation = int(stored.facts.get("validation", 0))
     return Dataset(name, description, train, test, listing.class_names, stored.sha256, validation, left_out=bad)
 
@@ -71,32 +79,30 @@ def load_image_folder(root: Path | str, *, size: int = 224, skip_bad: bool = Fal
 def middle(image: Image.Image, size: int, short: int) -> np.ndarray:
     """(3, size, size) uint8: an RGB image, its short side resized to ``short`` as torchvision does, and its middle."""
     wide, high = (int(short * side / min(image.size)) for side in image.size)
-    left, top = round((wide - size) / 2), round((high - size) / 2)
-    resized = image.resize((wide, high), Image.Resampling.BICUBIC)
-    return np.asarray(resized.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+    corner = (round((wide - size) / 2), round((high - size) / 2))
+    return resized_part(image, (wide, high), corner, size)
 
 
-def _decode(root: Path, size: int, path: str) -> np.ndarray:
-    with Image.open(root / path) as opened:
-        image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith("I"):  # 16 bits: Pillow would cut all above 255
-        image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
-    return middle(image.convert("RGB"), size, size if size <= MARGIN_FROM else round(size * 256 / 224))
+def _decode(path: Path, size: int, treated: Counter[str] | None = None) -> np.ndarray:
+    image = read_picture(path, turn=True, treated=treated)
+    return middle(image, size, size if size <= MARGIN_FROM else round(size * 256 / 224))
 
 
-def list_images(root: Path, key: object) -> Listing:
-    """The images under a folder; the listing's state covers the key and the root too.
+def list_images(root: Path, key: object, *, skip_bad: bool = False) -> Listing:
+    """The images under a folder; the listing's state covers the key, and what the files hold.
 
-    A UserError tells that it holds no images, lacks a split or mixes layouts, or a class has no training images.
+    A UserError tells that it holds no images, lacks a split or mixes layouts, a class has no training images, or
+    (without ``skip_bad``) a file cannot be read.
     """
-    folders = _split_folders(root)
-    found = {split: _by_class(root, folder) for split, folder in folders.items()} or _split(_by_class(root, root))
+    folders, others = _split_folders(root), Counter[str]()
+    found = {split: _by_class(root, folder, others) for split, folder in folders.items()}
+    found = found or _split(_by_class(root, root, others))
     for split, classes in found.items():
         count = sum(map(len, classes.values()))
         if count < (2 if split == "train" else 1):  # of two, one can be set apart for validation
             many = "no images" if not count else f"{count} image{'s' * (count > 1)}, too few"
             many += " to split" * (count > 0 and not folders)
-            raise UserError(f"{folders.get(split, root)} holds {many}", f"images end in {', '.join(EXTENSIONS)}")
+            raise UserError(f"{folders.get(split, root)} holds {many}{_passed_over_words(others)}", _known_suffixes())
     labels = {name: label for label, name in enumerate(sorted(found["train"]))}
     for split, folder in folders.items():
         unknown = sorted(set(found[split]) - set(labels))
@@ -109,13 +115,26 @@ def list_images(root: Path, key: object) -> Listing:
         split: sorted((path, labels[name]) for name, paths in classes.items() for path in paths)
         for split, classes in found.items()
     }
-    # With the root: unpacked archives may give all files one time, and pictures without compression have one size.
-    digest = hashlib.sha256(f"{key}|".encode() + os.fsencode(root.resolve()))
-    for split, images in sorted(splits.items()):
-        for path, label in images:
-            state = os.stat(root / path)
-            digest.update(f"|{split}|{label}|{state.st_size}|{state.st_mtime_ns}|".encode() + os.fsencode(path))
-    return Listing(splits, () if list(labels) == [""] else tuple(labels), digest.hexdigest())
+    if others[_DEAD] and not skip_bad:
+        raise UserError(f"{root} holds {others[_DEAD]:,} {_DEAD}", SKIP_BAD)
+    entries = [(split, *image) for split, images in sorted(splits.items()) for image in images]
+    digests = file_digests(root, [path for _, path, _ in entries], skip_bad=skip_bad)
+    state = hashlib.sha256(f"{key}|".encode())
+    for (split, path, label), digest in zip(entries, digests, strict=True):
+        state.update(f"|{split}|{label}|{digest}|".encode() + os.fsencode(path))
+    return Listing(splits, () if list(labels) == [""] else tuple(labels), state.hexdigest(), others)
+
+
+def _known_suffixes() -> str:
+    return f"images end in {', '.join(sorted(picture_suffixes()))}"
+
+
+def _passed_over_words(others: Counter[str]) -> str:
+    """How many files were no pictures by their names, by suffix; "" where none were."""
+    if not others:
+        return ""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common())
+    return f"; passed over: {kinds}"
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -139,10 +158,10 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def _by_class(root: Path, folder: Path) -> _Classes:
+def _by_class(root: Path, folder: Path, others: Counter[str]) -> _Classes:
     inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    loose = [path for path in inside if path.name.lower().endswith(EXTENSIONS) and path.is_file()]
-    classes = {path.name: list(_walk(path)) for path in inside if path.is_dir()} | {"": loose}
+    loose = [path for path in inside if not path.is_dir() and _counts(path, others)]
+    classes = {path.name: list(_walk(path, others)) for path in inside if path.is_dir()} | {"": loose}
     classes = {name: images for name, images in classes.items() if images}
     if loose and len(classes) > 1:
         inner = min(filter(None, classes))
@@ -151,7 +170,7 @@ def _by_class(root: Path, folder: Path) -> _Classes:
     return {name: [path.relative_to(root).as_posix() for path in images] for name, images in classes.items()}
 
 
-def _walk(top: Path) -> Iterator[Path]:
+def _walk(top: Path, others: Counter[str]) -> Iterator[Path]:
     """All images below a folder, through links too, each folder once: a link may lead back up."""
     seen: set[str] = set()
     for folder, inner, names in os.walk(top, followlinks=True, onerror=_raise):
@@ -161,8 +180,15 @@ def _walk(top: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        shown = (name for name in names if not name.startswith("."))
-        yield from (Path(folder, name) for name in shown if name.lower().endswith(EXTENSIONS))
+        yield from (path for name in names if not name.startswith(".") and _counts(path := Path(folder, name), others))
+
+
+def _counts(path: Path, others: Counter[str]) -> bool:
+    """Whether a file is a picture by its name; all else is counted by its suffix."""
+    if is_picture(path.name):
+        return True
+    others[_DEAD if not path.exists() else path.suffix.lower() or "without a suffix"] += 1
+    return False
 
 
 def _split(classes: _Classes) -> dict[str, _Classes]:

@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch.nn.functional import grid_sample
 
+from equibench.data.contents import file_digests
 from equibench.data.dataset import data_roots
-from equibench.data.folder import EXTENSIONS
+from equibench.data.pictures import is_picture, picture_suffixes
 from equibench.errors import UserError
 from equibench.utils.arrays import decode_all
 from equibench.utils.files import digest_of
@@ -88,9 +89,11 @@ def draw_homographies(root: Path, sizes: tuple[int, int]) -> HomographyPairs:
     """
     files, origin, corners, there = {}, {}, {}, {}
     for (split, folder), size in zip(_FOLDERS.items(), sizes, strict=True):
-        found = [entry.name for entry in os.scandir(root / folder) if entry.name.lower().endswith(EXTENSIONS)]
+        found = [entry.name for entry in os.scandir(root / folder) if is_picture(entry.name)]
         if not found:
-            raise UserError(f"{root / folder} holds no pictures", f"pictures end in {', '.join(EXTENSIONS)}")
+            raise UserError(
+                f"{root / folder} holds no pictures", f"pictures end in {', '.join(sorted(picture_suffixes()))}"
+            )
         order = np.argsort(uniforms((len(found), 1), "homography", split, "pictures")[:, 0], kind="stable")[:size]
         files[split] = tuple(root / folder / sorted(found)[number] for number in order)
         drawn = uniforms((len(order), 10), "homography", split)
@@ -98,7 +101,7 @@ def draw_homographies(root: Path, sizes: tuple[int, int]) -> HomographyPairs:
         origin[split] = REACH + np.floor(drawn[:, :2] * (room + 1))
         corners[split] = (REACH * (2 * drawn[:, 2:] - 1)).reshape(-1, 4, 2)
         there[split] = len(found)
-    said = [(path.name, path.stat().st_size) for split in _FOLDERS for path in files[split]]
+    said = [[*file_digests(root, [str(path.relative_to(root)) for path in files[split]])] for split in _FOLDERS]
     draws = [values.tolist() for drawn in (origin, corners) for values in drawn.values()]
     name = "coco2017" if there == _PUBLISHED else f"{root.resolve().name}-pictures"
     return HomographyPairs(name, files, origin, corners, digest_of([said, draws]))

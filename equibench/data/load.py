@@ -13,6 +13,7 @@ import numpy as np
 
 from equibench.data import cifar, solids
 from equibench.data.dataset import DATASETS, Dataset, image_sets
+from equibench.data.own import OWN_DATASETS, load_own
 from equibench.errors import UserError
 from equibench.utils.arrays import (
     StoredArrays,
@@ -49,10 +50,12 @@ def load_dataset(
     """Opens a dataset, after preparing it where this is the first time.
 
     Args:
-        name: "cifar10", "solids", or the path of a folder of images (see `data.folder`). A folder that holds CIFAR-10
-            is CIFAR-10, and one in 3DIEBench's layout brings views of objects (see `data.objects`).
+        name: "cifar10", "solids", one that is registered (see `data.own`), or the path of a folder of images (see
+            `data.folder`). A folder that holds CIFAR-10 is CIFAR-10, and one in 3DIEBench's layout brings views of
+            objects (see `data.objects`).
         data_root: folder with ``cifar-10-batches-bin`` or ``cifar-10-batches-py``, or one of these itself. Without it
-            CIFAR-10 is looked for in $EQUIBENCH_DATA, then in the cache, then downloaded there. For CIFAR-10 only.
+            CIFAR-10 is looked for in $EQUIBENCH_DATA, then in the cache, then downloaded there. Registered data get it
+            too.
         download: whether the network may be used.
         sizes: how many training and test images; for the solids only (20,000 and 5,000 unless told).
         size: side of the images in pixels; for a folder of images only.
@@ -71,8 +74,14 @@ def load_dataset(
         return _load_cifar10(None if data_root is None else Path(data_root).expanduser(), download)
     path, text = Path(name).expanduser(), str(name)
     like_a_path = isinstance(name, Path) or not {"/", os.sep, os.altsep}.isdisjoint(text)
-    if not text or not (like_a_path or path.is_dir()):
-        known = f"known datasets: {', '.join(DATASETS)}; or give the path of a folder of images"
+    is_folder = bool(text) and (like_a_path or path.is_dir())
+    # one that a file has registered goes before a folder of that name; plug-ins are looked for only where neither is
+    if text in ([own.name for own in OWN_DATASETS.entries()] if is_folder else OWN_DATASETS.names()):
+        return load_own(text, None if data_root is None else Path(data_root).expanduser())
+    if not is_folder:
+        known = (
+            f"known datasets: {', '.join([*DATASETS, *OWN_DATASETS.names()])}; or give the path of a folder of images"
+        )
         raise UserError(f"there is no dataset named {text!r}", known)
     if path.is_dir() and cifar.find_cifar10(path):
         return _load_cifar10(path, download)

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from equibench.data.dataset import data_roots
+from equibench.data.pictures import read_picture, resized_part
 from equibench.errors import UserError
 from equibench.utils.arrays import decode_all, progress
 
@@ -299,11 +299,8 @@ def _read_array(path: Path) -> np.ndarray:
 def decode_image(path: Path, size: int) -> NDArray[np.uint8]:
     """One image as (3, size, size); a ValueError says, to be read after the file's name, why it cannot be had."""
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
+        image = read_picture(path, turn=False)
         wide, high = (max(size, round(size * side / min(image.size))) for side in image.size)
-        left, top = (wide - size) // 2, (high - size) // 2
-        image = image.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+        return resized_part(image, (wide, high), ((wide - size) // 2, (high - size) // 2), size)
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
         raise ValueError(f"cannot be decoded: {type(error).__name__}: {error}") from error
-    return np.asarray(image).transpose(2, 0, 1)

@@ -15,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from equibench.data import object_layout as layout
+from equibench.data.contents import file_digests
 from equibench.data.dataset import Dataset, ImageSet, check_size, existing_folder
 from equibench.utils.arrays import (
     StoredArrays,
@@ -28,7 +29,7 @@ from equibench.utils.arrays import (
 )
 
 MOST_BYTES = 8 * 2**30  # images that take more are not decoded beforehand
-_VERSION = 1  # raised whenever the same files would give other arrays
+_VERSION = 2  # raised whenever the same files would give other arrays
 HALVES = ("train", "test")
 _RENDERED = "render.json"  # stands in data that equibench has rendered
 
@@ -62,7 +63,8 @@ def load_object_folder(
     The published training objects are `train`, the published validation objects `test`. Each image is made RGB, resized
     (bicubic) so that its short side is ``size``, and its middle ``size`` x ``size`` pixels are taken. The digest covers
     images (undecoded ones by their files' names, sizes and times of change), labels, latents and object indices. Files
-    that have changed are read again; of undecoded images, where a file was added, removed or replaced in the folder.
+    whose content has changed are read again; of undecoded images, where a file was added, removed or replaced in the
+    folder.
 
     Args:
         root: the folder that holds ``<synset>/<object>/``; objects of the lists that it does not hold are counted.
@@ -88,7 +90,7 @@ def load_object_folder(
     if stored is None:
         listing = layout.list_objects(folder, names, states, skip_bad=skip_bad)
         lazy = len(listing) * 3 * size**2 > most_bytes
-        place = place if lazy else _place(_VERSION, size, folder.resolve(), listing.state)
+        place = place if lazy else _place(_VERSION, size, listing.state, _content(folder, listing))
         write = partial(_write, folder, listing, size, lazy, skip_bad)
         needed = len(listing) * ((0 if lazy else 3 * size**2) + 8 * (len(layout.LATENTS) + 3))
         stored = prepare_arrays(place, write, needed=needed, what=f"{len(listing):,} views of {size} px")
@@ -120,6 +122,16 @@ def load_object_folder(
         faults=faults,
         absent=absent,
     )
+
+
+def _content(folder: Path, listing: layout.ObjectListing) -> str:
+    """SHA-256 of what the files of all views hold."""
+    views = [(each.path, k) for objects in listing.splits.values() for each in objects for k in each.views]
+    files = [f"{path}/{name}" for path, k in views for name in (f"image_{k}.jpg", f"latent_{k}.npy")]
+    digest = hashlib.sha256()
+    for found in file_digests(folder, files, skip_bad=True):
+        digest.update(found.encode())
+    return digest.hexdigest()
 
 
 def _place(*key: object) -> Path:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
+from equibench.data.contents import file_digests
 from equibench.data.dataset import SPLITS, Listing, draw_rows
-from equibench.data.folder import EXTENSIONS
+from equibench.data.pictures import is_picture
 from equibench.errors import UserError
 
 GENERATED = "GENERATED.txt"  # lies in a folder of the same layout whose images are not the published ones
@@ -192,21 +193,14 @@ def _check(lists: _Lists, source: PublishedData | None) -> None:
 
 
 def _state(root: Path, lists: _Lists, class_names: Sequence[str], skip_bad: bool) -> str:
-    """SHA-256 of what would change the arrays. One look at each file: without it a changed image would go unseen."""
-    digest = hashlib.sha256(os.fsencode(root.resolve()) + json.dumps(class_names).encode())
-    for split, one in sorted(lists.items()):
-        for path, kind in sorted(one.entries):
-            try:
-                state = os.stat(root / path)
-                seen = f"{state.st_size}|{state.st_mtime_ns}"
-            except OSError as error:
-                if not skip_bad:
-                    problem = f"{root / path}, which {one.file} names, cannot be read: {error.strerror or error}"
-                    fix = "fetch the complete data set, or leave such images out with --skip-bad (skip_bad=True)"
-                    raise UserError(problem, fix) from error
-                seen = "absent"
-            digest.update(f"|{split}|{kind}|{seen}|{path}".encode())
-    return digest.hexdigest()
+    """SHA-256 of the lists and of what the images hold."""
+    entries = [(split, path, kind) for split, one in sorted(lists.items()) for path, kind in sorted(one.entries)]
+    state = hashlib.sha256(json.dumps(class_names).encode())
+    named = {path: one.file for one in lists.values() for path, _ in one.entries}
+    digests = file_digests(root, [path for _, path, _ in entries], skip_bad=skip_bad, lists=named)
+    for (split, path, kind), digest in zip(entries, digests, strict=True):
+        state.update(f"|{split}|{kind}|{digest}|{path}".encode())
+    return state.hexdigest()
 
 
 class _Split(NamedTuple):
@@ -338,11 +332,11 @@ def _imagenet(root: Path) -> tuple[_Lists, tuple[str, ...]]:
             raise UserError(f"the folder {folder} is missing", f"expected:\n{SOURCES['imagenet'].tree}")
         lists[split] = one = _Split(folder, [])
         for inner in os.scandir(folder):
-            if inner.name.lower().endswith(EXTENSIONS):
+            if is_picture(inner.name):
                 problem = f"{folder} holds {inner.name} outside a folder of its class"
                 raise UserError(problem, "torchvision.datasets.ImageNet unpacks the archives into folders of classes")
             if inner.is_dir() and not inner.name.startswith("."):
-                names = (entry.name for entry in os.scandir(inner) if entry.name.lower().endswith(EXTENSIONS))
+                names = (entry.name for entry in os.scandir(inner) if is_picture(entry.name))
                 one.entries.extend((f"{name}/{inner.name}/{file}", inner.name) for file in names)
     return lists, _sorted_classes(lists)
 

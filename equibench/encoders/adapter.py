@@ -44,6 +44,12 @@ class Preprocessing:
             raise UserError(problem, f"choose from {', '.join(INTERPOLATIONS)}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
             raise UserError(f"mean {self.mean} and std {self.std} are not those of RGB images", "give 3 numbers each")
+        if not all(0 <= m <= 1 for m in self.mean) or max(self.std) > 1:
+            scaled = [
+                ",".join(f"{v / 255 if max(all_) > 1 else v:.4g}" for v in all_) for all_ in (self.mean, self.std)
+            ]
+            problem = f"mean {self.mean} and std {self.std} are not in units of [0, 1], which images have here"
+            raise UserError(problem, f"if they are of 0 to 255, give --mean {scaled[0]} --std {scaled[1]}")
         if self.size is not None and self.size < 1:
             raise UserError(f"an image size of {self.size} px is not possible", "give a positive number of pixels")
 

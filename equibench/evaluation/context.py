@@ -50,6 +50,7 @@ class Row:
         description: the encoder in words.
         command: the command that scores it, with {task} where the task's name goes.
         task_files: by task, the Python file that registers it, which then stands for its name.
+        given: gives the features (N, D) of some views, where other code has made them and there is no encoder to open.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Row:
     description: str | None = None
     command: str = ""
     task_files: Mapping[str, str] = field(default_factory=dict)
+    given: Callable[[Views], Features] | None = None
 
     @property
     def has_encoder(self) -> bool:
@@ -224,6 +226,8 @@ class Context:
     def encode(self, row: Row, views: Views, layers: Sequence[str] | None = None) -> dict[str, Features]:
         """A row's features of these views, by layer: from the store, else from one forward pass."""
         assert row.identity is not None
+        if row.given is not None:
+            return {"default": row.given(views)}
         batch = row.batch or self.profile.encode_batch
         store = FeatureStore(self.work / "features", batch, self.device, self.bf16, self.on_images)
         return dict(store.encode(lambda: row.encoder.to(self.device), row.identity, views, layers or row.layers))

@@ -25,7 +25,7 @@ from equibench.errors import UserError
 from equibench.pretrain.batches import PairStream, open_stream
 from equibench.pretrain.method import Baseline, BaselineEntry, TokenPair, ViewPair
 from equibench.pretrain.runs import FACTS, Run, build_encoder, finished_run
-from equibench.profiles import Profile, extras_of
+from equibench.profiles import Profile
 from equibench.transforms.transformation import view_spec
 from equibench.utils.digests import code_digest
 from equibench.utils.files import append_line, digest_of, read_lines, writable_folder, write_atomically, write_text
@@ -79,7 +79,7 @@ def recipe(
         "baseline": entry.name,
         "source": entry.source_sha256,
         **{part: asdict(getattr(profile, part)) for part in ("encoder", "decoder", "pretraining")},
-        **{name: asdict(extras_of(profile))[name] for name in entry.extras},
+        **{name: asdict(profile.extras)[name] for name in entry.extras},
         "image_size": profile.image_size,
         "data": dataset.name,
         "data_sha256": dataset.sha256,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from equibench.encoders.vit import Tokens, ViTEncoder, attention_kernel
 from equibench.pretrain.augment import Pipeline, local_crops, pictures_of, two_views
 from equibench.pretrain.method import Baseline, Criterion, Pictures, TokenPair, ViewPair, encode_pair
-from equibench.profiles import Distillation, Profile, extras_of
+from equibench.profiles import Distillation, Profile
 
 STUDENT_TEMPERATURE = 0.1
 MASK_RATIOS = (0.1, 0.5)
@@ -45,7 +45,7 @@ class Distilled(Baseline):
     ) -> None:
         """`views`: how views are made of an image."""
         super().__init__(profile, encoder, features)
-        self.pipeline, self.settings = views, extras_of(profile).distillation
+        self.pipeline, self.settings = views, profile.extras.distillation
         self.grid, self.visible = profile.image_size // encoder.patch, encoder.visible.cpu().numpy()
         self.head, self.teacher_head = (projection_head(self.features, self.settings) for _ in range(2))
         self.teacher_head.load_state_dict(self.head.state_dict())

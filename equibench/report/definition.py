@@ -2,7 +2,7 @@
 
 A definition may begin with lines `# key: text`. Keys: title; data (what its rows are pretrained on, the profile's data
 unless told); known_fraction (of training images whose θ is known); scale (100 where numbers are percentages); recipe (a
-published one of `profiles.PUBLISHED_RECIPES`), claim and limit (what it can and cannot show), which may be repeated.
+published one of `recipes.PUBLISHED_RECIPES`), claim and limit (what it can and cannot show), which may be repeated.
 A column is a task's id, or TASK:METRIC for one of its
 metrics.
 """
@@ -23,8 +23,8 @@ from equibench.evaluation.controls import CONTROLS, RIVALS, row_title
 from equibench.evaluation.evaluator import MetricInfo, evaluator_of, metric_info
 from equibench.metrics.learning_curve import DISAGREEMENT, RISING, disagree, rising
 from equibench.pretrain.method import BASELINES
-from equibench.profiles import PUBLISHED_RECIPES
 from equibench.records import Interval, Record
+from equibench.report.recipes import PUBLISHED_RECIPES
 from equibench.task import CLEAN_LEAK, TASKS, Task
 
 MARK = "†"

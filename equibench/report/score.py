@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from equibench.encoders.vit import TOKEN_SETS
@@ -198,21 +199,26 @@ def _header(name: str, records: Sequence[Record], context: Context, notes: Seque
 
 
 def print_score(name: str, records: Sequence[Record], context: Context, notes: Sequence[str], console: Console) -> None:
-    """Print a score to the terminal."""
+    """Print a score to the terminal; names as they are, whatever brackets they hold."""
     for line in _header(name, records, context, notes):
-        console.print(line, style="dim", highlight=False)
+        console.print(line, style="dim", highlight=False, markup=False)
     for title, head, rows in score_tables(name, records):
         table = Table(
-            title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_style="bold"
+            title=escape(title),
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+            title_style="bold",
         )
         for number, column in enumerate(head):
             table.add_column(column, justify="right" if number else "left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
     for record in records:
         if record.baseline == name and record.features == "full":
-            console.print(record.signature, style="dim", highlight=False, soft_wrap=True)
+            console.print(record.signature, style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
 def _cell(record: Record, metric: str | None = None) -> str:

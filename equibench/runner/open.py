@@ -26,7 +26,9 @@ from equibench.evaluation.controls import CONTROLS
 from equibench.pairs.manifest import choose_images
 from equibench.pretrain.loop import default_precision
 from equibench.profiles import Probing
+from equibench.records import with_digest
 from equibench.registry import load_file
+from equibench.runner.exchange import MANIFEST, asked_with, check_views, read_features
 from equibench.task import TASKS, Task, object_tasks, regression_tasks
 from equibench.transforms.transformation import RENDERED, view_spec
 
@@ -57,6 +59,8 @@ def open_context(config: RunConfig) -> Context:
     """Load the data, find the device, register the baselines of the user's files; what is wrong is a UserError."""
     for file in config.baseline_files:
         load_file(file, "baseline")
+    for file in config.plugins:
+        load_file(file, "dataset")
     dataset = _load_data(config)
     if dataset.has_objects and config.variant != "headline":
         problem = f"{dataset.name} brings its views along, so there is no variant {config.variant!r} of them"
@@ -153,36 +157,97 @@ class OpenedScore:
         return next(row for row in self.rows if row.name == place.row)
 
 
-def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> OpenedScore:
+def open_score(source: EncoderSource | None, config: RunConfig, stack: ExitStack) -> OpenedScore:
     """Open the encoder and the data and lay out the work; nothing is scored yet.
 
     The stack keeps the temporary folder of an encoder whose weights have no digest, for which nothing is cached.
 
     Raises:
-        UserError: a name, file, folder or device is wrong, or the weights do not fit.
+        UserError: a name, file, folder or device is wrong, or the weights do not fit; there is not one encoder.
     """
     from equibench.encoders.zoo import settle_batch_norm
 
-    others = any(TASKS.get(name).data for name in config.tasks or () if name in TASKS.names())
-    root = root_of_cifar10(config.data_root, others)
-    dataset = load_dataset(config.data, data_root=root, size=config.image_size, skip_bad=config.skip_bad)
-    chosen = choose_tasks(config.tasks, objects=dataset.has_objects)
-    variant = RENDERED if dataset.has_objects else config.variant
+    if (source is None) == (config.features is None):
+        what = "neither an encoder nor features of one were" if source is None else "both an encoder and features were"
+        raise UserError(f"{what} given", "equibench score ENCODER, or equibench score --features FOLDER")
+    if source is None:
+        return _open_features(config)
+    dataset, chosen, variant = _open_data(config)
     opened = _open(source, config, dataset, variant)
     if config.tasks is None and "grid" in opened.encoder.token_sets:
         chosen = _with_attentive(chosen)
     if not opened.pretrained:
         settle_batch_norm(opened.encoder, _settling_images(dataset))
-    notes, work = list(opened.notes), config.runs / "score" / f"{dataset.name}-{variant}"
-    name = config.name or opened.name
-    if name in CONTROLS:
-        raise UserError(f"{name!r} is the name of a control", "give the encoder another one: --name")
+    notes, work = list(opened.notes), _work(config, dataset, variant)
+    name = _name(source, opened, config)
     if opened.encoder.identity is None:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="equibench-")))
         notes.append("its weights cannot be told from others', so nothing of it is kept but the score")
+    context = _score_context(config, dataset, variant, work, opened.encoder.preprocessing.size)
+    encoder = shlex.quote(str(source)) if isinstance(source, str | Path) else "ENCODER"
+    row = _row(name, opened, config, context, _score_command(encoder, config))
+    rows = [row, *(_controls(opened, row, dataset, config.seed) if config.controls else ())]
+    return OpenedScore([_with_files(one, config) for one in rows], chosen, context, notes)
+
+
+def open_views(config: RunConfig, stack: ExitStack) -> tuple[Context, list[Task]]:
+    """The data and the tasks of a score without an encoder, for views alone; they are kept in a temporary folder."""
+    dataset, chosen, variant = _open_data(config)
+    work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="equibench-")))
+    return _score_context(config, dataset, variant, work), chosen
+
+
+def _open_features(config: RunConfig) -> OpenedScore:
+    """Features of other code in the place of an encoder."""
+    assert config.features is not None
+    folder = config.features
+    features = read_features(folder)
+    config = asked_with(features, config)
+    dataset, chosen, variant = _open_data(config)
+    context = _score_context(config, dataset, variant, _work(config, dataset, variant))
+    check_views(features, chosen, context)
+
+    def refuse() -> nn.Module:
+        problem = f"{folder} holds features of single vectors, and there is no encoder to ask for more"
+        raise UserError(problem, "leave out tasks that look at maps, gradients or further images")
+
+    name = config.name or with_digest(folder.resolve().name, features.sha256)
+    width = next(iter(features.arrays.values())).shape[1]
+    row = Row(
+        name,
+        refuse,
+        {"weights": features.sha256, "views": features.manifest.sha256},
+        features.sha256,
+        description=f"{width} features that other code made of the exported views {features.manifest.sha256[:8]}",
+        command=_score_command("", config),
+        given=features.of,
+    )
+    controls = [Row(c.name, command=row.command) for c in CONTROLS.values() if not c.has_encoder and config.controls]
+    notes = [f"features, pairs and views are those of {folder / MANIFEST}"]
+    return OpenedScore([_with_files(one, config) for one in (row, *controls)], chosen, context, notes)
+
+
+def _open_data(config: RunConfig) -> tuple[Dataset, list[Task], str]:
+    """The data of a score, its tasks, and the variant of its views."""
+    for file in config.plugins:
+        load_file(file, "dataset")
+    others = any(TASKS.get(name).data for name in config.tasks or () if name in TASKS.names())
+    root = root_of_cifar10(config.data_root, others)
+    dataset = load_dataset(config.data, data_root=root, size=config.image_size, skip_bad=config.skip_bad)
+    chosen = choose_tasks(config.tasks, objects=dataset.has_objects)
+    return dataset, chosen, RENDERED if dataset.has_objects else config.variant
+
+
+def _work(config: RunConfig, dataset: Dataset, variant: str) -> Path:
+    return config.runs / "score" / f"{dataset.name}-{variant}"
+
+
+def _score_context(
+    config: RunConfig, dataset: Dataset, variant: str, work: Path, data_size: int | None = None
+) -> Context:
     probing, repeats = _probing(dataset, config)
     device = find_device(config.device)
-    context = Context(
+    return Context(
         replace(config.sizes, probing=probing, image_size=int(dataset.train.images.shape[-1])),
         dataset,
         variant,
@@ -191,18 +256,21 @@ def open_score(source: EncoderSource, config: RunConfig, stack: ExitStack) -> Op
         default_precision(device.type) == "bf16-mixed",
         repeats=repeats,
         data_root=config.data_root,
-        data_size=opened.encoder.preprocessing.size,
+        data_size=data_size,
         skip_bad=config.skip_bad,
     )
-    # the command that makes the score again: what is as by default, or only says where, is left out
+
+
+def _score_command(encoder: str, config: RunConfig) -> str:
+    """The command that makes a score again: what is as by default, or only says where, is left out."""
     places = ("tasks", "data_root", "device", "runs", "controls")
-    encoder = shlex.quote(str(source)) if isinstance(source, str | Path) else "ENCODER"
     flags = config.flags([option for option in SCORE_OPTIONS if option not in places])
-    command = " ".join([f"equibench score {encoder} --tasks {{task}}", *flags])
-    row = _row(name, opened, config, context, command)
-    rows = [row, *(_controls(opened, row, dataset, config.seed) if config.controls else ())]
+    return " ".join(filter(None, ["equibench score", encoder, "--tasks {task}", *flags]))
+
+
+def _with_files(row: Row, config: RunConfig) -> Row:
     files = {task: f for f in config.tasks or () if f.endswith(".py") for task in load_file(f, "task")}
-    return OpenedScore([replace(one, task_files=files) for one in rows], chosen, context, notes)
+    return replace(row, task_files=files)
 
 
 def choose_tasks(wanted: Sequence[str] | None, objects: bool = False) -> list[Task]:
@@ -259,6 +327,22 @@ def _open(source: EncoderSource, config: RunConfig, dataset: Dataset, variant: s
         if own is not None:
             return own
     return open_encoder(source, views=views, **{name: getattr(config, name) for name in _ENCODER_OPTIONS})
+
+
+def _name(source: EncoderSource, opened: Opened, config: RunConfig) -> str:
+    """The row's name: as asked for; a run's or a public model's own; else with a digest, as files share their names.
+
+    A UserError if it cannot be printed in a line, or is a control's.
+    """
+    name = config.name or opened.name
+    if name in CONTROLS or not name.isprintable():
+        what = "is the name of a control" if name in CONTROLS else "cannot be printed in one line"
+        raise UserError(f"{name!r} {what}", "give the encoder another name: --name")
+    is_file = isinstance(source, str | Path) and Path(source).expanduser().exists()
+    public = not is_file and isinstance(source, str) and ":" in source
+    if config.name or public or opened.architecture.startswith("equibench:"):
+        return name
+    return with_digest(name, _identity(opened.encoder)["encoder_sha256"])
 
 
 def _row(name: str, opened: Opened, config: RunConfig, context: Context, command: str) -> Row:

@@ -5,6 +5,7 @@ is append-only: a row's score on a task is done if it holds a record with the sa
 next one goes on from the journal and the last checkpoint.
 """
 
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -132,9 +133,10 @@ class TableRows:
     def _command(self, place: Place) -> str:
         config = self.config
         command = "curve" if place.step is not None else f"table {config.table}"
-        parts = [f"equibench {command} --profile {config.sizes.name} --rows {place.row} --columns {{task}}"]
+        profile = config.profile if isinstance(config.profile, str) else config.profile.name
+        parts = [f"equibench {command} --profile {shlex.quote(profile)} --rows {place.row} --columns {{task}}"]
         parts += [f"--seeds {place.seed}"] if place.seed is not None else []
-        return " ".join([*parts, *config.flags(["variant", "baseline_files"])])
+        return " ".join([*parts, *config.flags(["variant", "baseline_files", "plugins"])])
 
 
 Rows = OpenedScore | TableRows
@@ -212,7 +214,7 @@ def estimate(jobs: Sequence[Job], rows: Rows) -> list[float]:
             seconds += past.get(job.place.row) or _time_pretraining(job.place.row, context)
         row = None if job.pretrain else rows.find(job.place)
         for task in job.tasks:
-            if row is not None and not row.has_encoder:
+            if row is not None and (not row.has_encoder or row.given):
                 seconds += PIXEL_CONTROL_SECONDS * sum(context.probing.pairs)
             elif task.name in scored:
                 seconds += statistics.median(scored[task.name])

@@ -11,13 +11,16 @@ import torch
 from rich.console import Console
 
 from equibench.config import RESULTS, RunConfig
+from equibench.data.dataset import DATASETS, Dataset
 from equibench.evaluation.context import Context, Row
+from equibench.evaluation.evaluator import evaluator_of
 from equibench.evaluation.features import outputs_of
-from equibench.records import RECORDS, Record, read_records, write_records
+from equibench.records import RECORDS, Record, read_records, with_digest, write_records
 from equibench.report.score import score_frame, score_markdown
 from equibench.runner.open import EncoderSource, OpenedScore, open_score
 from equibench.runner.plan import Job, Place, collect, estimate, plan
 from equibench.runner.workers import run_jobs
+from equibench.task import Task
 from equibench.utils.files import writable_folder, write_text
 
 
@@ -34,28 +37,33 @@ class ScoreResult:
 
 
 def score(
-    encoder: EncoderSource, *, out: str | Path | None = None, console: Console | None = None, **options: Any
+    encoder: EncoderSource | None = None,
+    *,
+    out: str | Path | None = None,
+    console: Console | None = None,
+    **options: Any,
 ) -> ScoreResult:
     """Score an encoder on tasks; what is done already is not done again.
 
         equibench.score("timm:resnet18", tasks=["rotation"], profile="tiny")
 
     Args:
-        encoder: see `EncoderSource`.
-        out: folder for records.jsonl, score.csv and score.md; results/score/<name>-<data> by default.
+        encoder: see `EncoderSource`; None where `features` are given.
+        out: folder for records.jsonl, score.csv and score.md; results/score/<name>.<weights' digest>-<data> by
+            default, where other preprocessing or pooling than the encoder's own, and data of one's own, are told too.
         console: where progress is shown.
         options: fields of `equibench.config.RunConfig`: tasks, data, arch, size, pooling, layers, pairs, ...
 
     Raises:
         UserError: a name, file, folder or device is wrong; the weights do not fit, or give no usable features.
     """
+    config = RunConfig.of(**options)
     with ExitStack() as stack:
-        opened = open_score(encoder, RunConfig.of(**options), stack)
+        opened = open_score(encoder, config, stack)
         row, context = opened.rows[0], opened.context
-        slug = "".join(c if c.isalnum() or c in "._-" else "-" for c in row.name)
-        folder = writable_folder(Path(out) if out else RESULTS / "score" / f"{slug}-{context.dataset.name}")
+        folder = writable_folder(Path(out) if out else RESULTS / "score" / _slug(row, config, context.dataset))
         if jobs := _jobs(opened):
-            _check_features(row, context)
+            _check_features(row, context, jobs[0].tasks[0])
         run_jobs(jobs, opened, console)
         records = [record for task in opened.tasks for _, record in collect(_places(opened), [task], opened)]
     files = [folder / f for f in (RECORDS, "score.csv", "score.md")]
@@ -67,12 +75,20 @@ def score(
     return ScoreResult(row.name, frame, records, context, opened.notes, files)
 
 
-def plan_score(encoder: EncoderSource, **options: Any) -> tuple[list[Job], list[float]]:
+def plan_score(encoder: EncoderSource | None = None, **options: Any) -> tuple[list[Job], list[float]]:
     """What `score` would do with the same options, with seconds for each job; nothing is scored or written."""
     with ExitStack() as stack:
         opened = open_score(encoder, RunConfig.of(**options), stack)
         jobs = _jobs(opened)
         return jobs, estimate(jobs, opened)
+
+
+def _slug(row: Row, config: RunConfig, data: Dataset) -> str:
+    """A folder's name for each network, way of using it, and data: neither a file's name nor a folder's is enough."""
+    told = [flag.strip("-") for flag in config.flags(["pooling", "size", "mean", "std", "interpolation"])]
+    where = data.name if data.name in DATASETS else with_digest(data.name, data.sha256)
+    words = "-".join([with_digest(row.name, row.encoder_sha256), *told, where])
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in words)
 
 
 def _places(opened: OpenedScore) -> list[Place]:
@@ -85,10 +101,14 @@ def _jobs(opened: OpenedScore) -> list[Job]:
     return [replace(job, tasks=(task,)) for task in opened.tasks for job in jobs if task in job.tasks]
 
 
-def _check_features(row: Row, context: Context) -> None:
+def _check_features(row: Row, context: Context, task: Task) -> None:
     """Stop before any work if the encoder's features are not finite or say nothing."""
     from equibench.encoders.adapter import check_varies
 
+    if row.given:
+        pairs = evaluator_of(task).pairs(task, context)[0]
+        check_varies({"default": np.asarray(row.given(context.views.first(pairs))[:32])})
+        return
     images = np.array(context.dataset.test.images[:32])
     batch = torch.from_numpy(images).to(context.device).float() / 255
     with torch.inference_mode(), torch.autocast(context.device.type, dtype=torch.bfloat16, enabled=context.bf16):

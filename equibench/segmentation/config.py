@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equibench.data.ade20k import ADE20K_SPLITS, CLASSES, IMAGE, MASK, CheckedTree
+from equibench.data.ade20k import ADE20K_SPLITS, CLASSES, MASK, CheckedTree
 from equibench.errors import UserError, closest
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def _data(tree: CheckedTree, work_dir: Path, settings: SegmentationSettings, bat
     def dataset(split: str, pipeline: list[dict[str, Any]]) -> dict[str, Any]:
         images, masks = (str(tree.root / kind / split) for kind in ("images", "annotations"))
         return {
-            "type": "ADE20KDataset", "ann_file": str(work_dir / IMAGE_LISTS[split]),
-            "data_prefix": {"img_path": images, "seg_map_path": masks}, "img_suffix": IMAGE, "seg_map_suffix": MASK,
+            "type": "equibench.ListedImages", "ann_file": str(work_dir / IMAGE_LISTS[split]),
+            "data_prefix": {"img_path": images, "seg_map_path": masks}, "img_suffix": "", "seg_map_suffix": MASK,
             "reduce_zero_label": True, "pipeline": pipeline, **named,
         }  # fmt: skip
 

@@ -25,6 +25,7 @@ from mmengine import Config, registry
 from mmengine.dist import broadcast, get_dist_info
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop
+from mmseg.datasets import ADE20KDataset
 from mmseg.evaluation import IoUMetric
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import DATASETS
@@ -105,6 +106,17 @@ class LinearHead(BaseDecodeHead):
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps -> logits (N, classes, h, w) at the first map's resolution."""
         return self.cls_seg(self.norm(self._transform_inputs(inputs)))
+
+
+class ListedImages(ADE20KDataset):
+    """ADE20K whose lists name images with their suffixes, which mmsegmentation takes to be one for all."""
+
+    def load_data_list(self) -> list[dict[str, Any]]:
+        entries = super().load_data_list()
+        for entry in entries:
+            image = entry["seg_map_path"].removesuffix(self.seg_map_suffix)
+            entry["seg_map_path"] = image.rpartition(".")[0] + self.seg_map_suffix
+        return entries
 
 
 class KeyedDataset(Dataset):
@@ -236,7 +248,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 mmseg.utils.register_all_modules(init_default_scope=False)
 for _parent, _parts in (
     (registry.MODELS, (Encoder, HyperNetHead, LinearHead)),
-    (registry.DATASETS, (KeyedDataset,)),
+    (registry.DATASETS, (KeyedDataset, ListedImages)),
     (registry.DATA_SAMPLERS, (KeyedSampler,)),
     (registry.LOOPS, (Loop,)),
     (registry.METRICS, (AreaMetric,)),

@@ -113,8 +113,8 @@ def _claim(work_dir: Path, backbone: Encoder, tree: CheckedTree, settings: Segme
         if other := sorted(key for key, value in job.items() if before.get(key) != value):
             problem = f"{work_dir} holds a run with other {', '.join(other)}"
             raise UserError(problem, "choose another folder, or delete this one")
-    for split, names in tree.names.items():
-        write_text(work_dir / IMAGE_LISTS[split], "".join(f"{name}\n" for name in names))
+    for split, images in tree.images.items():
+        write_text(work_dir / IMAGE_LISTS[split], "".join(f"{image}\n" for image in images))
     write_text(path, json.dumps(job, indent=1, sort_keys=True))
 
 

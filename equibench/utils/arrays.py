@@ -280,7 +280,7 @@ def decode_all(items: Iterable[_Item], decode: Callable[[_Item], _Decoded]) -> G
 @contextlib.contextmanager
 def progress(title: str, total: int) -> Iterator[Callable[..., None]]:
     """Shows a bar with the time that remains on standard error; yields what advances it, by one unless told."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         yield partial(shown.advance, shown.add_task(title, total=total))
 

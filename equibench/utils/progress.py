@@ -49,7 +49,8 @@ class Progress:
         self.expected, self.took, self.printed = 0.0, 0.0, 0.0
         self._active: dict[int, _Active] = {}
         self._bar = rich.progress.Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            TextColumn("{task.fields[state]}", markup=False),
             console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
         self._whole = self._bar.add_task("all jobs", total=max(total, 1e-9), state="")
@@ -102,10 +103,10 @@ class Progress:
 
     def warn(self, message: str) -> None:
         """Print a warning that stays on the screen."""
-        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True)
+        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True, markup=False)
 
     def _say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True, highlight=False)
+        self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def clock(seconds: float) -> str:

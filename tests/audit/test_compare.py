@@ -227,3 +227,45 @@ def test_an_encoder_may_be_called_like_a_file_that_is_there(
     (tmp_path / "good").write_bytes(b"\x80weights")
     monkeypatch.chdir(tmp_path)
     assert select("good", places)
+
+
+def weights(digit: str) -> dict[str, Any]:
+    return {"encoder_sha256": digit * 64, "encoder": "a network"}
+
+
+def test_a_file_that_was_overwritten_is_two_networks(places: list[Path], tmp_path: Path) -> None:
+    arrays = wahba(0.3)
+    first = keep(tmp_path / "one", "net.pth.aaaaaaaa", "wahba", arrays, **weights("a"))
+    assert select("net.pth", [tmp_path / "one"]) == select("net.pth.aaaaaaaa", [tmp_path / "one"]) == [first]
+    second = keep(tmp_path / "two", "net.pth.bbbbbbbb", "wahba", arrays, **weights("b"))
+    with pytest.raises(
+        UserError, match=r"'net.pth' stands for 2 networks: net.pth.a{8} in .*, net.pth.b{8} in"
+    ) as told:
+        compare("net.pth", "good", places=[tmp_path, *places])
+    assert f"{tmp_path}/two/results:net.pth.bbbbbbbb" in told.value.fix
+    assert select("net.pth.bbbbbbbb", [tmp_path]) == [second]
+
+
+def test_a_name_that_was_used_again_is_refused_until_the_folder_is_named(tmp_path: Path) -> None:
+    for folder, digit in (("one", "a"), ("two", "b")):
+        keep(tmp_path / folder, "mine", "wahba", wahba(0.3), **weights(digit))
+    with pytest.raises(UserError, match=r"'mine' stands for 2 networks: mine.aaaaaaaa in .*one"):
+        select("mine", [tmp_path])
+    assert select(f"{tmp_path}/two/results:mine")[0].encoder_sha256 == "b" * 64
+
+
+def test_one_network_used_in_two_ways_is_refused(tmp_path: Path) -> None:
+    for pooling in ("cls", "mean"):
+        keep(
+            tmp_path / pooling, "mine", "wahba", wahba(0.3), encoder_sha256="a" * 64, encoder=f"vit; pooling {pooling}"
+        )
+    with pytest.raises(UserError, match=r"'mine' stands for 2 ways of using a network"):
+        select("mine", [tmp_path])
+
+
+def test_seeds_and_tables_of_one_name_are_no_namesakes(tmp_path: Path) -> None:
+    for seed, digit in ((0, "a"), (1, "b")):
+        seeds = Seeds(pretraining=seed, probe=[0])
+        keep(tmp_path, "vicreg", "wahba", wahba(0.3), seeds=seeds, command="equibench table table2", **weights(digit))
+    keep(tmp_path, "vicreg", "wahba", wahba(0.3), pairs_sha256="c" * 64, **weights("d"))
+    assert len(select("vicreg", [tmp_path])) == 3

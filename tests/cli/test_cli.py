@@ -32,7 +32,7 @@ def assert_user_error(result: subprocess.CompletedProcess[str], *said: str) -> N
 
 COMMANDS = (
     "table", "pretrain", "list", "certify", "score", "curve", "study", "compare", "explain", "verify", "doctor",
-    "report", "figures", "tune", "stability",
+    "report", "figures", "tune", "stability", "export-pairs",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,3 +175,44 @@ def test_a_changed_file_is_looked_at_again(broken: Path) -> None:
     cut_off(broken)
     with pytest.raises(UserError, match="cannot be decoded"):
         check_tree(broken, classes=12)
+
+
+def test_a_change_that_leaves_size_and_time_is_seen(broken: Path) -> None:
+    before = check_tree(broken, classes=12)
+    path = broken / "annotations/training/000002.png"
+    state, data = path.stat(), bytearray(path.read_bytes())
+    data[-20] ^= 0xFF  # inside the last chunk of pixels, or its checksum
+    path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    with pytest.raises(UserError, match="000002"):
+        check_tree(broken, classes=12)
+    assert check_tree(broken, classes=12, skip_bad=True).sha256 != before.sha256
+
+
+def test_images_of_other_suffixes_are_read(broken: Path) -> None:
+    images = broken / "images/training"
+    (images / "000001.jpg").rename(images / "000001.JPG")
+    (images / "000002.jpg").rename(images / "000002.jpeg")
+    Image.open(images / "000003.jpg").save(images / "000003.tif")
+    (images / "000003.jpg").unlink()
+    checked = check_tree(broken, classes=12)
+    assert checked.images["training"][:3] == ("000001.JPG", "000002.jpeg", "000003.tif")
+    assert checked.names["training"] == tuple(f"{n:06d}" for n in range(1, 7))
+    (images / "000001.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"both 000001.JPG and 000001.png|both 000001.png and 000001.JPG"):
+        check_tree(broken, classes=12)
+
+
+def test_an_annotation_whose_image_is_absent_is_told(broken: Path) -> None:
+    (broken / "images/training/000002.jpg").rename(broken / "images/training/000002.image")
+    with pytest.raises(UserError, match=r"annotations/training/000002.png: it has no image"):
+        check_tree(broken, classes=12)
+    checked = check_tree(broken, classes=12, skip_bad=True)
+    assert checked.bad == (("annotations/training/000002.png", "it has no image"),)
+
+
+def test_a_part_of_ade20k_is_not_taken_for_it(broken: Path) -> None:
+    with pytest.raises(UserError, match=r"images/training: it holds 6 images, and ADE20K has 20,210 there"):
+        check_tree(broken)
+    checked = check_tree(broken, skip_bad=True)
+    assert [file for file, _ in checked.bad] == ["images/training", "images/validation"]

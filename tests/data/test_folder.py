@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,7 +74,10 @@ def test_splits_and_classes(tmp_path: Path, val: str) -> None:
     assert dataset.train.labels.tolist() == [0, 0, 1, 1, 1]
     assert dataset.test.labels.tolist() == [0, 1]
     assert (dataset.class_names, dataset.validation) == (("apple", "pear"), 1)
-    assert (dataset.name, dataset.description) == ("fruit", "fruit (5 + 2 images from a folder, 8 px)")
+    assert (dataset.name, dataset.description) == (
+        "fruit",
+        "fruit (5 + 2 images from a folder, 8 px; passed over: 1 .txt)",
+    )
     assert split_indices(dataset)["val"].tolist() == [4]
     assert dataset.train.images.dtype == np.uint8
     assert dataset.train.labels.dtype == np.int64
@@ -316,7 +318,7 @@ def test_memory_stays_bounded_and_the_order_is_kept(tmp_path: Path) -> None:
             asked.append(path)
             yield path
 
-    images = decode_all(asking(), partial(image_folder._decode, tmp_path, 8))
+    images = decode_all(asking(), lambda path: image_folder._decode(path, 8))
     assert np.asarray(next(images))[0, 0, 0] == 0
     assert len(asked) <= AHEAD * MOST_THREADS
     assert [int(np.asarray(image)[0, 0, 0]) for image in images] == list(range(1, 200))

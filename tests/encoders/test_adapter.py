@@ -332,3 +332,17 @@ def test_an_untrained_network_gets_the_batch_norm_statistics_of_its_images() -> 
     before = first[1].running_mean.clone()  # type: ignore[index]
     opened.encoder.represent(images)
     torch.testing.assert_close(first[1].running_mean, before, rtol=0, atol=0)  # type: ignore[index]
+
+
+def test_mean_and_std_of_255_are_refused_with_those_of_1() -> None:
+    imagenet = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+    for mean, std in (imagenet, (imagenet[0], PLAIN.std), (PLAIN.mean, imagenet[1])):
+        with pytest.raises(UserError, match=r"not in units of \[0, 1\]") as told:
+            Preprocessing(32, mean, std)
+        if (mean, std) == imagenet:
+            assert told.value.fix.endswith("--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225")
+    for wrong in ((-0.1, 0, 0), (float("nan"), 0, 0)):
+        with pytest.raises(UserError, match="units"):
+            Preprocessing(32, wrong, PLAIN.std)
+    assert Preprocessing(32, (0, 0, 0), (1 / 255,) * 3).std[0] == 1 / 255  # an encoder that wants 0 to 255
+    assert Preprocessing(32, (0, 0.5, 1), (1, 1, 1)).mean[2] == 1

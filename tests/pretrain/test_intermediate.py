@@ -10,7 +10,6 @@ import torch
 from equibench.baselines.intermediate import TARGETS, Intermediate
 from torch import nn
 
-from equibench import profiles
 from equibench.data.dataset import Dataset
 from equibench.encoders.vit import Tokens
 from equibench.errors import UserError
@@ -19,25 +18,24 @@ from equibench.pretrain.batches import open_stream
 from equibench.pretrain.loop import TrainingStep, build_step
 from equibench.pretrain.method import BASELINES, TokenPair, ViewPair
 from equibench.pretrain.modules import ImageDecoder
-from equibench.profiles import Redrawing, get_profile
+from equibench.profiles import Profile, Redrawing, get_profile
 from equibench.transforms.transformation import transform, view_spec
 
 TINY = get_profile("tiny")
 COUNT = 8
 
 
-def batch_of(name: str, dataset: Dataset) -> tuple[TrainingStep, ViewPair, ViewPair]:
+def batch_of(name: str, dataset: Dataset, profile: Profile = TINY) -> tuple[TrainingStep, ViewPair, ViewPair]:
     """The method, its batch, and the batch before it was prepared."""
-    step = build_step(BASELINES.get(name), TINY, "headline", 0, 10).train()
+    step = build_step(BASELINES.get(name), profile, "headline", 0, 10).train()
     stream = open_stream(dataset, "train", step.method, view_spec("headline", 32), seed=0)
     bare = stream.batch(0, COUNT, step.encoder)
     return step, step.method.prepare(bare), bare
 
 
-def with_redrawing(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    extras = profiles.EXTRAS["tiny"]
-    changed = replace(extras, redrawing=replace(extras.redrawing, **changes))
-    monkeypatch.setitem(profiles.EXTRAS, "tiny", changed)
+def redrawing(**changes: Any) -> Profile:
+    extras = replace(TINY.extras, redrawing=replace(TINY.extras.redrawing, **changes))
+    return replace(TINY, extras=extras)
 
 
 @pytest.mark.parametrize("short", ["rot", "color", "blur", "trans", "se2"])
@@ -106,11 +104,8 @@ class Grey(nn.Module):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_loss_is_the_ssl_loss_and_the_mean_of_the_decoders_errors(
-    reduction: str, solids_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with_redrawing(monkeypatch, reduction=reduction)
-    step, views, _ = batch_of("vicreg_all_rot", solids_dataset)
+def test_the_loss_is_the_ssl_loss_and_the_mean_of_the_decoders_errors(reduction: str, solids_dataset: Dataset) -> None:
+    step, views, _ = batch_of("vicreg_all_rot", solids_dataset, redrawing(reduction=reduction))
     method = step.method
     method.decoders = nn.ModuleList([Grey(0.25), Grey(0.5)])
     losses, tokens = step(views)
@@ -157,11 +152,10 @@ def test_without_a_split_the_ssl_method_has_all_channels(solids_dataset: Dataset
     assert not method.splits_features
 
 
-def test_view_one_can_come_from_the_teacher(solids_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_view_one_can_come_from_the_teacher(solids_dataset: Dataset) -> None:
     reached = {}
     for first_view in ("student", "teacher"):
-        with_redrawing(monkeypatch, first_view=first_view)
-        step, views, _ = batch_of("ibot_all_rot", solids_dataset)
+        step, views, _ = batch_of("ibot_all_rot", solids_dataset, redrawing(first_view=first_view))
         tokens = step.method.encode(step.encoder, views)
         leaf = tokens.v1.patches.detach().requires_grad_()
         pair = TokenPair(Tokens(tokens.v1.cls, leaf), tokens.v2, tokens.teacher, tokens.local)
@@ -170,11 +164,10 @@ def test_view_one_can_come_from_the_teacher(solids_dataset: Dataset, monkeypatch
     assert reached == {"student": True, "teacher": False}
 
 
-def test_the_class_token_can_be_seen_by_the_decoders(solids_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_class_token_can_be_seen_by_the_decoders(solids_dataset: Dataset) -> None:
     reached = {}
     for class_token in (False, True):
-        with_redrawing(monkeypatch, class_token=class_token)
-        step, views, _ = batch_of("vicreg_all_rot", solids_dataset)
+        step, views, _ = batch_of("vicreg_all_rot", solids_dataset, redrawing(class_token=class_token))
         tokens = step.method.encode(step.encoder, views)
         leaf = tokens.v2.cls.detach().requires_grad_()
         pair = TokenPair(tokens.v1, Tokens(leaf, tokens.v2.patches))

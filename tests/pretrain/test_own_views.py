@@ -9,12 +9,11 @@ import pytest
 import torch
 from sharded import sharded_steps, stepped
 
-from equibench import profiles
 from equibench.data.dataset import Dataset
 from equibench.pretrain.batches import open_stream
 from equibench.pretrain.loop import TrainingStep, build_step, recipe
 from equibench.pretrain.method import BASELINES, ViewPair
-from equibench.profiles import get_profile
+from equibench.profiles import Extras, get_profile
 from equibench.transforms.transformation import view_spec
 
 TINY = get_profile("tiny")
@@ -98,23 +97,22 @@ def test_two_processes_give_the_loss_the_gradients_and_the_centres_of_one(
             torch.testing.assert_close(value, step.get_buffer(buffer), rtol=1e-4, atol=1e-6, msg=f"{name}: {buffer}")
 
 
-def test_settings_enter_the_recipes_of_those_that_read_them(
-    solids_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settings_enter_the_recipes_of_those_that_read_them(solids_dataset: Dataset) -> None:
     names = ("vicreg", "sie_all", "reconstruction", "supervised", "simclr", "ibot", "ibot_all_rot", "vicreg_all_rot")
 
-    def recipes() -> dict[str, object]:
-        return {name: recipe(BASELINES.get(name), TINY, solids_dataset, "headline", 0) for name in names}
+    def recipes(extras: Extras) -> dict[str, object]:
+        profile = replace(TINY, extras=extras)
+        return {name: recipe(BASELINES.get(name), profile, solids_dataset, "headline", 0) for name in names}
 
-    before, extras = recipes(), profiles.EXTRAS["tiny"]
+    extras = TINY.extras
+    before = recipes(extras)
     changes = {
         "distillation": (replace(extras.distillation, momentum=0.5), {"ibot", "ibot_all_rot"}),
         "redrawing": (replace(extras.redrawing, width=48), {"ibot_all_rot", "vicreg_all_rot"}),
         "temperature": (0.1, {"simclr"}),
     }
     for field, (value, changed) in changes.items():
-        monkeypatch.setitem(profiles.EXTRAS, "tiny", replace(extras, **{field: value}))  # type: ignore[arg-type]
-        after = recipes()
+        after = recipes(replace(extras, **{field: value}))  # type: ignore[arg-type]
         assert {name for name in names if after[name] != before[name]} == changed, field
 
 

@@ -8,7 +8,8 @@ import torch
 from equibench.encoders.vit import Tokens, ViTEncoder
 from equibench.pretrain import modules
 from equibench.pretrain.method import BASELINES, Theta, TokenPair, ViewPair
-from equibench.profiles import PROFILES, PUBLISHED_RECIPES, Profile, extras_of
+from equibench.profiles import PROFILES, Profile
+from equibench.report.recipes import PUBLISHED_RECIPES
 from equibench.transforms.transformation import TRANSFORMATIONS, view_spec
 
 profiles = pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
@@ -62,7 +63,7 @@ def test_the_steps_kept_are_steps_of_checkpoints_within_the_run(profile: Profile
 
 @profiles
 def test_settings_of_methods_with_teachers_and_decoders_fit_the_profile(profile: Profile) -> None:
-    crops, drawing = extras_of(profile).distillation, extras_of(profile).redrawing
+    crops, drawing = profile.extras.distillation, profile.extras.redrawing
     assert crops.local_size % profile.encoder.patch == 0
     assert crops.local_size < profile.image_size
     assert 0 < crops.momentum < 1

@@ -12,7 +12,6 @@ from object_data import with_objects
 from safetensors.torch import load_file
 from torch import nn
 
-from equibench import profiles
 from equibench.data.dataset import Dataset
 from equibench.encoders.vit import ViTEncoder, weights_sha256
 from equibench.errors import UserError
@@ -91,14 +90,11 @@ def test_the_last_layer_waits(solids_dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_a_run_keeps_its_teacher_or_its_student(
-    keeps: bool, solids_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    extras = profiles.EXTRAS["tiny"]
-    changed = replace(extras, distillation=replace(extras.distillation, keeps_teacher=keeps))
-    monkeypatch.setitem(profiles.EXTRAS, "tiny", changed)
+def test_a_run_keeps_its_teacher_or_its_student(keeps: bool, solids_dataset: Dataset, tmp_path: Path) -> None:
+    distillation = replace(SHORT.extras.distillation, keeps_teacher=keeps)
+    short = replace(SHORT, extras=replace(SHORT.extras, distillation=distillation))
     run = run_pretraining(
-        BASELINES.get("ibot"), SHORT, solids_dataset, tmp_path, report=lambda s, *_: keep_snapshot(tmp_path, SHORT, s)
+        BASELINES.get("ibot"), short, solids_dataset, tmp_path, report=lambda s, *_: keep_snapshot(tmp_path, short, s)
     )
     teacher = {
         name.removeprefix("teacher."): value
@@ -212,7 +208,7 @@ def test_views_are_the_pipeline_that_is_asked_for(solids_dataset: Dataset) -> No
 def test_small_crops_are_small_and_as_many_as_the_profile_says(solids_dataset: Dataset) -> None:
     step, stream = started("dinov2", solids_dataset)
     views = step.method.prepare(stream.batch(0, 4, step.encoder))
-    size = profiles.EXTRAS["tiny"].distillation
+    size = TINY.extras.distillation
     assert [tuple(crop.shape) for crop in views.local] == [(4, 3, size.local_size, size.local_size)] * size.local_crops
     tokens = step.method.encode(step.encoder, views)
     assert [len(each) for each in step.method.class_logits(tokens)] == [2, 2 + size.local_crops]
@@ -284,8 +280,3 @@ def test_a_collapsed_teacher_is_in_the_log_and_in_what_the_run_says(
 @pytest.mark.parametrize(("name", "kept"), [("simclr", "encoder"), ("ibot_all_rot", "method.ssl.teacher")])
 def test_the_run_s_encoder_is_found_by_its_name(name: str, kept: str) -> None:
     assert build_step(BASELINES.get(name), TINY, "headline", 0, 10).kept == kept
-
-
-def test_a_profile_without_further_settings_is_named() -> None:
-    with pytest.raises(UserError, match="'mine' has no settings"):
-        profiles.extras_of(replace(TINY, name="mine"))

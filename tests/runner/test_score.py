@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 import equibench.evaluation.controls
 import equibench.runner.open
 import equibench.runner.plan
+from equibench.audit import find
 from equibench.cli import app
 from equibench.data.dataset import Dataset
 from equibench.errors import UserError
@@ -176,10 +177,37 @@ def test_a_file_of_weights_with_its_architecture(network: nn.Module, tmp_path: P
         quick(file, tmp_path, tasks=["flip.wahba"])
     options = {"tasks": ["flip.wahba"], "size": 32, "layers": ["layer2"], "mean": (0, 0, 0.5)}
     result = quick(file, tmp_path, arch="timm:test_resnet", **options)
-    assert {r.baseline for r in result.records} == {"my weights.safetensors", "random_init"}
+    digest = result.records[0].encoder_sha256 or ""
+    assert {r.baseline for r in result.records} == {f"my weights.safetensors.{digest[:8]}", "random_init"}
     command = shlex.split(result.records[0].command)
     assert command[2] == str(file)
     assert command[command.index("--mean") + 1] == "0,0,0.5"
+
+
+def test_files_of_one_name_have_results_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"arch": "timm:test_resnet", "tasks": ["flip.wahba"], "size": 32, "controls": False}
+    found = {}
+    for seed, place in enumerate(("expA", "expB", "expA")):
+        (tmp_path / place).mkdir(exist_ok=True)
+        torch.manual_seed(seed)
+        torch.save(timm.create_model("test_resnet").state_dict(), f"{place}/checkpoint.pth")
+        result = quick(f"{place}/checkpoint.pth", tmp_path, out=None, **options)
+        found[result.name] = result.files[0].parent.name
+        assert result.name in result.files[0].parent.name
+        assert f"|{result.name}|" in result.records[0].signature
+    assert len(set(found)) == len(set(found.values())) == 3, "of an overwritten file, too, both results are there"
+    for name in found:
+        assert {r.baseline for r in find.select(name, [tmp_path / "results"])} == {name}
+    with pytest.raises(UserError, match="'checkpoint.pth' stands for 3 networks"):
+        find.select("checkpoint.pth", [tmp_path / "results"])
+    named = quick("expA/checkpoint.pth", tmp_path, out=None, name="my net", **options)
+    assert named.name == "my net"
+    assert named.files[0].parent.name.startswith("my-net.")
+    pooled = quick("expA/checkpoint.pth", tmp_path, out=None, name="my net", pooling="mean", **options)
+    assert pooled.files[0].parent != named.files[0].parent
+    with pytest.raises(UserError, match="cannot be printed in one line"):
+        quick("timm:test_resnet", tmp_path, name="a\nb", **RESNET)
 
 
 # Encoders that equibench has pretrained
@@ -253,3 +281,17 @@ def test_interrupted_it_goes_on_where_it_was(
     resumed = quick(network, tmp_path / "parts", **options)
     assert journal(tmp_path / "parts")[: len(done)] == done
     assert without_seconds(resumed.records) == without_seconds(whole.records)
+
+
+def test_a_name_with_brackets_comes_out_whole(tmp_path: Path) -> None:
+    name = "ckpt[bold].pth"
+    given = ["score", "timm:test_vit", "--no-pretrained", "--size", "32", "--name", name, "--profile", "tiny"]
+    given += ["--pairs", "128,32,64", "--tasks", "rotation", "--no-controls", "--runs", str(tmp_path / "runs")]
+    shown = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "out")], env={"COLUMNS": "150"})
+    assert shown.exit_code == 0, shown.output
+    signature = read_records(tmp_path / "out" / "records.jsonl")[0].signature
+    assert name in signature
+    assert signature in shown.output.splitlines()
+    told = CliRunner().invoke(app, ["explain", signature, "--in", str(tmp_path / "out")], env={"COLUMNS": "150"})
+    assert told.exit_code == 0, told.output
+    assert name in told.output

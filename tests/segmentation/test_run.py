@@ -197,4 +197,4 @@ def test_the_config_that_a_run_writes_can_be_read_again(tree: Path, tmp_path: Pa
     config = Config.fromfile(next(tmp_path.glob("*.py")))
     assert config.model.backbone.type == "equibench.Encoder"
     assert config.model.backbone.encoder == "timm:resnet10t"
-    assert config.train_dataloader.dataset.dataset.type == "ADE20KDataset"
+    assert config.train_dataloader.dataset.dataset.type == "equibench.ListedImages"
