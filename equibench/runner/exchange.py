@@ -292,10 +292,8 @@ def _read_array(file: Path, views: ViewSet, manifest: ExportManifest) -> NDArray
         raise UserError(f"{file} holds {len(array):,} rows for {views.count:,} views", expected)
     parts = (array[at : at + 4096].astype(np.float64) for at in range(0, len(array), 4096))
     largest = float(np.max([np.abs(part).max() for part in parts]))
-    if not largest <= np.finfo(np.float16).max or 0 < largest < SMALLEST:  # the first is false for nan
-        problem = (
-            f"{file} holds features that are not finite, beyond 65,504 or below {SMALLEST} (largest: {largest:.3g})"
-        )
+    if not largest <= float(np.finfo(np.float16).max) or 0 < largest < SMALLEST:  # the first is false for nan
+        problem = f"{file}: features are not finite, beyond 65,504 or all below {SMALLEST} (largest: {largest:.3g})"
         raise UserError(problem, "features are kept as float16: multiply them by a constant, and look for NaN")
     return np.asarray(array, dtype=np.float16)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from PIL import Image
 from scored import PAIRS, Pixels, quick
 from typer.testing import CliRunner
 
+import equibench.runner.open
 from equibench.cli import app
+from equibench.data.dataset import Dataset
+from equibench.data.load import load_dataset
 from equibench.encoders.open import open_encoder
 from equibench.errors import UserError
 from equibench.runner.exchange import export_pairs
@@ -22,11 +26,20 @@ from equibench.runner.score import score
 from equibench.transforms.transformation import TRANSFORMATIONS, transform_sequence, view_spec
 
 ASKED: dict[str, Any] = {"profile": "tiny", "pairs": PAIRS, "data": "solids", "tasks": ["flip", "flip.wahba"]}
-"""Of the solids, whose loader is not replaced here, so that the command line finds the same."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_solids(solids_dataset: Dataset) -> Iterator[None]:
+    def load(name: Any, **options: Any) -> Dataset:
+        return solids_dataset if name == "solids" else load_dataset(name, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(equibench.runner.open, "load_dataset", load)
+        yield
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, _few_solids: None) -> Path:
     folder = tmp_path_factory.mktemp("exchange") / "views"
     export_pairs(folder, png=True, **ASKED)
     return folder
@@ -56,15 +69,18 @@ def test_views_and_parameters_are_those_of_the_pairs(exported: Path) -> None:
     assert np.bincount([["train", "val", "test"].index(s) for s in held["split"]]).tolist() == list(PAIRS)
     first, second = (np.load(exported / f"{held[which]}.npy") for which in ("first", "second"))
     assert (len(first), len(second)) == tuple(manifest["views"][n]["count"] for n in ("first", "flip"))
+    assert [name for name in held if name.startswith("nuisance_")], "a regression's second views pass through more"
+    held = np.load(exported / "flip.wahba.npz")  # which the pure ones do not
+    first, second = (np.load(exported / f"{held[which]}.npy") for which in ("first", "second"))
     mask = np.load(exported / "mask.npy").astype(bool)
     steps = [{"flip": torch.from_numpy(held["theta"]).float()}]
-    assert held["theta"].shape == (sum(PAIRS), len(TRANSFORMATIONS["flip"].identity))
+    assert held["theta"].shape == (len(held["image"]), len(TRANSFORMATIONS["flip"].identity))
     moved = transform_sequence(torch.from_numpy(first[held["first_row"]]).float() / 255, steps, "reflect")
     found = second[held["second_row"]][:, :, mask]
     np.testing.assert_allclose(found, moved.numpy()[:, :, mask] * 255, atol=0.51)
     assert len(np.unique(first[:, :, ~mask].transpose(0, 2, 1).reshape(-1, 3), axis=0)) == 1, "the disc is painted in"
     png = np.asarray(Image.open(exported / "first" / "000003.png"))
-    np.testing.assert_array_equal(png, first[3].transpose(1, 2, 0))
+    np.testing.assert_array_equal(png, np.load(exported / "first.npy")[3].transpose(1, 2, 0))
 
 
 def test_features_of_other_code_score_as_the_encoder_does_here(features: Path, tmp_path: Path) -> None:
