@@ -288,7 +288,7 @@ PROFILES = {
 }  # fmt: skip
 
 
-EXTRAS = {
+EXTRA_SETTINGS = {
     "tiny": Extras(
         Distillation(prototypes=64, hidden=64, bottleneck=16, local_crops=2, local_size=16, momentum=0.9),
         Redrawing(width=32),
@@ -315,10 +315,12 @@ def extras_of(profile: Profile) -> Extras:
     Raises:
         UserError: there are none for a profile of that name.
     """
-    if profile.name not in EXTRAS:
+    if profile.name not in EXTRA_SETTINGS:
         problem = f"the profile {profile.name!r} has no settings for methods with a teacher or a decoder of images"
-        raise UserError(problem, f"give EXTRAS[{profile.name!r}] in equibench.profiles, or use: {', '.join(EXTRAS)}")
-    return EXTRAS[profile.name]
+        raise UserError(
+            problem, f"give EXTRA_SETTINGS[{profile.name!r}] in equibench.profiles, or use: {', '.join(EXTRA_SETTINGS)}"
+        )
+    return EXTRA_SETTINGS[profile.name]
 
 
 @dataclass(frozen=True)

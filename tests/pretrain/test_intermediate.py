@@ -35,9 +35,9 @@ def batch_of(name: str, dataset: Dataset) -> tuple[TrainingStep, ViewPair, ViewP
 
 
 def with_redrawing(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    extras = profiles.EXTRAS["tiny"]
+    extras = profiles.EXTRA_SETTINGS["tiny"]
     changed = replace(extras, redrawing=replace(extras.redrawing, **changes))
-    monkeypatch.setitem(profiles.EXTRAS, "tiny", changed)
+    monkeypatch.setitem(profiles.EXTRA_SETTINGS, "tiny", changed)
 
 
 @pytest.mark.parametrize("short", ["rot", "color", "blur", "trans", "se2"])

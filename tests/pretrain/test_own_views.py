@@ -106,14 +106,14 @@ def test_settings_enter_the_recipes_of_those_that_read_them(
     def recipes() -> dict[str, object]:
         return {name: recipe(BASELINES.get(name), TINY, solids_dataset, "headline", 0) for name in names}
 
-    before, extras = recipes(), profiles.EXTRAS["tiny"]
+    before, extras = recipes(), profiles.EXTRA_SETTINGS["tiny"]
     changes = {
         "distillation": (replace(extras.distillation, momentum=0.5), {"ibot", "ibot_all_rot"}),
         "redrawing": (replace(extras.redrawing, width=48), {"ibot_all_rot", "vicreg_all_rot"}),
         "temperature": (0.1, {"simclr"}),
     }
     for field, (value, changed) in changes.items():
-        monkeypatch.setitem(profiles.EXTRAS, "tiny", replace(extras, **{field: value}))  # type: ignore[arg-type]
+        monkeypatch.setitem(profiles.EXTRA_SETTINGS, "tiny", replace(extras, **{field: value}))  # type: ignore[arg-type]
         after = recipes()
         assert {name for name in names if after[name] != before[name]} == changed, field
 

@@ -94,9 +94,9 @@ def test_the_last_layer_waits(solids_dataset: Dataset) -> None:
 def test_a_run_keeps_its_teacher_or_its_student(
     keeps: bool, solids_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extras = profiles.EXTRAS["tiny"]
+    extras = profiles.EXTRA_SETTINGS["tiny"]
     changed = replace(extras, distillation=replace(extras.distillation, keeps_teacher=keeps))
-    monkeypatch.setitem(profiles.EXTRAS, "tiny", changed)
+    monkeypatch.setitem(profiles.EXTRA_SETTINGS, "tiny", changed)
     run = run_pretraining(
         BASELINES.get("ibot"), SHORT, solids_dataset, tmp_path, report=lambda s, *_: keep_snapshot(tmp_path, SHORT, s)
     )
@@ -212,7 +212,7 @@ def test_views_are_the_pipeline_that_is_asked_for(solids_dataset: Dataset) -> No
 def test_small_crops_are_small_and_as_many_as_the_profile_says(solids_dataset: Dataset) -> None:
     step, stream = started("dinov2", solids_dataset)
     views = step.method.prepare(stream.batch(0, 4, step.encoder))
-    size = profiles.EXTRAS["tiny"].distillation
+    size = profiles.EXTRA_SETTINGS["tiny"].distillation
     assert [tuple(crop.shape) for crop in views.local] == [(4, 3, size.local_size, size.local_size)] * size.local_crops
     tokens = step.method.encode(step.encoder, views)
     assert [len(each) for each in step.method.class_logits(tokens)] == [2, 2 + size.local_crops]
