@@ -261,11 +261,12 @@ def _time_pretraining(row: str, context: Context) -> float:
     from equibench.pretrain.batches import open_stream
 
     profile = context.profile.of_row(row)
-    kind = (BASELINES.get(row).method, profile, context.dataset.name, context.device.type)
+    entry = BASELINES.get(row)
+    kind = (entry.method, entry.extras, profile, context.dataset.name, context.device.type)
     if kind in _timed:
         return _timed[kind]
     batch = min(profile.pretraining.batch, 32)
-    module = loop.build_step(BASELINES.get(row), profile, context.variant, 0, len(context.dataset.class_names))
+    module = loop.build_step(entry, profile, context.variant, 0, len(context.dataset.class_names))
     module.to(context.device)
     stream = open_stream(context.dataset, "train", module.method, context.spec, 0)
 
