@@ -16,16 +16,13 @@ from report_results import ROOT, TASKS, write_results
 from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
-import equibench.runner.open
 from equibench.audit.find import Predictions
 from equibench.audit.paired import standings
 from equibench.cli import app
 from equibench.cli.report import PAPER_FORMATS
-from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 from equibench.evaluation.controls import row_title
 from equibench.records import RECORDS, Record, read_predictions, read_records
-from equibench.report import html_pictures
 from equibench.report.bibliography import bib_entries
 from equibench.report.definition import columns_of, load_definition, table_frame
 from equibench.report.latex import FORMATS, PrintedTable, csv_payload, formatted, latex_escaped
@@ -187,11 +184,9 @@ def test_an_unknown_format_is_refused_before_anything_runs(tmp_path: Path) -> No
 
 
 def test_a_table_ends_with_its_report_unless_told_and_prints_its_format_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solids_dataset: Dataset
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for module in (equibench.runner.open, html_pictures):
-        monkeypatch.setattr(module, "load_dataset", lambda *_, **__: solids_dataset)
     given = ["table", "table2", "--profile", "tiny", "--rows", "vicreg", "--columns", "flip", "--jobs", "1"]
     given += ["--device", "cpu"]
     made = CliRunner().invoke(app, [*given, "--format", "csv", "--no-report"])
