@@ -332,9 +332,8 @@ def get_profile(name: str | Profile) -> Profile:
     if name.endswith(".toml"):
         return read_profile(Path(name))
     if name not in PROFILES:
-        raise UserError(
-            f"unknown profile {name!r}{closest(name, PROFILES)}", f"profiles: {', '.join(PROFILES)}; or FILE.toml"
-        )
+        known = f"profiles: {', '.join(PROFILES)}; or FILE.toml"
+        raise UserError(f"unknown profile {name!r}{closest(name, PROFILES)}", known)
     return PROFILES[name]
 
 
@@ -355,9 +354,8 @@ def read_profile(path: Path) -> Profile:
     try:
         text = path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"the profile {path} cannot be read: {error}", "give a TOML file: --profile mine.toml"
-        ) from error
+        problem = f"the profile {path} cannot be read: {error}"
+        raise UserError(problem, "give a TOML file: --profile mine.toml") from error
     profile = _parsed_profile(path, text)
     PROFILES[profile.name] = profile  # so that the runs made with it can be opened again
     return profile
