@@ -190,10 +190,10 @@ def _source_sha256(path: Path) -> str:
 def _imported(path: Path) -> ModuleType:
     """The file as a module, run anew once it has changed."""
     source = path.resolve()
-    digest = hashlib.sha256(f"{source} {_source_sha256(source)}".encode()).hexdigest()
-    name = f"equibench_arch_{source.stem}_{digest[:_DIGITS]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    # a class's module is part of an encoder's identity, to which the folder must not matter
+    name = f"equibench_arch_{source.stem}_{_source_sha256(source)[:_DIGITS]}"
+    if (known := sys.modules.get(name)) is not None and known.__file__ == str(source):
+        return known
     spec = importlib.util.spec_from_file_location(name, source)
     assert spec is not None
     assert spec.loader is not None
