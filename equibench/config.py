@@ -72,7 +72,12 @@ class RunConfig:
     features: Path | None = _option(
         None, "a folder of features that other code made of exported views, instead of an encoder", _ENCODER
     )
-    arch: str | None = _option(None, "a file's architecture: timm:NAME or torchvision:NAME", _ENCODER)
+    arch: str | None = _option(
+        None,
+        "a file's architecture: timm:NAME, torchvision:NAME, hf:ORG/NAME, open_clip:NAME, or FILE.py:FUNCTION, which "
+        "is run",
+        _ENCODER,
+    )
     name: str | None = _option(None, "the encoder's name in the records, instead of its file's with a digest", _ENCODER)
     pretrained: bool = _option(True, "take the model's trained weights, or none", _ENCODER)
     size: int | None = _option(None, "pixels that the encoder sees, instead of its own", _ENCODER)

@@ -38,6 +38,7 @@ encoder_commands = typer.Typer()
     "score",
     "equibench score timm:vit_small_patch16_224",
     "equibench score weights.pth --arch torchvision:resnet50 --data photographs/ --tasks 'rotation*'",
+    "equibench score weights.pth --arch model.py:build",
     "equibench score reconstruction --tasks all --layers all",
     "equibench score --features features/",
 )
@@ -47,7 +48,8 @@ def _score(
         str | None,
         typer.Argument(
             metavar="[ENCODER]",
-            help="A run's folder or a baseline; timm:NAME, torchvision:NAME, hf-hub:ORG/NAME; a file of weights.",
+            help="A run's folder or a baseline; timm:NAME, torchvision:NAME, hf-hub:ORG/NAME; a file of weights; "
+            "FILE.py:FUNCTION, which builds a network.",
         ),
     ] = None,
     out: Out = None,
@@ -115,7 +117,7 @@ def _json(record: Any) -> dict[str, Any]:
 )
 def _doctor(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of weights.")],
-    arch: Annotated[str | None, typer.Option(help="A file's architecture: timm:NAME or torchvision:NAME.")] = None,
+    arch: Annotated[str | None, typer.Option(help="A file's architecture, as `score` takes it.")] = None,
     branch: Annotated[str | None, typer.Option(help="Which network of a file that holds several.")] = None,
     rename: Annotated[str | None, typer.Option(help="Rules for its names, 'regex=>text;regex=>text'.")] = None,
     data: Annotated[str, typer.Option(help="cifar10, solids, or a folder of images.")] = "cifar10",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from equibench.encoders import zoo
+from equibench.encoders import own, zoo
 from equibench.encoders.adapter import NO_MASK, ImageEncoder
 from equibench.encoders.checkpoint import read_checkpoint
 from equibench.encoders.coverage import Coverage, check_finite, fit_names, full_coverage, load_strictly
@@ -18,9 +18,11 @@ from equibench.encoders.weightfile import Checkpoint
 from equibench.errors import UserError, closest
 from equibench.transforms.transformation import ViewSpec
 
-_LIBRARIES = ("timm", "torchvision", "hf-hub")
+_LIBRARIES = ("timm", "torchvision", "hf-hub", *own.OWN_LIBRARIES)
+_ARCHITECTURES = ("timm", "torchvision", *own.OWN_LIBRARIES)
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
 _OBVIOUS = 0.99
+_ARCHS = "timm:NAME, torchvision:NAME, hf:ORG/NAME, open_clip:NAME or FILE.py:FUNCTION"
 _POOLED = "global_pool=avg"
 _Network = nn.Module | Callable[[Tensor], Tensor]
 _Adapt = Callable[[_Network, str], ImageEncoder]
@@ -32,7 +34,7 @@ class Opened:
 
     encoder: ImageEncoder  # frozen, in eval mode, on the CPU unless it was elsewhere
     name: str  # for a table: "timm:resnet50", a file's name, a class
-    architecture: str  # "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME" or "python:MODULE.CLASS"
+    architecture: str  # "timm:NAME", "hf-hub:ORG/NAME", ..., "python:MODULE.CLASS", or what `own_label` makes of it
     pretrained: bool  # False where the weights are those of an untrained network
     coverage: Coverage | None  # how the loaded weights fitted; None where none were loaded (untrained, or from Python)
     notes: tuple[str, ...]  # what was done, a sentence each
@@ -51,10 +53,12 @@ def open_encoder(
     """Open any encoder, with its own preprocessing unless told otherwise.
 
     Args:
-        source: "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"; a weights file, an index of shards or a folder that
-            holds one (with `arch`); in Python an nn.Module, of which a copy is taken, or any function, both on
+        source: "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME", "hf:ORG/NAME", "open_clip:NAME@TAG"; a Python file
+            and its function that builds the network, "FILE.py:FUNCTION"; a weights file, an index of shards or a folder
+            that holds one (with `arch`); in Python an nn.Module, of which a copy is taken, or any function, both on
             normalised images (N, 3, s, s).
-        arch: a file's architecture, "timm:NAME" or "torchvision:NAME"; options of timm's may follow, as in
+        arch: a file's architecture, "timm:NAME", "torchvision:NAME", "hf:ORG/NAME" or "hf:./FOLDER" (transformers),
+            "open_clip:NAME" (its image tower) or "FILE.py:FUNCTION", which is run; options of timm's may follow, as in
             "timm:vit_small_patch16_224,reg_tokens=4".
         views: the views' mask; None: no mask.
         pretrained: False builds the architecture untrained, seeded by `seed`; no effect on files and Python objects.
@@ -64,7 +68,8 @@ def open_encoder(
         allow_partial: an option of former versions; to give it is an error that says what has taken its place.
 
     Raises:
-        UserError: an unknown name, weights that cannot be had, do not fit, are unsafe or not finite.
+        UserError: an unknown name, weights that cannot be had, do not fit, are unsafe or not finite; a Python file that
+            is not there, raises, or builds no network; a library that is not installed.
     """
     _check_former(allow_partial, allow_random)
     given: dict[str, object] = {"size": size} if size is not None else {}
@@ -74,10 +79,12 @@ def open_encoder(
     if not isinstance(source, (str, Path)):
         return _open_object(source, adapt)
     text = str(source)
+    if own.is_python_file(text):
+        return _open_python_file(text, arch, adapt, pretrained, seed)
     coverage: Coverage | None = None
     notes: tuple[str, ...] = ("untrained: random weights",)
     if ":" in text and text.split(":")[0] in _LIBRARIES:
-        model, name, arch = zoo.build_network(text, pretrained, size, seed), text, text
+        model, name, arch = zoo.build_network(text, pretrained, size, seed), own.own_label(text), text
         if pretrained:
             classifier = zoo.classifier_of(model)
             check_finite(model.state_dict(), text, classifier)
@@ -86,15 +93,52 @@ def open_encoder(
         checkpoint = _checkpoint(text)
         if arch is None:
             raise _no_arch(checkpoint)
-        if arch.split(":")[0] not in ("timm", "torchvision"):
-            raise UserError(f"unknown architecture {arch!r}", "give --arch timm:NAME or --arch torchvision:NAME")
+        if arch.split(":")[0] not in _ARCHITECTURES and not own.is_python_file(arch):
+            raise UserError(f"unknown architecture {arch!r}", f"give --arch {_ARCHS}")
         model, arch, coverage, notes = _loaded(checkpoint, arch, size, seed, allow_random, branch, rename)
         name, pretrained = checkpoint.path.name, True
+        notes = (*notes, _was_run(arch)) if own.is_python_file(arch) else notes
+    label = own.own_label(arch)
+    fresh, _ = _fresh(arch, label, size, adapt)
+    return Opened(adapt(model, label), name, label, pretrained, coverage, notes, fresh)
 
-    def fresh(seed: int) -> ImageEncoder:
-        return adapt(zoo.build_network(arch, False, size, seed), arch)
 
-    return Opened(adapt(model, arch), name, arch, pretrained, coverage, notes, fresh)
+def _open_python_file(text: str, arch: str | None, adapt: _Adapt, pretrained: bool, seed: int) -> Opened:
+    """The network that a Python file builds, with the weights that it has then."""
+    if arch is not None:
+        problem = f"{text} builds a network, and --arch {arch} names another"
+        raise UserError(problem, f"leave --arch out; or, to load a file into it: WEIGHTS --arch {text}")
+    label = own.own_label(text)
+    model = _built(text, None, seed)
+    check_finite(model.state_dict(), text, zoo.classifier_of(model))
+    fresh, untrained = _fresh(text, label, None, adapt)
+    if not pretrained and not untrained:
+        problem = f"{text} does not draw all weights at random, so it cannot be had untrained"
+        raise UserError(problem, "leave --no-pretrained out, or let the function build the network without loading any")
+    state = "untrained: it draws its weights at random" if untrained else "its weights are those that the file gave it"
+    name = label.partition(" ")[0]
+    return Opened(adapt(model, label), name, label, not untrained, None, (_was_run(text), state), fresh)
+
+
+def _built(arch: str, size: int | None, seed: int) -> nn.Module:
+    return _unwrapped(zoo.build_network(arch, False, size, seed))
+
+
+def _fresh(arch: str, label: str, size: int | None, adapt: _Adapt) -> tuple[Callable[[int], ImageEncoder] | None, bool]:
+    """What builds the architecture untrained, and whether the architecture's own builder does.
+
+    A function of the user's may load weights: where not all of them change with the seed, they are drawn afresh by
+    the parts' own methods, if all parts have such.
+    """
+    if own.is_python_file(arch):
+        first = _built(arch, size, 0)
+        if not own.is_drawn_at_random(first, _built(arch, size, 1)):
+            return _redrawn(first, label, adapt), False
+    return (lambda seed: adapt(_built(arch, size, seed), label)), True
+
+
+def _was_run(arch: str) -> str:
+    return f"code was run: {own.own_label(arch)}"
 
 
 def _loaded(
@@ -106,7 +150,7 @@ def _loaded(
     A file of a ViT that was fine-tuned on the mean of its patch tokens has its last norm behind the pooling, and no
     other. That is the same body with timm's `global_pool=avg`, which is built for it; the name then says so.
     """
-    model = zoo.build_network(arch, False, size, seed)
+    model = _built(arch, size, seed)
     classifier = zoo.classifier_of(model)
     options = {"classifier": classifier, "allow_random": allow_random, "branch": branch, "rename": rename}
     twin = arch.replace("_clip_", "_clip_quickgelu_")
@@ -116,6 +160,8 @@ def _loaded(
             notes = (*notes, f"OpenAI's own CLIP weights are those of {twin}: names cannot tell the two apart")
         return model, arch, coverage, notes
     except UserError:
+        if not arch.startswith("timm:"):
+            raise
         coverage = fit_names(model, checkpoint.state, classifier)[0]
         if coverage.variant != (_POOLED,) or set(coverage.missing) != {"norm.weight", "norm.bias"}:
             raise
@@ -167,7 +213,13 @@ def _open_object(source: _Network, adapt: _Adapt) -> Opened:
     if getattr(source, "pretrained_cfg", None):
         notes.append("preprocessing from the model's own timm configuration")
     check_finite(model.state_dict(), name)
-    resettable = all(_reset(part) for part in model.modules() if next(part.parameters(recurse=False), None) is not None)
+    return Opened(adapt(model, name), name, name, True, None, tuple(notes), _redrawn(model, name, adapt))
+
+
+def _redrawn(model: nn.Module, name: str, adapt: _Adapt) -> Callable[[int], ImageEncoder] | None:
+    """Copies of a network whose parts have drawn their weights afresh; None where a part does not know how to."""
+    if not all(_reset(part) for part in model.modules() if next(part.parameters(recurse=False), None) is not None):
+        return None
 
     def drawn_afresh(seed: int) -> ImageEncoder:
         blank = copy.deepcopy(model)
@@ -177,7 +229,7 @@ def _open_object(source: _Network, adapt: _Adapt) -> Opened:
                     reset()
         return adapt(blank, name)
 
-    return Opened(adapt(model, name), name, name, True, None, tuple(notes), drawn_afresh if resettable else None)
+    return drawn_afresh
 
 
 def _reset(part: nn.Module) -> Callable[[], object] | None:
@@ -197,7 +249,7 @@ def _checkpoint(text: str) -> Checkpoint:
     if not path.exists() and path.suffix not in _SUFFIXES and os.sep not in text:
         known = [f"{library}:{name}" for library in ("timm", "torchvision") for name in zoo.known_names(library)]
         near = closest(f"timm:{text}", known) or closest(f"torchvision:{text}", known)
-        fix = "give timm:NAME, torchvision:NAME, hf-hub:ORG/NAME or the path of a weights file"
+        fix = "give timm:NAME, torchvision:NAME, hf-hub:ORG/NAME, FILE.py:FUNCTION or the path of a weights file"
         raise UserError(f"{text!r} is neither a model's name nor a file{near}", fix)
     return read_checkpoint(path)
 
@@ -209,4 +261,4 @@ def _no_arch(checkpoint: Checkpoint) -> UserError:
     doctor = f"`equibench doctor {checkpoint.path}` shows which ones fit"
     if best and best[0].share >= _OBVIOUS:
         return UserError(f"{problem}; its names fit {best[0].arch}", f"give --arch {best[0].arch}; {doctor}")
-    return UserError(problem, f"give --arch timm:NAME or --arch torchvision:NAME; {doctor}")
+    return UserError(problem, f"give --arch {_ARCHS}; {doctor}")

@@ -19,6 +19,7 @@ from torchvision import models
 
 from equibench.encoders.adapter import INTERPOLATIONS, ImageEncoder, Preprocessing
 from equibench.encoders.coverage import load_strictly
+from equibench.encoders.own import build_from_file, build_open_clip, build_transformers, is_python_file
 from equibench.encoders.weightfile import Checkpoint
 from equibench.errors import UserError, closest
 
@@ -28,16 +29,21 @@ _NOT_OPTIONS = ("pretrained", "checkpoint", "cache", "features", "num_classes", 
 def build_network(arch: str, pretrained: bool, size: int | None, seed: int) -> nn.Module:
     """The named architecture with its classifier, its initial weights drawn from `seed`.
 
-    A name of timm's may be followed by options of the network, as in "timm:vit_small_patch16_224,reg_tokens=4". A
-    UserError is raised for an unknown name, a size that it cannot have, and weights that cannot be had.
+    A name of timm's may be followed by options of the network, as in "timm:vit_small_patch16_224,reg_tokens=4". Of
+    "FILE.py:FUNCTION" the file is run, whatever `pretrained` and `size` are. A UserError is raised for an unknown name,
+    a size that it cannot have, and weights that cannot be had.
     """
+    if is_python_file(arch):  # code that is trusted may load its weights as it likes
+        with seeded(seed):
+            return build_from_file(arch)
     library, _, name = arch.partition(":")
     if library in ("timm", "torchvision"):
         _check_name(library, name)
-    else:
+    elif library == "hf-hub":
         name = arch  # timm takes the whole of hf-hub:ORG/NAME
-    make = _build_torchvision if library == "torchvision" else _build_timm
-    with seeded(seed), _weights_only(), _quick_when_offline() if pretrained or library == "hf-hub" else nullcontext():
+    make = _MAKERS[library]
+    asks = pretrained or library in ("hf-hub", "hf")  # whose configuration is on the hub
+    with seeded(seed), _weights_only(), _quick_when_offline() if asks else nullcontext():
         try:
             return make(name, pretrained, size)
         except UserError:
@@ -54,7 +60,7 @@ def own_preprocessing(arch: str, model: object) -> Preprocessing:
         except (AttributeError, ValueError):
             return Preprocessing(224)
         return Preprocessing(own.crop_size[0], tuple(own.mean), tuple(own.std), own.interpolation.value)
-    if arch.startswith(("python:", "equibench:")) and not getattr(model, "pretrained_cfg", None):
+    if not getattr(model, "pretrained_cfg", None):  # no network of a library's
         return Preprocessing()
     config = resolve_model_data_config(model)
     mode = config["interpolation"] if config["interpolation"] in INTERPOLATIONS else "bicubic"  # others: PIL's alone
@@ -187,6 +193,12 @@ def _build_torchvision(name: str, pretrained: bool, size: int | None) -> nn.Modu
         checkpoint = Checkpoint(Path(name), "torchvision", 0, "", own.state_dict())
         load_strictly(model, checkpoint, classifier=classifier_of(model))
     return model
+
+
+_MAKERS = {
+    "timm": _build_timm, "hf-hub": _build_timm, "torchvision": _build_torchvision, "hf": build_transformers,
+    "open_clip": build_open_clip,
+}  # fmt: skip
 
 
 def skeleton(library: str, name: str) -> nn.Module | None:

@@ -51,8 +51,9 @@ _ENCODER_OPTIONS = (
 )  # fmt: skip
 
 EncoderSource = str | Path | nn.Module | Callable[[torch.Tensor], torch.Tensor]
-"""A run folder or baseline of equibench; "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME"; a file of weights (with
-`arch`); an `nn.Module` or a callable on a batch of normalised images (N, 3, S, S)."""
+"""A run folder or baseline of equibench; "timm:NAME", "torchvision:NAME", "hf-hub:ORG/NAME", "hf:ORG/NAME",
+"open_clip:NAME@TAG"; "FILE.py:FUNCTION", which builds a network; a file of weights (with `arch`); an `nn.Module` or a
+callable on a batch of normalised images (N, 3, S, S)."""
 
 
 def open_context(config: RunConfig) -> Context:
@@ -334,12 +335,14 @@ def _name(source: EncoderSource, opened: Opened, config: RunConfig) -> str:
 
     A UserError if it cannot be printed in a line, or is a control's.
     """
+    from equibench.encoders.own import is_local
+
     name = config.name or opened.name
     if name in CONTROLS or not name.isprintable():
         what = "is the name of a control" if name in CONTROLS else "cannot be printed in one line"
         raise UserError(f"{name!r} {what}", "give the encoder another name: --name")
     is_file = isinstance(source, str | Path) and Path(source).expanduser().exists()
-    public = not is_file and isinstance(source, str) and ":" in source
+    public = not is_file and isinstance(source, str) and ":" in source and not is_local(source)
     if config.name or public or opened.architecture.startswith("equibench:"):
         return name
     return with_digest(name, _identity(opened.encoder)["encoder_sha256"])
