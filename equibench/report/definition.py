@@ -143,8 +143,9 @@ Cells = dict[tuple[str, str], Cell]
 
 
 def table_names() -> list[str]:
-    """Names of the tables that have a published CSV."""
-    return sorted(f.name.removesuffix(".csv") for f in PUBLISHED.iterdir() if f.name.endswith(".csv"))
+    """Names of the tables that have a published CSV, the first paper's first."""
+    names = (f.name.removesuffix(".csv") for f in PUBLISHED.iterdir() if f.name.endswith(".csv"))
+    return sorted(names, key=lambda name: (name.startswith("p2_"), name))
 
 
 def load_definition(name: str | Path) -> TableDefinition:
