@@ -309,7 +309,7 @@ def _described(body: nn.Module, config: Mapping[str, Any], prefix: int, library:
     whole: Any = body
     for part in body.modules():
         if hasattr(part, "name_or_path"):  # the folder's path, which says nothing of the network
-            part.name_or_path = ""
+            vars(part)["name_or_path"] = ""
     whole.pretrained_cfg, whole.num_prefix_tokens = dict(config), prefix
     # a plain setting of the network, and so a part of its digest: the library's functions are in no other
     whole.library = f"{library.__name__} {library.__version__}"
