@@ -22,9 +22,9 @@ from equibench.records import RECORDS, Record, read_records
 from equibench.registry import load_file
 from equibench.report.definition import Column, TableDefinition, columns_of, load_definition, table_names
 from equibench.report.html import build_page, render_page
-from equibench.report.html_pictures import Picture, pictures_of
-from equibench.report.html_recipes import Opened
-from equibench.report.html_tables import Source, main_columns
+from equibench.report.html_pictures import Picture, report_pictures
+from equibench.report.html_recipes import OpenPredictions
+from equibench.report.html_tables import ReportSource, main_columns
 from equibench.report.score import score_frame
 from equibench.task import TASKS
 from equibench.utils.files import read_lines, write_text
@@ -83,7 +83,7 @@ def report_html(
     if not sources:
         raise UserError(f"no score below {', '.join(map(str, places))} is of a known task", "name the tasks' files")
     logs = _logs(Path(runs))
-    shown = pictures_of(sources, logs, None if data_root is None else Path(data_root)) if pictures else ([], [])
+    shown = report_pictures(sources, logs, None if data_root is None else Path(data_root)) if pictures else ([], [])
     command = f"equibench report {' '.join(shlex.quote(str(place)) for place in places)}"
     named = title or f"equibench: {', '.join(str(place) for place in places)}"
     text, left_out = _small_enough(sources, _opener(predictions), logs, shown, named, command)
@@ -92,7 +92,12 @@ def report_html(
 
 
 def _small_enough(
-    sources: Sequence[Source], opened: Opened, logs: dict[str, Path], shown: Shown, title: str, command: str
+    sources: Sequence[ReportSource],
+    opened: OpenPredictions,
+    logs: dict[str, Path],
+    shown: Shown,
+    title: str,
+    command: str,
 ) -> tuple[str, list[str]]:
     """The page and what it lacks: without histograms, then without pictures too, where it is larger than `LARGEST`."""
     for less in range(3):
@@ -107,7 +112,7 @@ def _small_enough(
     return text, list(page.left_out)
 
 
-def _source(path: Path, predictions: Predictions) -> Source | None:
+def _source(path: Path, predictions: Predictions) -> ReportSource | None:
     """A file of records with the CSV beside it; None where none of its tasks is known here."""
     every, folder = read_records(path), path.parent
     records = [record for record in every if record.task in TASKS.names()]
@@ -126,7 +131,7 @@ def _source(path: Path, predictions: Predictions) -> Source | None:
     columns = columns or main_columns(records)
     logs = read_lines(folder / "pretraining.jsonl")
     found = {} if kind == "curve" else standings(list(names), columns, records, predictions)  # steps do not compete
-    return Source(str(folder), kind, records, text, definition, names, columns, found, logs, left_out)
+    return ReportSource(str(folder), kind, records, text, definition, names, columns, found, logs, left_out)
 
 
 def _csv_beside(path: Path) -> tuple[Path | None, str]:
@@ -204,7 +209,7 @@ def _logs(runs: Path) -> dict[str, Path]:
     return found
 
 
-def _opener(predictions: Predictions) -> Opened:
+def _opener(predictions: Predictions) -> OpenPredictions:
     """Gives the predictions behind a record: None where they are not here, or are of a transformation of one's own."""
 
     def opened(record: Record) -> Arrays | None:

@@ -189,7 +189,7 @@ def _stability(
     if as_json:
         typer.echo(json.dumps([asdict(one) | {"file": str(one.file)} for one in found]))
         return
-    console, heads = Console(), ("", "rows", "pairs apart", "τ half", "swapped", "τ closed", "swapped")
+    console, heads = plain_console(), ("", "rows", "pairs apart", "τ half", "swapped", "τ closed", "swapped")
     for file in dict.fromkeys(one.file for one in found):
         table = Table(title=str(file.parent), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for number, head in enumerate(heads):
@@ -202,7 +202,6 @@ def _stability(
         "Kendall's τ of R² between all training pairs and half of them, and between MLP and closed form; controls are "
         "not ranked. Pairs apart: rows with disjoint 95 % intervals. Swapped: those of them in the opposite order.",
         style="dim",
-        highlight=False,
     )
 
 
@@ -241,9 +240,9 @@ def _figures(
     """Draw P2's figures from records, beside the published points: SVG, PNG, and the data as CSV."""
     from equibench.audit.figures import figures
 
-    found, console = figures(folders or (), base=base, names=names_file, runs=runs, out=out), Console()
+    found, console = figures(folders or (), base=base, names=names_file, runs=runs, out=out), plain_console()
     for note in found.notes:
-        console.print(note, style="yellow", soft_wrap=True, highlight=False)
+        console.print(note, style="yellow", soft_wrap=True)
     print_files(found.files, console)
 
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from equibench.cli.options import command
+from equibench.cli.options import command, plain_console
 from equibench.errors import UserError, closest
 
 if TYPE_CHECKING:
@@ -49,9 +48,9 @@ def _report(
     written = report_html(
         results, out=out, runs=runs, data_root=data_root, pictures=pictures, title=title, task_files=tasks
     )
-    Console().print(f"report: {escape(str(written.path))}", soft_wrap=True, highlight=False)
+    plain_console().print(f"report: {written.path}", soft_wrap=True)
     for note in written.left_out:
-        Console(stderr=True).print(f"left out: {escape(note)}", style="yellow", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"left out: {note}", style="yellow", soft_wrap=True, markup=False, highlight=False)
 
 
 def write_report(results: Path, runs: Path, data_root: Path | None, console: Console) -> None:
@@ -61,11 +60,11 @@ def write_report(results: Path, runs: Path, data_root: Path | None, console: Con
     try:
         written = report_html([results], out=results / REPORT, runs=runs, data_root=data_root)
     except UserError as error:
-        console.print(f"no report: {escape(error.problem)}", style="yellow", soft_wrap=True, highlight=False)
+        console.print(f"no report: {error.problem}", style="yellow", soft_wrap=True, markup=False, highlight=False)
         return
     for note in written.left_out:
-        console.print(f"not in the report: {escape(note)}", style="dim", soft_wrap=True, highlight=False)
-    console.print(f"report: {escape(str(written.path))}", soft_wrap=True, highlight=False)
+        console.print(f"not in the report: {note}", style="dim", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"report: {written.path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def report_place(result: TableResult) -> Path:

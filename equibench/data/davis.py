@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -11,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from equibench.data.contents import file_digests
 from equibench.data.dataset import data_roots
+from equibench.data.pictures import read_picture
 from equibench.data.transfer_sources import is_generated
 from equibench.errors import UserError
+from equibench.utils.files import digest_of
 
 DAVIS_FOLDER = "DAVIS"  # that of the published archive
 DAVIS_LAYOUT = f"""\
@@ -45,7 +47,7 @@ class DavisData:
 
     name: str  # "davis2017", with "rendered-" before it where a note in the folder says that they are generated
     videos: tuple[Video, ...]
-    sha256: str  # digest of every file's name and bytes
+    sha256: str  # digest of every file's name and of what it holds
 
 
 def find_davis(data_root: Path | str | None = None) -> Path:
@@ -80,11 +82,8 @@ def load_davis(root: Path) -> DavisData:
     if not generated and counts != _PUBLISHED:
         problem = "{} holds {} videos of {:,} frames, DAVIS-2017's list {} of {:,}".format(root, *counts, *_PUBLISHED)
         raise UserError(problem, "fetch the complete data: a selection must not be scored under their name")
-    digest = hashlib.sha256()
-    for path in (path for video in videos for path in (*video.frames, *video.masks)):
-        digest.update(path.relative_to(root).as_posix().encode())
-        digest.update(path.read_bytes())
-    return DavisData("rendered-" * generated + "davis2017", videos, digest.hexdigest())
+    paths = [path.relative_to(root).as_posix() for video in videos for path in (*video.frames, *video.masks)]
+    return DavisData("rendered-" * generated + "davis2017", videos, digest_of([paths, *file_digests(root, paths)]))
 
 
 def missing_davis(data_root: Path | str | None = None) -> str:
@@ -98,7 +97,10 @@ def missing_davis(data_root: Path | str | None = None) -> str:
 
 def read_frame(path: Path) -> NDArray[np.uint8]:
     """(3, H, W) uint8; a UserError names a file that does not decode."""
-    return _decoded(path, "RGB").transpose(2, 0, 1)
+    try:
+        return np.asarray(read_picture(path, turn=False)).transpose(2, 0, 1)
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        raise _undecodable(path, error) from error
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
@@ -107,18 +109,18 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: the file does not decode, or has several channels.
     """
-    mask = _decoded(path, None)
+    try:
+        with Image.open(path) as opened:
+            mask = np.asarray(opened)  # the numbers themselves, and not the colours of a palette
+    except Exception as error:  # as above
+        raise _undecodable(path, error) from error
     if mask.ndim != 2:
         raise UserError(f"{path} has {mask.shape[-1]} channels, and a mask has one", "put the published masks there")
     return np.where(mask == VOID, 0, mask).astype(np.uint8)
 
 
-def _decoded(path: Path, mode: str | None) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path) as opened:
-            return np.asarray(opened.convert(mode) if mode else opened)
-    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
-        raise UserError(f"{path} cannot be decoded: {error}", "fetch the file again") from error
+def _undecodable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be decoded: {error}", "fetch the file again")
 
 
 def _video(root: Path, name: str) -> Video:

@@ -21,7 +21,7 @@ from torch.nn.functional import grid_sample
 
 from equibench.data.contents import file_digests
 from equibench.data.dataset import data_roots
-from equibench.data.pictures import is_picture, picture_suffixes
+from equibench.data.pictures import is_picture, picture_suffixes, read_picture
 from equibench.errors import UserError
 from equibench.utils.arrays import decode_all
 from equibench.utils.files import digest_of
@@ -49,7 +49,7 @@ class HomographyPairs:
     files: dict[str, tuple[Path, ...]]  # by split: train, test
     origin: dict[str, _Floats]  # (N, 2) x and y in whole pixels of the first patch's upper left corner in the picture
     corners: dict[str, _Floats]  # (N, 4, 2) x and y by which the homography moves each of the patch's `CORNERS`
-    sha256: str  # digest of the pictures' names and sizes in bytes, and of the draws
+    sha256: str  # digest of what the pictures' files hold, and of the draws
 
 
 CORNERS = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=np.float64) * (PATCH - 1)
@@ -175,9 +175,7 @@ def apply_homography(homography: _Floats, places: ArrayLike) -> _Floats:
 def _picture(path: Path) -> NDArray[np.uint8]:
     """(3, 240, 320) uint8, whatever the picture's sides."""
     try:
-        with Image.open(path) as opened:
-            opened.draft("RGB", (WIDTH, HEIGHT))  # a JPEG is decoded at a fraction of its size where that is enough
-            resized = opened.convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
-            return np.asarray(resized).transpose(2, 0, 1)
+        resized = read_picture(path, turn=False).resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR)
+        return np.asarray(resized).transpose(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
         raise UserError(f"{path} cannot be decoded: {error}", "replace or remove the file") from error

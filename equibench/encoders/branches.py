@@ -67,7 +67,7 @@ def named(branches: Sequence[str], asked: str) -> list[str]:
     return [branch for branch in branches if wanted in f".{branch}"]
 
 
-def choose(fitting: Sequence[str], path: object) -> tuple[int, str]:
+def choose_branch(fitting: Sequence[str], path: object) -> tuple[int, str]:
     """Which of several branches with different weights is meant, by its place in the list, and why.
 
     A UserError that lists them is raised where no published evaluation says.

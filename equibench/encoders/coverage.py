@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from equibench.encoders import layouts
-from equibench.encoders.branches import branch_names, choose, named, unknown_branch
+from equibench.encoders.branches import branch_names, choose_branch, named, unknown_branch
 from equibench.encoders.weightfile import Checkpoint
 from equibench.errors import UserError
 
@@ -171,7 +171,7 @@ def _best_fit(
             different.append(fit)
     if not _acceptable(fits[0].coverage, allow_random):
         return fits[0]
-    index, why = choose([fit.coverage.prefix for fit in different], path)
+    index, why = choose_branch([fit.coverage.prefix for fit in different], path)
     if branch is not None:
         why = "as asked"
     return replace(different[index], coverage=replace(different[index].coverage, chosen=why))

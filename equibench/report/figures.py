@@ -40,7 +40,7 @@ _SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "equibench", "font.siz
 _ZOOM = {"rotation": (0.86, 1.01), "color": (0.9, 0.96)}
 """The corner that P2 enlarges in an inset."""
 
-Places = Mapping[str, Sequence[Record]]
+RecordsByFolder = Mapping[str, Sequence[Record]]
 """Records by the folder that they come from."""
 
 
@@ -66,7 +66,7 @@ def read_names(path: Path | str) -> pd.DataFrame:
     return frame
 
 
-def invariance_frame(places: Places, names: pd.DataFrame | None = None) -> pd.DataFrame:
+def invariance_frame(places: RecordsByFolder, names: pd.DataFrame | None = None) -> pd.DataFrame:
     """A line for each encoder that was scored on rotation and color: R² of both, with intervals, and published points.
 
     Without a line in `names` its method is its own title, and its backbone what its record says first.
@@ -87,7 +87,7 @@ def invariance_frame(places: Places, names: pd.DataFrame | None = None) -> pd.Da
     return pd.concat([pd.DataFrame(lines), published_points("p2_figure3")], ignore_index=True)
 
 
-def dimensions_frame(places: Places, names: pd.DataFrame | None = None) -> pd.DataFrame:
+def dimensions_frame(places: RecordsByFolder, names: pd.DataFrame | None = None) -> pd.DataFrame:
     """Mean top-1 over the classification tasks that all encoders share, and mean rank over the dense ones they share.
 
     A line for each encoder to which `names` gives lambda and d_equi, or neither of both: that is the baseline, which is

@@ -19,8 +19,8 @@ from jinja2 import Environment, StrictUndefined
 
 from equibench.report.html_figures import Figure, can_draw, figures_of
 from equibench.report.html_pictures import Picture
-from equibench.report.html_recipes import BINS, HEIGHT, Opened, Recipe, recipes_of
-from equibench.report.html_tables import Anchors, Grid, Source, grids_of
+from equibench.report.html_recipes import BINS, HEIGHT, OpenPredictions, Recipe, recipes_of
+from equibench.report.html_tables import Anchors, ReportSource, ReportTable, grids_of
 from equibench.task import TASKS
 from equibench.utils.digests import __version__
 
@@ -41,7 +41,7 @@ class ReportSection:
     claims: Sequence[str]
     limits: Sequence[str]
     left_out: Sequence[str]
-    grids: Sequence[Grid]
+    grids: Sequence[ReportTable]
     figures: Sequence[Figure]
 
 
@@ -60,8 +60,8 @@ class ReportPage:
 
 
 def build_page(
-    sources: Sequence[Source],
-    opened: Opened,
+    sources: Sequence[ReportSource],
+    opened: OpenPredictions,
     logs: Mapping[str, Path],
     pictures: tuple[Sequence[Picture], Sequence[str]],
     title: str,
@@ -72,7 +72,7 @@ def build_page(
     Args:
         opened: gives the predictions behind a record, for histograms.
         logs: log.jsonl of pretraining runs, by the digest of the weights that they ended with.
-        pictures: what `html_pictures.pictures_of` gave: pictures, and what was left out and why.
+        pictures: what `html_pictures.report_pictures` gave: pictures, and what was left out and why.
     """
     sections: list[ReportSection] = []
     recipes: list[Recipe] = []
@@ -99,7 +99,7 @@ def build_page(
     return ReportPage(title, summary, command, sections, choices, recipes, pictures[0], left_out)
 
 
-def _section(index: int, source: Source, title: str, anchors: Anchors, logs: Mapping[str, Path]) -> ReportSection:
+def _section(index: int, source: ReportSource, title: str, anchors: Anchors, logs: Mapping[str, Path]) -> ReportSection:
     records, definition = source.records, source.definition
     profiles, data = sorted({r.profile for r in records}), sorted({r.data for r in records})
     seeds = sorted({r.seeds.pretraining for r in records if r.seeds.pretraining is not None})
@@ -112,14 +112,14 @@ def _section(index: int, source: Source, title: str, anchors: Anchors, logs: Map
     )  # fmt: skip
 
 
-def payload_of(sources: Sequence[Source]) -> str:
+def payload_of(sources: Sequence[ReportSource]) -> str:
     """The page's JSON, in which no text can end the script element that it stands in."""
     found = {"version": __version__, "sources": [source.payload() for source in sources]}
     text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def render_page(page: ReportPage, sources: Sequence[Source]) -> str:
+def render_page(page: ReportPage, sources: Sequence[ReportSource]) -> str:
     """The HTML file. Its policy lets it run the one script whose digest it names, and load nothing."""
     folder = files("equibench.report")
     template, style, script = (

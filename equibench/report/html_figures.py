@@ -7,6 +7,7 @@ can wrap on a phone, share one legend; lines and text take the page's own colour
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import io
 import itertools
@@ -23,7 +24,7 @@ import pandas as pd
 from equibench.evaluation.controls import CONTROLS
 from equibench.metrics.learning_curve import SHARES
 from equibench.records import Record
-from equibench.report.html_tables import Source
+from equibench.report.html_tables import ReportSource
 from equibench.task import TASKS
 from equibench.utils.files import read_lines
 
@@ -59,7 +60,7 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def figures_of(source: Source, logs: Mapping[str, Path]) -> list[Figure]:
+def figures_of(source: ReportSource, logs: Mapping[str, Path]) -> list[Figure]:
     """All figures for which the records, the CSV and the pretraining runs' logs (by digest of the weights) have data.
 
     Without matplotlib there are none.
@@ -178,8 +179,7 @@ def _svg(drawing: Drawing, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
     text = re.sub(r" ?font-family: [^;\"]*;?", "", text)
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d\d+", lambda n: f"{float(n[0]):.1f}", tag[0]), text)
-    said = label.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    text = text.replace("<svg", f'<svg role="img" aria-label="{said}"', 1)
+    text = text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
     return re.sub(r"\n\s*", "\n", text.replace(_INK, "currentColor")).strip()
 
 
@@ -205,7 +205,7 @@ def _spread(value: float, low: float, high: float) -> list[list[float]]:
     return [[max(value - low, 0)], [max(high - value, 0)]]
 
 
-def _halves(source: Source) -> Figure | None:
+def _halves(source: ReportSource) -> Figure | None:
     """Invariance against equivariance within a method: what θ is read from either half."""
     records = [_by_task([r for r in source.records if r.features == half]) for half in ("invariant", "equivariant")]
     panels: dict[str, dict[str, _Curve]] = {}
@@ -225,7 +225,7 @@ def _halves(source: Source) -> Figure | None:
     )
 
 
-def _trade_off(source: Source) -> Figure | None:
+def _trade_off(source: ReportSource) -> Figure | None:
     """Invariance against equivariance of encoders: how far g moves features, and whether θ can be read."""
     full = [r for r in source.records if r.features == "full"]
     moved = {(r.baseline, TASKS.get(r.task).transformation): r for r in full if r.evaluator == "invariance"}
@@ -245,7 +245,7 @@ def _trade_off(source: Source) -> Figure | None:
     )
 
 
-def _layers(source: Source) -> Figure | None:
+def _layers(source: ReportSource) -> Figure | None:
     """R² over depth, of the encoder and of its untrained twin."""
     layers = list(dict.fromkeys(r.features for r in source.records if r.features.startswith("layer:")))
     steps = [*layers, "full"]
@@ -262,7 +262,7 @@ def _layers(source: Source) -> Figure | None:
     return _panels("R² by layer", caption, panels, ("", "R²"), source.names, ticks=ticks)
 
 
-def _learning(source: Source) -> Figure | None:
+def _learning(source: ReportSource) -> Figure | None:
     """R² against training pairs of the probe, and where that leads."""
     panels: dict[str, dict[str, _Curve]] = {}
     for task, rows in _by_task([r for r in source.records if r.features == "full"]).items():
@@ -284,7 +284,7 @@ def _learning(source: Source) -> Figure | None:
     return _panels("Learning curves of the probe", caption, panels, labels, source.names, log=True)
 
 
-def _over_pretraining(source: Source) -> Figure | None:
+def _over_pretraining(source: ReportSource) -> Figure | None:
     """R² of the encoders that a run kept on its way."""
     if source.kind != "curve":
         return None
@@ -301,7 +301,7 @@ def _over_pretraining(source: Source) -> Figure | None:
     return _panels("R² over pretraining", caption, panels, ("epochs of pretraining", "R²"), names)
 
 
-def _training(source: Source, logs: Mapping[str, Path]) -> Figure | None:
+def _training(source: ReportSource, logs: Mapping[str, Path]) -> Figure | None:
     """Losses and held-out diagnostics over pretraining, of the first seed of each row whose log is here."""
     folders: dict[str, Path] = {}
     for record in source.records:

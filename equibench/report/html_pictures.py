@@ -32,7 +32,7 @@ from equibench.pretrain.method import BASELINES, ViewPair, encode_pair
 from equibench.pretrain.runs import FACTS
 from equibench.profiles import PROFILES, Profile, get_profile
 from equibench.records import Record
-from equibench.report.html_tables import Source
+from equibench.report.html_tables import ReportSource
 from equibench.task import TASKS
 from equibench.transforms.transformation import BUILT_IN, TRANSFORMATIONS, ViewSpec, transform, view_spec, visible_disc
 
@@ -82,8 +82,8 @@ class _Scene:
         return self.moved(image.expand(len(theta), -1, -1, -1), name, theta)
 
 
-def pictures_of(
-    sources: Sequence[Source], logs: Mapping[str, Path], data_root: Path | None
+def report_pictures(
+    sources: Sequence[ReportSource], logs: Mapping[str, Path], data_root: Path | None
 ) -> tuple[list[Picture], list[str]]:
     """The pictures that can be made, and for the others why not."""
     try:
@@ -122,7 +122,7 @@ def _scene(records: Sequence[Record], data_root: Path | None) -> _Scene:
     raise UserError("; ".join(problems.values()) or "there are no records")
 
 
-def _runs(sources: Sequence[Source], logs: Mapping[str, Path], scene: _Scene) -> dict[str, Path]:
+def _runs(sources: Sequence[ReportSource], logs: Mapping[str, Path], scene: _Scene) -> dict[str, Path]:
     """Folders of finished runs of the scene's profile, by row, as far as they are here."""
     found: dict[str, Path] = {}
     for record in (record for source in sources for record in source.records):

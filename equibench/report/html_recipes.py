@@ -13,10 +13,10 @@ from equibench.evaluation.regression import targets_of
 from equibench.metrics.bootstrap import Floats
 from equibench.records import Metric, Record
 from equibench.report.definition import plain
-from equibench.report.html_tables import Anchors, Source
+from equibench.report.html_tables import Anchors, ReportSource
 
 BINS, HEIGHT = 24, 40
-Opened = Callable[[Record], Arrays | None]
+OpenPredictions = Callable[[Record], Arrays | None]
 """Gives the predictions behind a record, or None where they are not here."""
 
 
@@ -57,7 +57,7 @@ class Recipe:
     runs: Sequence[RecipeRun]
 
 
-def recipes_of(source: Source, anchors: Anchors, opened: Opened) -> list[Recipe]:
+def recipes_of(source: ReportSource, anchors: Anchors, opened: OpenPredictions) -> list[Recipe]:
     """The recipes that the tables' anchors lead to."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for record in source.records:
@@ -65,7 +65,7 @@ def recipes_of(source: Source, anchors: Anchors, opened: Opened) -> list[Recipe]
     return [_recipe(source, anchor, groups[key], opened) for key, anchor in anchors.ids.items() if key in groups]
 
 
-def _recipe(source: Source, anchor: str, records: Sequence[Record], opened: Opened) -> Recipe:
+def _recipe(source: ReportSource, anchor: str, records: Sequence[Record], opened: OpenPredictions) -> Recipe:
     some = records[0]
     by_seed: dict[int | None, list[Record]] = {}
     for record in records:
@@ -85,7 +85,7 @@ def _recipe(source: Source, anchor: str, records: Sequence[Record], opened: Open
     return Recipe(anchor, title, facts, [_run(seed, group, opened) for seed, group in by_seed.items()])
 
 
-def _run(seed: int | None, records: Sequence[Record], opened: Opened) -> RecipeRun:
+def _run(seed: int | None, records: Sequence[Record], opened: OpenPredictions) -> RecipeRun:
     some = records[0]
     facts = [("again with", some.command), ("evaluation", some.evaluation_sha256)]
     facts += [("weights", some.encoder_sha256)] if some.encoder_sha256 else []
@@ -115,7 +115,7 @@ def per_image(record: Record, arrays: Arrays) -> tuple[Floats, str] | None:
     """
     kind, features = EVALUATORS.get(record.evaluator), record.features
     predictions = arrays.get(f"{features}/predictions")
-    if record.evaluator == "regression" and predictions is not None:
+    if record.evaluator in ("regression", "attentive") and predictions is not None:
         targets = targets_of(arrays)
         error = targets.standardise(np.asarray(predictions, dtype=np.float64)) - targets.standardise(targets.test)
         return np.sqrt(np.square(error).mean(axis=(0, 2))), "error of each test pair in standard deviations of θ"

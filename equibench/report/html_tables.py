@@ -30,7 +30,7 @@ _HALVES = ("invariant", "equivariant")
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportSource:
     """One file of records, and what lies beside it.
 
     Attributes:
@@ -91,7 +91,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Number:
+class ReportNumber:
     """A cell: `value` is what is sorted by, `anchor` leads to its recipe, `share` (0 to 1) shades a heat map."""
 
     text: str = "–"
@@ -109,14 +109,14 @@ class Line:
     """A row; `task` only where the row, and not the column, stands for one."""
 
     name: str
-    numbers: Sequence[Number]
+    numbers: Sequence[ReportNumber]
     control: bool = False
     untrained: bool = False
     task: str = ""
 
 
 @dataclass(frozen=True)
-class Grid:
+class ReportTable:
     """A table of the page."""
 
     title: str
@@ -137,7 +137,7 @@ class Anchors:
         return self.ids.setdefault((row, task), f"{self.prefix}-{len(self.ids)}")
 
 
-def grids_of(source: Source, anchors: Anchors) -> list[Grid]:
+def grids_of(source: ReportSource, anchors: Anchors) -> list[ReportTable]:
     """Every table of a source; those without a number are left out."""
     grids = [_scores(source, columns, title, anchors) for title, columns in _groups(source)]
     grids += [_share_of_oracle(source, anchors), _pooled(source, anchors)]
@@ -152,7 +152,7 @@ def main_columns(records: Iterable[Record]) -> list[Column]:
     return columns_of(list(dict.fromkeys(record.task for record in records)))
 
 
-def _groups(source: Source) -> list[tuple[str, list[Column]]]:
+def _groups(source: ReportSource) -> list[tuple[str, list[Column]]]:
     """A table's columns together; those of anything else by what measures them."""
     if source.kind == "table":
         return [("Published and ours", list(source.columns))]
@@ -162,7 +162,7 @@ def _groups(source: Source) -> list[tuple[str, list[Column]]]:
     return list(groups.items())
 
 
-def _scores(source: Source, columns: Sequence[Column], title: str, anchors: Anchors) -> Grid:
+def _scores(source: ReportSource, columns: Sequence[Column], title: str, anchors: Anchors) -> ReportTable:
     cells = source.cells()
     heads = [_head(column, source, cells) for column in columns]
     untrained = {record.baseline for record in source.records if record.trained is False}
@@ -174,29 +174,31 @@ def _scores(source: Source, columns: Sequence[Column], title: str, anchors: Anch
         ]
         if any(number.value is not None or number.published for number in numbers):
             lines.append(Line(name, numbers, row in CONTROLS, row in untrained))
-    return Grid(title, _caption(source, columns, cells), heads, lines)
+    return ReportTable(title, _caption(source, columns, cells), heads, lines)
 
 
-def _head(column: Column, source: Source, cells: Cells) -> Head:
+def _head(column: Column, source: ReportSource, cells: Cells) -> Head:
     data = sorted({cell.data for (_, name), cell in cells.items() if name == column.name})
     both = any(published(source.definition, row, column.name) for row in source.names)
     title = f"{column.title} {_ARROWS[column.info.better]}".strip()
     return Head(title, column.task.name, " ".join(data), both, f"{column.info.title}: {column.info.meaning}")
 
 
-def _number(source: Source, cell: Cell | None, row: str, column: Column, said: str, anchors: Anchors) -> Number:
+def _number(
+    source: ReportSource, cell: Cell | None, row: str, column: Column, said: str, anchors: Anchors
+) -> ReportNumber:
     if cell is None:
-        return Number(published=said)
+        return ReportNumber(published=said)
     standing = source.standings.get(column.name)
     how = emphasis(row, standing) or ("level" if standing and row in standing.level else "")
     interval = f"{plain(cell.low, source.digits)} to {plain(cell.high, source.digits)}"
-    return Number(
+    return ReportNumber(
         plain(cell.value, source.digits), cell.value, interval, said, marks_of(cell),
         anchors.of(row, column.task.name), how,
     )  # fmt: skip
 
 
-def _caption(source: Source, columns: Sequence[Column], cells: Cells) -> str:
+def _caption(source: ReportSource, columns: Sequence[Column], cells: Cells) -> str:
     """How a table is to be read: of the marks and tests, those that occur."""
     here = {column.name for column in columns}
     mine = {name: standing for name, standing in source.standings.items() if name in here}
@@ -219,7 +221,7 @@ def _caption(source: Source, columns: Sequence[Column], cells: Cells) -> str:
     return " ".join(said)
 
 
-def _share_of_oracle(source: Source, anchors: Anchors) -> Grid:
+def _share_of_oracle(source: ReportSource, anchors: Anchors) -> ReportTable:
     """Encoder x transformation: how far R² has come from the floor to the oracle, which is 100 %."""
     cells, floors = source.cells(), _floors(source.records)
     columns = [c for c in source.columns if c.metric == "r2" and ("oracle", c.name) in cells and c.task.name in floors]
@@ -230,25 +232,32 @@ def _share_of_oracle(source: Source, anchors: Anchors) -> Grid:
             cell, floor = cells.get((row, column.name)), floors[column.task.name]
             top = cells["oracle", column.name].value / source.definition.scale
             if cell is None or top <= floor:
-                numbers.append(Number())
+                numbers.append(ReportNumber())
                 continue
             share = (cell.value / source.definition.scale - floor) / (top - floor)
             anchor = anchors.of(row, column.task.name)
-            numbers.append(Number(f"{plain(100 * share, 0)} %", share, anchor=anchor, share=min(max(share, 0), 1)))
+            numbers.append(
+                ReportNumber(f"{plain(100 * share, 0)} %", share, anchor=anchor, share=min(max(share, 0), 1))
+            )
         lines.append(Line(name, numbers, row in CONTROLS))
     heads = [_head(column, source, cells) for column in columns]
     said = "R² between the floor, what is reached without an image (0 %), and the oracle (100 %)."
-    return Grid("Share of the oracle", said, [Head(h.title, h.task, h.data, note=h.note) for h in heads], lines, True)
+    return ReportTable(
+        "Share of the oracle", said, [Head(h.title, h.task, h.data, note=h.note) for h in heads], lines, True
+    )
 
 
 def _floors(records: Sequence[Record]) -> dict[str, float]:
     return {r.task: m.floor for r in records if (m := r.metrics.get("r2")) is not None and m.floor is not None}
 
 
-def _pooled(source: Source, anchors: Anchors) -> Grid:
+def _pooled(source: ReportSource, anchors: Anchors) -> ReportTable:
     """The published form of R² beside the published numbers."""
     cells = source.cells()
-    columns = [c for c in source.columns if c.metric == "r2" and not c.further]
+    columns = [
+        c for c in source.columns
+        if c.metric == "r2" and not c.further and any((row, c.name) in cells for row in source.names)
+    ]  # fmt: skip
     lines = []
     for row, name in source.names.items():
         numbers = []
@@ -256,13 +265,13 @@ def _pooled(source: Source, anchors: Anchors) -> Grid:
             cell, said = cells.get((row, column.name)), published(source.definition, row, column.name)
             found = None if cell is None else cell.pooled
             text, anchor = ("–", "") if found is None else (plain(found), anchors.of(row, column.task.name))
-            numbers.append(Number(text, found, published=said, anchor=anchor))
+            numbers.append(ReportNumber(text, found, published=said, anchor=anchor))
         lines.append(Line(name, numbers, row in CONTROLS))
     said = "One scalar mean over all dimensions, as the papers report it; a constant predictor is above 0."
-    return Grid("Pooled R²", said, [_head(column, source, cells) for column in columns], lines)
+    return ReportTable("Pooled R²", said, [_head(column, source, cells) for column in columns], lines)
 
 
-def _further(source: Source, kind: str, anchors: Anchors) -> Grid:
+def _further(source: ReportSource, kind: str, anchors: Anchors) -> ReportTable:
     """All metrics of an evaluator: a line for each row and task."""
     evaluator = EVALUATORS.get(kind)
     records = [r for r in source.records if r.evaluator == kind and r.features == "full"]
@@ -279,17 +288,17 @@ def _further(source: Source, kind: str, anchors: Anchors) -> Grid:
         numbers = [_metric(record.metrics.get(m), anchor) for m in metrics]
         name = f"{source.names[record.baseline]} · {_task_title(record.task)}"
         lines.append(Line(name, numbers, record.baseline in CONTROLS, task=record.task))
-    return Grid(f"{evaluator.title}: all metrics", "A line for each row and task.", heads, lines)
+    return ReportTable(f"{evaluator.title}: all metrics", "A line for each row and task.", heads, lines)
 
 
-def _metric(found: Metric | None, anchor: str) -> Number:
+def _metric(found: Metric | None, anchor: str) -> ReportNumber:
     if found is None or found.value is None:
-        return Number()
+        return ReportNumber()
     ends = "" if found.low is None or found.high is None else f"{plain(found.low)} to {plain(found.high)}"
-    return Number(plain(found.value), found.value, ends, anchor=anchor)
+    return ReportNumber(plain(found.value), found.value, ends, anchor=anchor)
 
 
-def _feature_sets(source: Source, anchors: Anchors) -> Grid:
+def _feature_sets(source: ReportSource, anchors: Anchors) -> ReportTable:
     """What can be read of halves, class token, token grid and inner layers, by row."""
     sets = [s for s in dict.fromkeys(record.features for record in source.records) if s != "full"]
     sets.sort(key=lambda name: _HALVES.index(name) if name in _HALVES else len(_HALVES))
@@ -303,18 +312,18 @@ def _feature_sets(source: Source, anchors: Anchors) -> Grid:
                 lines.append(Line(f"{name} · {features.removeprefix('layer:')}", numbers, row in CONTROLS))
     heads = [_head(column, source, source.cells()) for column in columns]
     heads = [Head(head.title, head.task, head.data, note=head.note) for head in heads]
-    return Grid("Feature sets", "Halves, class token, token grid, inner layers, scored alone.", heads, lines)
+    return ReportTable("Feature sets", "Halves, class token, token grid, inner layers, scored alone.", heads, lines)
 
 
-def _of_set(source: Source, cell: Cell | None, row: str, column: Column, anchors: Anchors) -> Number:
+def _of_set(source: ReportSource, cell: Cell | None, row: str, column: Column, anchors: Anchors) -> ReportNumber:
     if cell is None:
-        return Number()
+        return ReportNumber()
     digits = source.digits
     interval = f"{plain(cell.low, digits)} to {plain(cell.high, digits)}"
-    return Number(plain(cell.value, digits), cell.value, interval, anchor=anchors.of(row, column.task.name))
+    return ReportNumber(plain(cell.value, digits), cell.value, interval, anchor=anchors.of(row, column.task.name))
 
 
-def _diagnostics(source: Source) -> Grid:
+def _diagnostics(source: ReportSource) -> ReportTable:
     """What each pretraining run's last line says of itself."""
     names = [n for n in dict.fromkeys(key for log in source.logs for key in log) if _is_diagnostic(n)]
     lines = []
@@ -323,12 +332,12 @@ def _diagnostics(source: Source) -> Grid:
         for name in names:
             value = log.get(name)
             known = isinstance(value, (int, float)) and bool(np.isfinite(value))
-            numbers.append(Number(f"{value:.4g}", float(value)) if known else Number())  # type: ignore[arg-type]
+            numbers.append(ReportNumber(f"{value:.4g}", float(value)) if known else ReportNumber())  # type: ignore[arg-type]
         row = str(log.get("baseline"))
         lines.append(Line(f"{source.names.get(row, row)} · seed {log.get('seed')}", numbers))
     heads = [Head(name.removeprefix("held_out/").replace("_", " "), "") for name in names]
     said = "The last line of each run's log; held out: on images of the validation split."
-    return Grid("Diagnostics when pretraining ended", said, heads, lines)
+    return ReportTable("Diagnostics when pretraining ended", said, heads, lines)
 
 
 def _is_diagnostic(name: str) -> bool:

@@ -16,7 +16,7 @@ import pandas as pd
 from equibench.errors import UserError, closest
 from equibench.evaluation.controls import CONTROLS
 from equibench.records import Record
-from equibench.report.bibliography import PAPER, bibtex, cited
+from equibench.report.bibliography import bibtex, cited, paper_of
 from equibench.report.definition import (
     MARK,
     PROBE_LEGEND,
@@ -174,9 +174,9 @@ def _latex(table: PrintedTable) -> str:
             line += [latex_escaped(published(definition, row, column.name)) or "--"] if both else []
             line.append(_latex_number(cells.get((row, column.name)), row, column, table))
         lines.append(" & ".join(line) + r" \\")
-    source = rf" Published numbers are those of~\cite{{{PAPER}}}." if any(two) else ""
+    source = rf" Published numbers are those of~\cite{{{paper_of(definition.name)}}}." if any(two) else ""
     wide = at > _WIDE  # squeezed to the line, since twelve columns with intervals are broader than any page
-    title = re.sub(r"^Table \d+[:,] ", "", definition.title) or definition.name
+    title = re.sub(r"^(P2 )?Table \d+[:,] ", "", definition.title) or definition.name
     body = [
         f"% made by equibench {__version__}; needs \\usepackage{{booktabs}}{_GRAPHICX * wide} and --format bibtex",
         r"\begin{table}", r"\centering",
@@ -256,4 +256,5 @@ def _json(table: PrintedTable) -> str:
 
 
 def _bibtex(table: PrintedTable) -> str:
-    return bibtex(cited(table.records, any(map(table.has_published, table.columns))))
+    papers = [paper_of(table.definition.name)] if any(map(table.has_published, table.columns)) else []
+    return bibtex(cited(table.records, *papers))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from equibench.encoders.vit import TOKEN_SETS
 from equibench.evaluation.context import Context
@@ -204,17 +204,12 @@ def print_score(name: str, records: Sequence[Record], context: Context, notes: S
         console.print(line, style="dim", highlight=False, markup=False)
     for title, head, rows in score_tables(name, records):
         table = Table(
-            title=escape(title),
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-            title_style="bold",
+            title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
         )
         for number, column in enumerate(head):
             table.add_column(column, justify="right" if number else "left")
         for row in rows:
-            table.add_row(*map(escape, row))
+            table.add_row(*map(Text, row))
         console.print(table)
     for record in records:
         if record.baseline == name and record.features == "full":

@@ -6,7 +6,7 @@
 
 The folder of views holds, for each set of views, `NAME.npy` (N, 3, S, S) uint8; for each task `TASK.npz` with image,
 split, theta (N, P) and which row of which set each pair sees; `mask.npy` (S, S); and `manifest.json`, whose digest
-covers pairs, views and counts. The disc of the views (docs/protocol.md 3.1) is painted in: outside it all pixels have
+covers pairs, views and counts. The disc of the views (docs/protocol.md 4.2) is painted in: outside it all pixels have
 ImageNet's mean colour, and an encoder of one's own multiplies what it has normalised by the mask.
 """
 

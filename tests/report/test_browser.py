@@ -123,7 +123,7 @@ def test_rows_columns_profiles_and_data_are_filtered(page: sync_api.Page) -> Non
     assert [text.split(" ")[0] for text in visible] == ["Row", "Blur", "published", "ours"]
     assert page.locator("#s0 table:visible").count() == 0  # Table 1 has no such column
     page.get_by_role("button", name="Show all").click()
-    page.wait_for_function("document.querySelector('#s0 table').checkVisibility()")
+    page.locator("#s0 table").first.wait_for(state="visible")
     page.get_by_role("combobox", name="Profile").select_option("tiny")
     assert not page.locator("#s0").is_visible()
     assert page.locator("#s1").is_visible()

@@ -141,7 +141,7 @@ def test_all_anchors_of_the_demo_are_there_and_none_twice(demo: str) -> None:
 
 def test_the_payload_is_the_csv(demo: str) -> None:
     sources = payload(demo)
-    files = {str(p.parent): p for p in DEMO.rglob("*.csv")}
+    files = {str(p.parent): next(p.parent.glob("*.csv")) for p in DEMO.rglob(RECORDS)}
     assert {source["path"] for source in sources} == set(files)
     for source in sources:
         text = files[source["path"]].read_text(encoding="utf-8")

@@ -172,6 +172,19 @@ def test_entries_are_those_of_what_was_used(tmp_path: Path) -> None:
         assert re.search(r"(year = \{\d{4}\}|Version )", entry)
 
 
+def test_a_table_of_the_second_paper_cites_it_and_the_methods_that_it_builds_on(tmp_path: Path) -> None:
+    record = next(r for r in write_results(tmp_path) if r.task == "rotation")
+    rows = {"simclr": "chen2020simclr", "dinov2_all_rot": "oquab2024dinov2", "ibot": "zhou2022ibot"}
+    records = [record.model_copy(update={"baseline": row}) for row in rows]
+    names = {row: row_title(row) for row in rows}
+    table = PrintedTable(load_definition("p2_table4"), names, columns_of(["rotation"]), records, {})
+    text = formatted(table, "latex")
+    assert r"Published numbers are those of~\cite{wang2025coherent}." in text
+    assert r"\caption{Intermediate reconstruction on top of" in text
+    keys = set(re.findall(r"@\w+\{(\w+),", formatted(table, "bibtex")))
+    assert keys == {"equibench", "wang2025coherent", "krizhevsky2009cifar", *rows.values()}
+
+
 def test_an_unknown_format_is_refused_before_anything_runs(tmp_path: Path) -> None:
     assert ", ".join(FORMATS) == PAPER_FORMATS
     with pytest.raises(UserError, match="did you mean 'latex'"):

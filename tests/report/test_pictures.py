@@ -20,8 +20,8 @@ from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 from equibench.records import RECORDS, Record, read_records, write_records
 from equibench.report import html_pictures
-from equibench.report.html_pictures import IMAGES, STEPS, Picture, pictures_of
-from equibench.report.html_tables import Source, main_columns
+from equibench.report.html_pictures import IMAGES, STEPS, Picture, report_pictures
+from equibench.report.html_tables import ReportSource, main_columns
 from equibench.runner.table import pretrain
 from equibench.transforms.transformation import BUILT_IN, view_spec, visible_disc
 
@@ -35,9 +35,9 @@ def small_data(solids_dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(module, "load_dataset", lambda *_, **__: solids_dataset)
 
 
-def source_of(records: list[Record]) -> Source:
+def source_of(records: list[Record]) -> ReportSource:
     names = {record.baseline: record.baseline for record in records}
-    return Source("here", "records", records, "", None, names, main_columns(records), {})  # type: ignore[arg-type]
+    return ReportSource("here", "records", records, "", None, names, main_columns(records), {})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def tiles(picture: Picture) -> np.ndarray:
 def test_each_transformation_is_shown_at_five_values_with_the_mask(
     records: list[Record], solids_dataset: Dataset
 ) -> None:
-    pictures, left_out = pictures_of([source_of(records)], {}, None)
+    pictures, left_out = report_pictures([source_of(records)], {}, None)
     assert len(pictures) == len(BUILT_IN)
     assert [note.partition(":")[0] for note in left_out] == ["reconstructions", "retrieved transforms"]
     mask = visible_disc(SIDE, view_spec("headline", SIDE).radius or 0).numpy()[..., None]
@@ -74,7 +74,7 @@ def test_each_transformation_is_shown_at_five_values_with_the_mask(
 
 
 def test_the_values_are_the_ends_and_the_middle_of_the_range(records: list[Record], solids_dataset: Dataset) -> None:
-    pictures = {p.title: p for p in pictures_of([source_of(records)], {}, None)[0]}
+    pictures = {p.title: p for p in report_pictures([source_of(records)], {}, None)[0]}
     rotation, shift = tiles(pictures["Views: Rotation"]), tiles(pictures["Views: Translation"])
     assert "θ = -45; -22; 0; 22; 45 (degrees" in pictures["Views: Rotation"].caption
     assert np.abs(rotation[:, 3] - rotation[:, 0]).max() <= 1  # by 0 degrees
@@ -91,7 +91,7 @@ def test_a_run_of_the_method_is_redrawn_and_searched(
     monkeypatch.chdir(tmp_path)
     run = pretrain("reconstruction", profile="tiny", device="cpu", console=Console(quiet=True))
     logs = {str(records[0].encoder_sha256): run.folder / "log.jsonl"}
-    pictures, left_out = pictures_of([source_of(records)], logs, None)
+    pictures, left_out = report_pictures([source_of(records)], logs, None)
     assert left_out == []
     redrawn, retrieved = (next(p for p in pictures if p.title.startswith(w)) for w in ("Reconstruction", "Retrieved"))
     assert "after 30 steps" in redrawn.caption
@@ -121,6 +121,6 @@ def test_without_the_data_the_reason_stands_on_the_page(tmp_path: Path, monkeypa
 
 def test_data_that_come_with_their_views_are_not_transformed() -> None:
     records = read_records(ROOT / "results/demo/table1" / RECORDS)
-    pictures, left_out = pictures_of([source_of(records)], {}, None)
+    pictures, left_out = report_pictures([source_of(records)], {}, None)
     assert pictures == []
     assert "rendered-objects is not transformed by equibench" in left_out[0]

@@ -287,11 +287,14 @@ def test_a_name_with_brackets_comes_out_whole(tmp_path: Path) -> None:
     name = "ckpt[bold].pth"
     given = ["score", "timm:test_vit", "--no-pretrained", "--size", "32", "--name", name, "--profile", "tiny"]
     given += ["--pairs", "128,32,64", "--tasks", "rotation", "--no-controls", "--runs", str(tmp_path / "runs")]
-    shown = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "out")], env={"COLUMNS": "150"})
+    out = tmp_path / "out[last]"
+    shown = CliRunner().invoke(app, [*given, "--out", str(out)], env={"COLUMNS": "150"})
     assert shown.exit_code == 0, shown.output
-    signature = read_records(tmp_path / "out" / "records.jsonl")[0].signature
+    signature = read_records(out / "records.jsonl")[0].signature
     assert name in signature
     assert signature in shown.output.splitlines()
-    told = CliRunner().invoke(app, ["explain", signature, "--in", str(tmp_path / "out")], env={"COLUMNS": "150"})
+    assert f"report: {out / 'report.html'}" in shown.output.splitlines()
+    assert "\\[" not in shown.output
+    told = CliRunner().invoke(app, ["explain", signature, "--in", str(out)], env={"COLUMNS": "150"})
     assert told.exit_code == 0, told.output
     assert name in told.output
