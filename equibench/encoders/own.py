@@ -116,7 +116,13 @@ def build_transformers(name: str, pretrained: bool, size: int | None) -> nn.Modu
         problem = f"hf:{name} ({config.model_type}) hides patches at random in every pass"
         raise UserError(problem, "give its file of weights with --arch timm:NAME of the same ViT")
     if pretrained:
-        model, found = library.AutoModel.from_pretrained(source, config=config, output_loading_info=True)
+        try:
+            model, found = library.AutoModel.from_pretrained(source, config=config, output_loading_info=True)
+        except OSError as error:
+            if folder is None:
+                raise
+            problem = f"{folder} holds no weights that transformers reads ({str(error).splitlines()[0]})"
+            raise UserError(problem, f"a file of weights goes with --arch hf:{name}") from error
     else:
         model, found = library.AutoModel.from_config(config), {}
     body = getattr(model, "vision_model", model)
@@ -301,6 +307,9 @@ def _side(value: Any) -> int | None:
 
 def _described(body: nn.Module, config: Mapping[str, Any], prefix: int, library: Any) -> nn.Module:
     whole: Any = body
+    for part in body.modules():
+        if hasattr(part, "name_or_path"):  # the folder's path, which says nothing of the network
+            vars(part)["name_or_path"] = ""
     whole.pretrained_cfg, whole.num_prefix_tokens = dict(config), prefix
     # a plain setting of the network, and so a part of its digest: the library's functions are in no other
     whole.library = f"{library.__name__} {library.__version__}"

@@ -339,6 +339,11 @@ def test_real_transformers(tmp_path: Path) -> None:
     x = opened.encoder.prepare(images())
     torch.testing.assert_close(opened.encoder.represent(images()), model(x).last_hidden_state[:, 1:].mean(1))
     assert opened.encoder.token_sets == ("cls", "grid")
+    model.save_pretrained(tmp_path / "again" / "vit")
+    assert open_encoder(f"hf:{tmp_path / 'again' / 'vit'}").encoder.identity == opened.encoder.identity
+    (tmp_path / "again" / "vit" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no weights"):
+        open_encoder(f"hf:{tmp_path / 'again' / 'vit'}")
     torch.save(library.ViTForImageClassification(config).state_dict(), tmp_path / "w.pth")
     loaded = open_encoder(tmp_path / "w.pth", arch=f"hf:{tmp_path / 'vit'}", size=48)
     assert loaded.coverage is not None
