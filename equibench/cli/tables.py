@@ -216,13 +216,13 @@ def _tune(
     What is chosen is written to chosen.json. A profile takes it over as its field `tuned`.
     """
     from equibench.config import RunConfig
-    from equibench.runner.tune import GRID, tune
+    from equibench.runner.tune import FACTORS, tune
     from equibench.runner.tune import trials as settings
 
     console = Console()
     if dry_run:
         for number, one in enumerate(settings(RunConfig.of(**options).sizes.pretraining, trials)):
-            console.print(f"trial {number}: " + ", ".join(f"{n} {getattr(one, n):g}" for n in GRID), highlight=False)
+            console.print(f"trial {number}: " + ", ".join(f"{n} {getattr(one, n):g}" for n in FACTORS), highlight=False)
         return
     result = tune(name, count=trials, out=out, **options)
     console.print(result.frame.round(3).to_string(index=False))

@@ -19,7 +19,7 @@ from jinja2 import Environment, StrictUndefined
 
 from equibench.report.html_figures import Figure, can_draw, figures_of
 from equibench.report.html_pictures import Picture
-from equibench.report.html_recipes import BINS, HEIGHT, OpenPredictions, Recipe, recipes_of
+from equibench.report.html_recipes import BINS, BOX_HEIGHT, OpenPredictions, Recipe, recipes_of
 from equibench.report.html_tables import Anchors, ReportSource, ReportTable, grids_of
 from equibench.task import TASKS
 from equibench.utils.digests import __version__
@@ -138,5 +138,5 @@ def render_page(page: ReportPage, sources: Sequence[ReportSource]) -> str:
         script=script,
         payload=payload_of(sources),
         version=__version__,
-        box=f"{BINS} {HEIGHT}",
+        box=f"{BINS} {BOX_HEIGHT}",
     )

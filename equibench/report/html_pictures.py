@@ -36,7 +36,7 @@ from equibench.report.html_tables import ReportSource
 from equibench.task import TASKS
 from equibench.transforms.transformation import BUILT_IN, TRANSFORMATIONS, ViewSpec, transform, view_spec, visible_disc
 
-STEPS, IMAGES = 5, 3
+VIEWS_OF_EACH, IMAGES = 5, 3
 """Values of θ, and test images, that the views of a transformation are shown of."""
 _REDRAWN, _BANK, _NEAREST, _FIT = 6, 50, 5, 1000
 _GAP = 2  # pixels between two views
@@ -137,7 +137,7 @@ def _views(scene: _Scene) -> list[Picture]:
     pictures = []
     for name in BUILT_IN:
         transformation = TRANSFORMATIONS[name]
-        spread = np.linspace(0, 1 - 1e-9, STEPS)
+        spread = np.linspace(0, 1 - 1e-9, VIEWS_OF_EACH)
         theta = transformation.draw(
             np.repeat(spread[:, None], transformation.uniforms, axis=1), scene.profile.image_size
         )

@@ -15,14 +15,14 @@ from equibench.records import Metric, Record
 from equibench.report.definition import plain
 from equibench.report.html_tables import Anchors, ReportSource
 
-BINS, HEIGHT = 24, 40
+BINS, BOX_HEIGHT = 24, 40
 OpenPredictions = Callable[[Record], Arrays | None]
 """Gives the predictions behind a record, or None where they are not here."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Per-image numbers as a path in a box of `BINS` x `HEIGHT` units, and in words."""
+    """Per-image numbers as a path in a box of `BINS` x `BOX_HEIGHT` units, and in words."""
 
     path: str
     words: str
@@ -139,7 +139,7 @@ def histogram_of(record: Record, arrays: Arrays) -> Histogram | None:
         return None
     low, median, most, high = np.quantile(values, [0, 0.5, 0.95, 0.99])
     counts, _ = np.histogram(np.minimum(values, high), bins=BINS, range=(min(low, 0), max(high, 1e-9)))
-    tops = HEIGHT * (1 - counts / counts.max())
-    path = f"M0 {HEIGHT}" + "".join(f"V{top:.0f}h1" for top in tops) + f"V{HEIGHT}z"
+    tops = BOX_HEIGHT * (1 - counts / counts.max())
+    path = f"M0 {BOX_HEIGHT}" + "".join(f"V{top:.0f}h1" for top in tops) + f"V{BOX_HEIGHT}z"
     words = f"{found[1]}, {len(values):,} in all: median {median:.3g}, 95 % below {most:.3g}, drawn up to {high:.3g}"
     return Histogram(path, words)

@@ -32,7 +32,7 @@ from equibench.task import TASKS
 from equibench.transforms.transformation import TRANSFORMATIONS
 from equibench.utils.files import read_lines, writable_folder, write_text
 
-GRID = {"lr": (1, 2, 4), "batch": (1,), "weight": (0.25, 1, 4)}
+FACTORS = {"lr": (1, 2, 4), "batch": (1,), "weight": (0.25, 1, 4)}
 """What a profile's settings are multiplied by. On a CPU half the batch takes twice the time, and twice as much leaves a
 small profile a few hundred steps, so the batch stays the profile's."""
 SEEN = ("rotation", "translation", "color")
@@ -55,11 +55,11 @@ def trials(base: Pretraining, count: int) -> list[Pretraining]:
     """
     from scipy.stats.qmc import Halton
 
-    size = math.prod(map(len, GRID.values()))
+    size = math.prod(map(len, FACTORS.values()))
     if not 1 <= count <= size:
         raise UserError(f"{count} trials are not to be had", f"give a number from 1 to {size}: --trials 6")
-    spread = Halton(len(GRID), scramble=False).random(100 * size)[1:]
-    grid = [tuple(v[int(u * len(v))] for u, v in zip(point, GRID.values(), strict=True)) for point in spread]
+    spread = Halton(len(FACTORS), scramble=False).random(100 * size)[1:]
+    grid = [tuple(v[int(u * len(v))] for u, v in zip(point, FACTORS.values(), strict=True)) for point in spread]
     points = list(dict.fromkeys([(1, 1, 1), *grid]))[:count]
     return [
         replace(base, lr=base.lr * lr, batch=round(base.batch * batch), weight=base.weight * weight)
@@ -129,7 +129,7 @@ def choose(frame: pd.DataFrame, settings: Sequence[Pretraining]) -> tuple[pd.Dat
 
 
 def _settings(pretraining: Pretraining) -> dict[str, Any]:
-    return {name: asdict(pretraining)[name] for name in GRID}
+    return {name: asdict(pretraining)[name] for name in FACTORS}
 
 
 def _words(pretraining: Pretraining) -> str:

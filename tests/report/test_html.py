@@ -22,7 +22,7 @@ from equibench.metrics.bootstrap import Ratio
 from equibench.records import RECORDS, Record, read_records, write_records
 from equibench.report.definition import cells_of, load_definition
 from equibench.report.html_figures import COLOURS
-from equibench.report.html_recipes import BINS, HEIGHT, histogram_of, per_image
+from equibench.report.html_recipes import BINS, BOX_HEIGHT, histogram_of, per_image
 
 DEMO = ROOT / "results/demo"
 
@@ -256,10 +256,10 @@ def test_per_image_errors_are_what_the_score_is_made_of() -> None:
     np.testing.assert_allclose(found[0], expected)
     drawn = histogram_of(base, arrays)
     assert drawn is not None
-    steps = [HEIGHT - float(top) for top in re.findall(r"V([\d.]+)h1", drawn.path)]
+    steps = [BOX_HEIGHT - float(top) for top in re.findall(r"V([\d.]+)h1", drawn.path)]
     top = np.quantile(expected, 0.99)
     counts, _ = np.histogram(np.minimum(expected, top), bins=BINS, range=(0, top))
-    np.testing.assert_allclose(steps, HEIGHT * counts / counts.max(), atol=0.51)
+    np.testing.assert_allclose(steps, BOX_HEIGHT * counts / counts.max(), atol=0.51)
 
 
 def test_shares_of_a_ratio_average_to_the_score() -> None:

@@ -20,7 +20,7 @@ from equibench.data.dataset import Dataset
 from equibench.errors import UserError
 from equibench.records import RECORDS, Record, read_records, write_records
 from equibench.report import html_pictures
-from equibench.report.html_pictures import IMAGES, STEPS, Picture, report_pictures
+from equibench.report.html_pictures import IMAGES, VIEWS_OF_EACH, Picture, report_pictures
 from equibench.report.html_tables import ReportSource, main_columns
 from equibench.runner.table import pretrain
 from equibench.transforms.transformation import BUILT_IN, view_spec, visible_disc
@@ -68,7 +68,7 @@ def test_each_transformation_is_shown_at_five_values_with_the_mask(
     images = np.moveaxis(np.asarray(solids_dataset.test.images[:IMAGES]).astype(int), 1, -1)
     for picture in pictures:
         views = tiles(picture)
-        assert views.shape == (IMAGES, 1 + STEPS, SIDE, SIDE, 3)
+        assert views.shape == (IMAGES, 1 + VIEWS_OF_EACH, SIDE, SIDE, 3)
         np.testing.assert_array_equal(views[:, 0], images * mask)
         assert not (views * (1 - mask)).any()
 

@@ -17,7 +17,7 @@ from equibench.errors import UserError
 from equibench.pretrain.method import Criterion
 from equibench.profiles import PROFILES
 from equibench.runner.open import open_context
-from equibench.runner.tune import GRID, _validation, choose, trials, tune
+from equibench.runner.tune import FACTORS, _validation, choose, trials, tune
 
 BASE = PROFILES["tiny"].pretraining
 WHOLE = 9
@@ -29,7 +29,7 @@ def test_trials_begin_with_the_profile_and_cover_the_grid_once() -> None:
     assert len(set(found)) == WHOLE
     assert trials(BASE, 6) == found[:6]
     first = {(t.lr / BASE.lr, t.batch / BASE.batch, t.weight / BASE.weight) for t in found[:6]}
-    for at, values in enumerate(GRID.values()):
+    for at, values in enumerate(FACTORS.values()):
         assert {point[at] for point in first} == set(values), "six trials see every value once at least"
 
 
