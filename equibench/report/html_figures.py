@@ -179,8 +179,22 @@ def _svg(drawing: Drawing, label: str) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
     text = re.sub(r" ?font-family: [^;\"]*;?", "", text)
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"-?\d+\.\d\d+", lambda n: f"{float(n[0]):.1f}", tag[0]), text)
+    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
     text = text.replace("<svg", f'<svg role="img" aria-label="{html.escape(label)}"', 1)
-    return re.sub(r"\n\s*", "\n", text.replace(_INK, "currentColor")).strip()
+    return re.sub(r"\s*\n\s*", "\n", _without_bare_groups(text.replace(_INK, "currentColor"))).strip()
+
+
+def _without_bare_groups(text: str) -> str:
+    """The same drawing without groups that have no attributes, which are a third of matplotlib's text."""
+    kept: list[bool] = []
+
+    def one(tag: re.Match[str]) -> str:
+        if tag[0] != "</g>":
+            kept.append(tag[0] != "<g>")
+            return tag[0] if kept[-1] else ""
+        return tag[0] if kept.pop() else ""
+
+    return re.sub(r"<g(?: [^>]*)?>|</g>", one, text)
 
 
 def _by_task(records: Sequence[Record]) -> dict[str, dict[str, list[Record]]]:

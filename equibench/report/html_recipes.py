@@ -72,8 +72,8 @@ def _recipe(source: ReportSource, anchor: str, records: Sequence[Record], opened
         by_seed.setdefault(record.seeds.pretraining, []).append(record)
     facts = [
         ("records", f"{source.path}/records.jsonl"),
-        ("data", f"{some.data} {some.data_sha256}"),
-        ("pairs", f"{' / '.join(f'{n:,}' for n in some.pairs)} {some.pairs_sha256}"),
+        ("data", f"{some.data} {_short(some.data_sha256)}"),
+        ("pairs", f"{' / '.join(f'{n:,}' for n in some.pairs)} {_short(some.pairs_sha256)}"),
         ("views", some.variant),
         ("encoder", some.encoder or "none"),
         ("probe seeds", ", ".join(map(str, some.seeds.probe))),
@@ -85,17 +85,24 @@ def _recipe(source: ReportSource, anchor: str, records: Sequence[Record], opened
     return Recipe(anchor, title, facts, [_run(seed, group, opened) for seed, group in by_seed.items()])
 
 
+def _short(digest: str) -> str:
+    """The first of a digest's 64 digits, all of which the records have: they would be a tenth of the page."""
+    return digest[:16]
+
+
 def _run(seed: int | None, records: Sequence[Record], opened: OpenPredictions) -> RecipeRun:
     some = records[0]
-    facts = [("again with", some.command), ("evaluation", some.evaluation_sha256)]
-    facts += [("weights", some.encoder_sha256)] if some.encoder_sha256 else []
-    facts += [("pretraining recipe", some.recipe_sha256)] if some.recipe_sha256 else []
+    facts = [("again with", some.command), ("evaluation", _short(some.evaluation_sha256))]
+    facts += [("weights", _short(some.encoder_sha256))] if some.encoder_sha256 else []
+    facts += [("pretraining recipe", _short(some.recipe_sha256))] if some.recipe_sha256 else []
     facts += [(f"held out: {name}", f"{value:.4f}") for name, value in (some.diagnostics or {}).items()]
     scores, arrays = [], opened(some)
     for record in records:
         metrics = "; ".join(_words(name, metric) for name, metric in record.metrics.items())
         drawn = None if arrays is None else histogram_of(record, arrays)
-        scores.append(RecipeScore(record.features, record.signature, metrics, drawn))
+        # the other feature sets' signatures differ in the set and in the last part, which `equibench explain` takes too
+        named = record.signature if record.features == "full" else record.identifier
+        scores.append(RecipeScore(record.features, named, metrics, drawn))
     return RecipeRun("none" if seed is None else str(seed), facts, scores)
 
 

@@ -133,7 +133,7 @@ def beaten(folder: Path) -> list[str]:
 
 def corners(folder: Path) -> list[str]:
     """R² with mirrored fill and disc | with black corners, and how far the two rankings of the rows agree."""
-    sides = [_cells(place) for place in (folder.parent / "demo/table2", folder / "black_corners")]
+    sides = [_cells(place) for place in (folder / "mirrored_fill", folder / "black_corners")]
     index = read_table(folder, "black_corners", "table2").index
     rows = [row for row in index if row not in ("constant", "oracle")]
 
